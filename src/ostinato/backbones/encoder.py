@@ -1,0 +1,197 @@
+"""The only transformer of the package: a pre-norm encoder whose layers accept edits per call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear
+from ostinato.errors import InputError
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu": F.relu}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Sizes of an encoder.
+
+    Attributes:
+        dim: width D.
+        depth: number of blocks; layers are numbered 0 to depth - 1.
+        heads: attention heads H, a divisor of ``dim``.
+        mlp_dim: hidden width of the MLP.
+        eps: epsilon of the layer norms.
+        act: activation of the MLP, a key of ``ACTIVATIONS``.
+        qkv_bias: whether queries, keys and values have a bias.
+        layer_scale: whether each residual branch has a learned scale per channel.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    eps: float = 1e-6
+    act: str = "gelu"
+    qkv_bias: bool = True
+    layer_scale: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        if self.dim % self.heads:
+            raise InputError(f"Arch: dim ({self.dim}) must be a multiple of heads ({self.heads}).")
+        if self.act not in ACTIVATIONS:
+            raise InputError(f"Arch: act must be one of {sorted(ACTIVATIONS)}, got {self.act!r}.")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional key/value prefixes and edited projections."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.heads = arch.heads
+        self.qkv = nn.Linear(arch.dim, 3 * arch.dim, bias=arch.qkv_bias)
+        self.proj = nn.Linear(arch.dim, arch.dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None, edit: Edit) -> Tensor:
+        """Attend over N tokens and P prefix positions.
+
+        Args:
+            x: (..., N, D), already normalised.
+            mask: (B, N) bool, True for real tokens, or None.
+            edit: what this layer does differently.
+
+        Returns:
+            (..., N, D).
+        """
+        *lead, n, d = x.shape
+        q, k, v = self._project(x, edit)
+        if edit.prefix is not None:
+            k, v = (torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True))
+        visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
+        # Fused kernels take 4-D inputs: fold tasks and samples into one axis.
+        out = F.scaled_dot_product_attention(
+            q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-3:]), v.reshape(-1, *v.shape[-3:]), attn_mask=visible
+        )
+        out = out.transpose(1, 2).reshape(*lead, n, d)
+        return edited_linear(out, self.proj.weight, self.proj.bias, edit.linear.get("proj"))
+
+    def _project(self, x: Tensor, edit: Edit) -> list[Tensor]:
+        """Queries, keys and values, each (..., H, N, D / H); one product unless one of them is edited."""
+        edits = [edit.linear.get(name) for name in "qkv"]
+        if not any(edits):
+            parts = self.qkv(x).chunk(3, dim=-1)
+        else:
+            weights = self.qkv.weight.chunk(3)
+            biases = self.qkv.bias.chunk(3) if self.qkv.bias is not None else (None, None, None)
+            parts = [edited_linear(x, w, b, e) for w, b, e in zip(weights, biases, edits, strict=True)]
+        return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
+
+
+def _lead(prefix: Tensor, lead: list[int]) -> Tensor:
+    """Expand a prefix (B | 1, H, P, d) to the tokens' leading axes."""
+    return prefix.expand(*lead, *prefix.shape[-3:])
+
+
+def _visible(mask: Tensor | None, edit: Edit, n: int, n_keys: int, lead: tuple[int, ...]) -> Tensor | None:
+    """Boolean mask (samples, 1, 1, P + N) over keys, or None when everything is visible."""
+    if mask is None and edit.prefix_mask is None:
+        return None
+    batch, p = lead[-1], n_keys - n
+    like = mask if mask is not None else edit.prefix_mask
+    ones = torch.ones(batch, max(n, p), dtype=torch.bool, device=like.device if like is not None else None)
+    left = ones[:, :p] if edit.prefix_mask is None else edit.prefix_mask.expand(batch, p)
+    right = ones[:, :n] if mask is None else mask
+    keys = torch.cat([left, right], dim=1)
+    return keys.expand(*lead, n_keys).reshape(-1, 1, 1, n_keys)
+
+
+class MLP(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(arch.dim, arch.mlp_dim)
+        self.fc2 = nn.Linear(arch.mlp_dim, arch.dim)
+        self.act = ACTIVATIONS[arch.act]
+
+    def forward(self, x: Tensor, edit: Edit) -> Tensor:
+        """(..., N, D) to (..., N, D)."""
+        x = self.act(edited_linear(x, self.fc1.weight, self.fc1.bias, edit.linear.get("fc1")))
+        return edited_linear(x, self.fc2.weight, self.fc2.bias, edit.linear.get("fc2"))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(arch.dim, eps=arch.eps)
+        self.attn = Attention(arch)
+        self.norm2 = nn.LayerNorm(arch.dim, eps=arch.eps)
+        self.mlp = MLP(arch)
+        self.ls1 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
+        self.ls2 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
+
+    def forward(self, h: Tensor, mask: Tensor | None = None, edit: Edit | None = None) -> Tensor:
+        """Advance the residual stream (..., N, D) by one layer."""
+        edit = edit or PLAIN
+        h = h + self.ls1(self.attn(self.norm1(h), mask, edit))
+        out = self.ls2(self.mlp(self.norm2(h), edit))
+        if edit.adapter is not None:
+            out = out + edit.adapter(h).to(h.dtype)
+        return h + out
+
+
+PLAIN = Edit()
+
+
+class Encoder(nn.Module):
+    """A stack of blocks and a final norm."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
+        self.norm = nn.LayerNorm(arch.dim, eps=arch.eps)
+
+    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
+        """Run layers ``start`` to ``stop`` - 1, each with the edit that the plan gives it.
+
+        Args:
+            tokens: states that enter layer ``start``.
+            plan: edits per layer; None runs the plain encoder.
+            start: first layer, counted from 0.
+            stop: layer to stop before; None for the depth.
+
+        Returns:
+            The states that leave layer ``stop`` - 1, without the final norm.
+
+        Raises:
+            InputError: if the range is outside [0, depth].
+        """
+        stop = self.arch.depth if stop is None else stop
+        if not 0 <= start <= stop <= self.arch.depth:
+            raise InputError(f"run: 0 <= start <= stop <= {self.arch.depth} must hold, got {start} and {stop}.")
+        h = tokens.h
+        for layer in range(start, stop):
+            edit = plan(layer, h) if plan is not None else None
+            h = self.blocks[layer](h, tokens.mask, edit)
+        return Tokens(h, tokens.mask)
+
+
+__all__ = ["ACTIVATIONS", "Arch", "Attention", "Block", "Encoder", "LayerScale", "LinearEdit"]

@@ -1,0 +1,273 @@
+"""Pre-trained weights: timm checkpoints and the bundled default, converted to :class:`Backbone`.
+
+timm supplies architectures' names, weights and pre-processing; the transformer that runs is ours. Parity with
+timm's own forward is tested in ``tests/golden/test_timm_parity.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.vision import Backbone, Origin, Preprocess
+from ostinato.errors import InputError, did_you_mean
+
+EMBEDDED = "vit_mini_patch8_32.glyphs"
+"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
+
+_WRAPPERS = ("state_dict", "model", "teacher", "module")
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.")
+
+
+def embedded_backbone() -> Backbone:
+    """The bundled architecture with untrained weights: 12 layers, width 128, patch 8, 32 x 32 pixels."""
+    arch = Arch(dim=128, depth=12, heads=4, mlp_dim=512)
+    return Backbone(arch, patch=8, preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3))
+
+
+def load_backbone(
+    name: str = EMBEDDED, *, weights: str | Path | None = None, preprocess: str = "weights", size: int | None = None
+) -> Backbone:
+    """A frozen backbone by name.
+
+    Args:
+        name: the bundled ``vit_mini_patch8_32.glyphs`` or a plain timm ViT, best with its tag
+            (``vit_base_patch16_224.augreg_in21k``): bare names change their meaning between timm releases.
+        weights: a safetensors, pth (read with ``weights_only``) or npz file; None fetches them by name.
+        preprocess: "weights" uses the mean and std of the weights, "unit" feeds [0, 1] pixels.
+        size: input side in pixels other than the weights' own; position embeddings are resampled.
+
+    Returns:
+        The backbone in fp32, without gradients, in evaluation mode, with its origin.
+
+    Raises:
+        InputError: unknown name, unsupported architecture, missing or unfitting weights.
+    """
+    if preprocess not in ("weights", "unit"):
+        raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
+    if name == EMBEDDED:
+        if size not in (None, 32):
+            raise InputError(f"backbone.size: {EMBEDDED} takes 32 x 32 pixels only, got {size}.")
+        backbone = embedded_backbone()
+        path = Path(str(weights)) if weights else _asset()
+        state, digest = {k: v.float() for k, v in read_weights(path).items()}, file_sha256(path)
+    else:
+        backbone, state, digest, name = _from_timm(name, weights, size)
+    _load(backbone, state, name)
+    backbone.origin = Origin(name, str(weights) if weights else None, digest)
+    if preprocess == "unit":
+        backbone.preprocess = backbone.preprocess.unit()
+        backbone.mean.zero_()
+        backbone.std.fill_(1.0)
+    return backbone.requires_grad_(False).eval()
+
+
+def _asset() -> Path:
+    """Path of the bundled weights."""
+    path = Path(str(resources.files("ostinato"))) / "assets" / f"{EMBEDDED}.safetensors"
+    if not path.exists():
+        raise InputError(f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall.")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or pth file, unwrapped from the usual containers and prefixes.
+
+    Args:
+        path: the file; pth, pt and bin are read with ``weights_only``, so they cannot run code.
+
+    Returns:
+        Name to tensor.
+
+    Raises:
+        InputError: if the file is missing, of another kind, or not a mapping of tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file.")
+    try:
+        state: Any = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise InputError(
+            f"backbone.weights: {path} cannot be read as safetensors or as a pth of plain tensors "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+            "Save the tensors with safetensors.torch.save_file."
+        ) from error
+    while isinstance(state, Mapping) and (inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]):
+        state = state[inner[0]]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"backbone.weights: {path} must hold a mapping of names to tensors.")
+    state = dict(state)
+    for prefix in _PREFIXES:
+        if state and f"{prefix}patch_embed.proj.weight" in state:
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return state
+
+
+def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple[Backbone, dict[str, Tensor], str, str]:
+    """Backbone without weights, our state dict, its hash and the full name, for a timm name."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not timm.is_model(name.split(".")[0]):
+        known = timm.list_models("vit_*") + [EMBEDDED]
+        raise InputError(f"backbone: timm knows no model {name!r}. {did_you_mean(name, known)}")
+    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, **options)
+    except RuntimeError as error:
+        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
+    if not isinstance(model, VisionTransformer):
+        raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+    cfg = model.pretrained_cfg
+    if "." not in name and cfg.get("tag"):
+        name = f"{name}.{cfg['tag']}"
+    backbone = Backbone(
+        _arch(model, name),
+        patch=int(model.patch_embed.patch_size[0]),
+        preprocess=Preprocess(
+            int(model.patch_embed.img_size[0]), tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"]
+        ),
+        readout="cls" if model.global_pool == "token" else "mean",
+    )
+    if weights is not None and Path(weights).suffix != ".npz":
+        state = read_weights(Path(weights))
+        digest = file_sha256(Path(weights))
+    else:
+        state, digest = _timm_state(name, weights, options)
+    return backbone, convert_timm(state, backbone), digest, name
+
+
+def _timm_state(name: str, weights: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """State dict read by timm itself: an npz file, or the named weights from the hub."""
+    import timm
+
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise InputError(f"backbone.weights: no file at {path}.")
+        model: Any = timm.create_model(name, pretrained=False, **options)
+        model.load_pretrained(str(path))
+        return model.state_dict(), file_sha256(path)
+    try:
+        model = timm.create_model(name, pretrained=True, **options)
+    except Exception as error:
+        raise InputError(
+            f"backbone: the weights of {name!r} could not be fetched ({type(error).__name__}). Connect to the "
+            "network, or download them once and give backbone.weights=FILE."
+        ) from error
+    state = model.state_dict()
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].float().contiguous().numpy().tobytes())
+    return state, digest.hexdigest()
+
+
+def _arch(model: Any, name: str) -> Arch:
+    """Sizes of a timm ViT.
+
+    Raises:
+        InputError: if it has a part that our encoder does not compute.
+    """
+    block = model.blocks[0]
+    identity = (nn.Identity, type(None))
+    unsupported = {
+        "no CLS token": model.cls_token is None,
+        "register or distillation tokens": model.num_prefix_tokens != 1,
+        "no absolute position embedding": model.pos_embed is None,
+        "positions without the CLS token": getattr(model, "no_embed_class", False),
+        "a norm before the blocks": not isinstance(model.norm_pre, identity),
+        "attention pooling": getattr(model, "attn_pool", None) is not None,
+        "query-key norm": not isinstance(block.attn.q_norm, identity),
+        "a norm inside attention": not isinstance(getattr(block.attn, "norm", None), identity),
+        "a gated MLP": type(block.mlp).__name__ != "Mlp",
+        "another kind of block": type(block).__name__ != "Block",
+        "a patch embedding without bias": model.patch_embed.proj.bias is None,
+        f"{model.global_pool!r} pooling": model.global_pool not in ("token", "avg"),
+        "non-square patches or images": len(set(model.patch_embed.patch_size)) > 1
+        or len(set(model.patch_embed.img_size)) > 1,
+    }
+    if found := [what for what, present in unsupported.items() if present]:
+        raise InputError(f"backbone: {name!r} has {', '.join(found)}; only plain ViTs run in our encoder.")
+    act = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}.get(type(block.mlp.act).__name__)
+    if act not in ACTIVATIONS:
+        raise InputError(f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here.")
+    return Arch(
+        dim=model.embed_dim,
+        depth=len(model.blocks),
+        heads=block.attn.num_heads,
+        mlp_dim=block.mlp.fc1.out_features,
+        eps=block.norm1.eps,
+        act=act,
+        qkv_bias=block.attn.qkv.bias is not None,
+        layer_scale=hasattr(block.ls1, "gamma"),
+    )
+
+
+def convert_timm(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Our names for the tensors of a timm ViT; its classification head is left out.
+
+    Args:
+        state: timm's names to tensors.
+        backbone: the target; its size decides whether position embeddings are resampled.
+
+    Returns:
+        fp32 tensors under our names.
+    """
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("head.") or key.startswith("pre_logits."):
+            continue
+        if key.startswith("patch_embed.proj."):
+            key = key.replace("patch_embed.proj.", "patch_embed.")
+        elif key.startswith("blocks."):
+            key = f"encoder.{key}"
+        elif key.startswith(("norm.", "fc_norm.")):
+            key = f"encoder.norm.{key.rsplit('.', 1)[1]}"
+        out[key] = value.float()
+    pos = out.get("pos_embed")
+    if pos is not None and pos.ndim == 3 and pos.shape[1] != backbone.pos_embed.shape[1]:
+        from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+
+        side = backbone.preprocess.size // backbone.patch
+        out["pos_embed"] = resample_abs_pos_embed(pos, [side, side], num_prefix_tokens=1)
+    return out
+
+
+def _load(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> None:
+    """Fill a backbone; every tensor must be there and fit, and nothing may be left over.
+
+    Raises:
+        InputError: naming the tensors that are missing, unknown or of another shape.
+    """
+    want = {k: v.shape for k, v in backbone.state_dict().items()}
+    missing = [k for k in want if k not in state]
+    extra = [k for k in state if k not in want]
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(s)}" for k, s in want.items() if k in state and state[k].shape != s]
+    if missing or extra or wrong:
+        parts = [
+            f"{what}: {', '.join(items[:4])}{' ...' if len(items) > 4 else ''}"
+            for what, items in (("missing", missing), ("unknown", extra), ("wrong shape", wrong))
+            if items
+        ]
+        raise InputError(
+            f"backbone.weights: the tensors do not fit {name!r}; {'; '.join(parts)}. "
+            "Choose the architecture that the file was saved from."
+        )
+    backbone.load_state_dict(dict(state))
