@@ -23,7 +23,9 @@ def random_backbone(depth: int = 12, dim: int = 16, seed: int = 0) -> Backbone:
     )
     rng = torch.Generator().manual_seed(seed)
     for p in backbone.parameters():
-        p.data = torch.randn(p.shape, generator=rng) * (0.3 if p.ndim > 1 else 0.1) + (1.0 if p.ndim == 1 else 0.0)
+        p.data = torch.randn(p.shape, generator=rng) * (0.3 if p.ndim > 1 else 0.1) + (
+            1.0 if p.ndim == 1 else 0.0
+        )
     return backbone.requires_grad_(False).eval()
 
 

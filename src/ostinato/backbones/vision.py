@@ -67,14 +67,28 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, arch: Arch, *, patch: int, preprocess: Preprocess, origin: Origin | None = None, readout: str = "cls"
+        self,
+        arch: Arch,
+        *,
+        patch: int,
+        preprocess: Preprocess,
+        origin: Origin | None = None,
+        readout: str = "cls",
     ) -> None:
         super().__init__()
         if preprocess.size % patch:
-            raise InputError(f"Backbone: size {preprocess.size} must be a multiple of the patch side {patch}.")
+            raise InputError(
+                f"Backbone: size {preprocess.size} must be a multiple of the patch side {patch}."
+            )
         if readout not in ("cls", "mean"):
             raise InputError(f"Backbone: readout must be 'cls' or 'mean', got {readout!r}.")
-        self.arch, self.patch, self.preprocess, self.origin, self.readout = arch, patch, preprocess, origin, readout
+        self.arch, self.patch, self.preprocess, self.origin, self.readout = (
+            arch,
+            patch,
+            preprocess,
+            origin,
+            readout,
+        )
         n_patches = (preprocess.size // patch) ** 2
         self.patch_embed = nn.Conv2d(3, arch.dim, patch, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, arch.dim))
@@ -118,7 +132,9 @@ class Backbone(nn.Module):
         """Position vector (D,) of the CLS token, which prompts share where a paper says so (L2P)."""
         return self.pos_embed[0, 0]
 
-    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
+    def run(
+        self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None
+    ) -> Tokens:
         """Layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
         return self.encoder.run(tokens, plan, start=start, stop=stop)
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
 from ostinato.backbones.vision import Backbone, Origin, Preprocess
+from ostinato.config import DEFAULT_BACKBONE
 from ostinato.errors import InputError, did_you_mean
-
-EMBEDDED = "vit_mini_patch8_32.glyphs"
-"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
 
 _WRAPPERS = ("state_dict", "model", "teacher", "module")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
@@ -34,7 +32,11 @@ def embedded_backbone() -> Backbone:
 
 
 def load_backbone(
-    name: str = EMBEDDED, *, weights: str | Path | None = None, preprocess: str = "weights", size: int | None = None
+    name: str = DEFAULT_BACKBONE,
+    *,
+    weights: str | Path | None = None,
+    preprocess: str = "weights",
+    size: int | None = None,
 ) -> Backbone:
     """A frozen backbone by name.
 
@@ -53,9 +55,9 @@ def load_backbone(
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
-    if name == EMBEDDED:
+    if name == DEFAULT_BACKBONE:
         if size not in (None, 32):
-            raise InputError(f"backbone.size: {EMBEDDED} takes 32 x 32 pixels only, got {size}.")
+            raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
         path = Path(str(weights)) if weights else _asset()
         state, digest = {k: v.float() for k, v in read_weights(path).items()}, file_sha256(path)
@@ -72,9 +74,11 @@ def load_backbone(
 
 def _asset() -> Path:
     """Path of the bundled weights."""
-    path = Path(str(resources.files("ostinato"))) / "assets" / f"{EMBEDDED}.safetensors"
+    path = Path(str(resources.files("ostinato"))) / "assets" / f"{DEFAULT_BACKBONE}.safetensors"
     if not path.exists():
-        raise InputError(f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall.")
+        raise InputError(
+            f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall."
+        )
     return path
 
 
@@ -97,10 +101,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: if the file is missing, of another kind, or not a mapping of tensors.
     """
     if not path.is_file():
-        raise InputError(f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file.")
+        raise InputError(
+            f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file."
+        )
     try:
         state: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:
         raise InputError(
@@ -108,7 +116,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
             "Save the tensors with safetensors.torch.save_file."
         ) from error
-    while isinstance(state, Mapping) and (inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]):
+    while isinstance(state, Mapping) and (
+        inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]
+    ):
         state = state[inner[0]]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"backbone.weights: {path} must hold a mapping of names to tensors.")
@@ -119,22 +129,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple[Backbone, dict[str, Tensor], str, str]:
+def _from_timm(
+    name: str, weights: str | Path | None, size: int | None
+) -> tuple[Backbone, dict[str, Tensor], str, str]:
     """Backbone without weights, our state dict, its hash and the full name, for a timm name."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
     if not timm.is_model(name.split(".")[0]):
-        known = timm.list_models("vit_*") + [EMBEDDED]
+        known = timm.list_models("vit_*") + [DEFAULT_BACKBONE]
         raise InputError(f"backbone: timm knows no model {name!r}. {did_you_mean(name, known)}")
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
     try:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:
-        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
+        raise InputError(
+            f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot."
+        ) from error
     if not isinstance(model, VisionTransformer):
-        raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+        raise InputError(
+            f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed."
+        )
     cfg = model.pretrained_cfg
     if "." not in name and cfg.get("tag"):
         name = f"{name}.{cfg['tag']}"
@@ -154,7 +170,9 @@ def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple
     return backbone, convert_timm(state, backbone), digest, name
 
 
-def _timm_state(name: str, weights: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+def _timm_state(
+    name: str, weights: str | Path | None, options: dict[str, Any]
+) -> tuple[dict[str, Tensor], str]:
     """State dict read by timm itself: an npz file, or the named weights from the hub."""
     import timm
 
@@ -207,7 +225,9 @@ def _arch(model: Any, name: str) -> Arch:
         raise InputError(f"backbone: {name!r} has {', '.join(found)}; only plain ViTs run in our encoder.")
     act = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}.get(type(block.mlp.act).__name__)
     if act not in ACTIVATIONS:
-        raise InputError(f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here.")
+        raise InputError(
+            f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here."
+        )
     return Arch(
         dim=model.embed_dim,
         depth=len(model.blocks),
@@ -259,7 +279,11 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> None:
     want = {k: v.shape for k, v in backbone.state_dict().items()}
     missing = [k for k in want if k not in state]
     extra = [k for k in state if k not in want]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(s)}" for k, s in want.items() if k in state and state[k].shape != s]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(s)}"
+        for k, s in want.items()
+        if k in state and state[k].shape != s
+    ]
     if missing or extra or wrong:
         parts = [
             f"{what}: {', '.join(items[:4])}{' ...' if len(items) > 4 else ''}"

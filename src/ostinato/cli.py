@@ -1,0 +1,367 @@
+"""The command line. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ostinato.errors import DataError, InputError, Interrupted, OstinatoError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ostinato.report.console import Reporter
+
+app = typer.Typer(
+    help="Teach a frozen pre-trained transformer new classes, task after task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Options = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Options such as data=photos/ or train.epochs=5."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print machine-readable results (fractions) instead of tables.")
+]
+
+
+def _console(as_json: bool) -> Console:
+    from rich.console import Console
+
+    # With --json, standard output holds nothing but the result.
+    return Console(stderr=as_json, quiet=as_json)
+
+
+def _reporter(console: Console, as_json: bool) -> Reporter:
+    from ostinato.report.console import ConsoleReporter, Reporter
+
+    return Reporter() if as_json else ConsoleReporter(console)
+
+
+def _take(tree: dict[str, Any], key: str) -> Any:
+    """Remove a plain top-level option that is not part of the configuration."""
+    value = tree.pop(key, None)
+    if isinstance(value, dict):
+        raise InputError(f"{key}: takes one value, got {key}.{next(iter(value))}.")
+    return value
+
+
+def _show_result(result: dict[str, Any], out: Path, console: Console, as_json: bool) -> None:
+    from ostinato.report.tables import percent, run_table
+
+    if as_json:
+        typer.echo(json.dumps(result | {"run": str(out)}))
+        return
+    console.print(run_table([result]))
+    if "new_accuracy" in result:
+        if result["old_accuracy_before"] is None:
+            console.print("Old classes were not scored: give a labelled folder of them as eval=FOLDER.")
+        else:
+            console.print(
+                f"Earlier classes: {percent(result['old_accuracy_before'])} % before, "
+                f"{percent(result['old_accuracy_after'])} % after."
+            )
+        if result["new_accuracy"] is not None:
+            console.print(f"New classes: {percent(result['new_accuracy'])} %.")
+    console.print(f"Written to {out}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="A method; 'ostinato list' shows them.")],
+    options: Options = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file with options.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a stream of tasks and write everything to a run directory.
+
+    Example: ostinato run dualprompt data=photos/ stream.step=5 out=runs/photos
+    """
+    from ostinato.config import build_config, parse_overrides, read_toml
+
+    given = parse_overrides(options or [])
+    file = read_toml(config) if config else {}
+    out = _take(given, "out") or _take(file, "out")
+    file.pop("out", None)
+    checked = build_config(file, given, {"method": {"name": method}})
+    if out is None:
+        source = Path(checked.data.path).name or "data"
+        out = f"runs/{method}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    console = _console(as_json)
+    reporter = _reporter(console, as_json)
+    try:
+        from ostinato.engine.run import start
+
+        result = start(checked, str(out), reporter)
+    finally:
+        reporter.close()
+    _show_result(result, Path(str(out)), console, as_json)
+
+
+@app.command()
+def resume(run: RunPath, as_json: Json = False) -> None:
+    """Go on with a run that was stopped or killed, to the same result."""
+    from ostinato.engine.run import resume as go_on
+
+    console = _console(as_json)
+    reporter = _reporter(console, as_json)
+    try:
+        result = go_on(run, reporter)
+    finally:
+        reporter.close()
+    _show_result(result, run, console, as_json)
+
+
+@app.command()
+def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
+    """Teach a finished run further classes, from a folder of them alone.
+
+    Example: ostinato learn runs/photos data=more_classes/ eval=old_test_photos/
+    """
+    from ostinato.config import parse_overrides
+
+    given = parse_overrides(options or [])
+    console = _console(as_json)
+    reporter = _reporter(console, as_json)
+    try:
+        from ostinato.engine.run import learn_more
+
+        result = learn_more(run, given, reporter)
+    finally:
+        reporter.close()
+    _show_result(result, run, console, as_json)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    topk: Annotated[int, typer.Option(help="Classes to show per image.")] = 1,
+    weights: Annotated[str | None, typer.Option(help="File of the backbone's weights, if it moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Classify image files with what a run has learned.
+
+    Example: ostinato predict runs/photos new/*.jpg --topk 3
+    """
+    learner = _load(run, weights, device)
+    predictions = learner.predict(files, topk=topk)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps([asdict(p) for p in predictions], ensure_ascii=False))
+        return
+    for p in predictions:
+        best = "  ".join(f"{n} {100 * c:.1f}%" for n, c in zip(p.classes, p.confidences, strict=True))
+        typer.echo(f"{p.source}: {best}")
+
+
+def _load(run: Path, weights: str | None = None, device: str = "auto") -> Any:
+    """The learner of a finished run, or of an artifact folder."""
+    if not run.is_dir():
+        raise InputError(f"{run} is no directory; give a run directory or an artifact folder.")
+    folder = run if (run / "artifact.json").exists() else run / "artifact"
+    if not folder.exists():
+        hint = (
+            f"finish it with 'ostinato resume {run}'"
+            if (run / "config.toml").exists()
+            else "give a run directory"
+        )
+        raise InputError(f"{run} holds no learned artifact; {hint}.")
+    from ostinato.learner import Learner
+
+    return Learner.load(folder, weights=weights, device=device)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on a labelled folder of classes that it has learned.
+
+    Example: ostinato eval runs/photos data=photos_of_may/
+    """
+    from ostinato.config import parse_overrides
+
+    given = parse_overrides(options or [])
+    data = given.pop("data", {})
+    weights = given.pop("backbone", {}).get("weights")
+    if given or set(data) - {"path", "on_error"} or "path" not in data:
+        raise InputError("eval takes data=FOLDER, data.on_error=skip and backbone.weights=FILE.")
+    learner = _load(run, weights)
+    from ostinato.streams import open_source
+    from ostinato.streams.base import known_examples
+
+    source = open_source(str(data["path"]), on_error=data.get("on_error", "raise"))
+    samples = known_examples(source, learner.class_names)
+    labels = sorted(set(samples.labels.tolist()))
+    groups = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
+    result = learner.evaluate(groups)
+    shares = {
+        learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)
+    }
+    if as_json:
+        typer.echo(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": shares}))
+        return
+    typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} images, {len(labels)} classes")
+    for name, share in sorted(shares.items(), key=lambda item: item[1]):
+        typer.echo(f"  {100 * share:5.1f}%  {name}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw all accuracy curves into this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare finished runs in one table."""
+    from ostinato.report.tables import markdown_table, read_summary, run_table, summary_csv
+
+    summaries = [read_summary(path) | {"run": path.name} for path in runs]
+    if csv:
+        summary_csv(summaries, csv)
+    if plot:
+        from ostinato.evaluation.metrics import AccuracyMatrix
+        from ostinato.report.plots import compare_curves
+
+        matrices = {f"{s['method']} ({p.name})": AccuracyMatrix.from_csv(p / "accuracy_matrix.csv") for s, p in
+                    zip(summaries, runs, strict=True)}  # fmt: skip
+        compare_curves(matrices, plot, "Accuracy on all classes seen")
+    if as_json:
+        typer.echo(json.dumps(summaries))
+    elif markdown:
+        typer.echo(markdown_table(summaries))
+    else:
+        _console(False).print(run_table(summaries))
+
+
+@app.command("list")
+def list_names(as_json: Json = False) -> None:
+    """List methods, data sets and the kinds of backbone."""
+    from ostinato.config import DEFAULT_BACKBONE
+    from ostinato.registry import methods
+    from ostinato.streams import SOURCES
+
+    known = {name: (cls.__doc__ or "").splitlines()[0] for name, cls in methods().items()}
+    if as_json:
+        typer.echo(
+            json.dumps({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE})
+        )
+        return
+    typer.echo("Methods (details: ostinato show NAME)")
+    for name, line in known.items():
+        typer.echo(f"  {name:14s} {line}")
+    typer.echo(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, a parquet folder, an image folder")
+    typer.echo(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
+    typer.echo("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A method, or a run directory.")], as_json: Json = False
+) -> None:
+    """Describe a method with its options and recipe, or a run with its configuration."""
+    path = Path(name)
+    if (path / "config.toml").exists():
+        typer.echo((path / "config.toml").read_text().rstrip())
+        if (path / "summary.json").exists():
+            typer.echo((path / "summary.json").read_text().rstrip())
+        return
+    import inspect
+    from dataclasses import asdict
+
+    from ostinato.registry import get_method, options_schema
+
+    cls = get_method(name)
+    fields = options_schema(cls).model_fields
+    defaults = {key: field.default for key, field in fields.items()}
+    if as_json:
+        typer.echo(
+            json.dumps({"method": name, "options": defaults, "recipe": asdict(cls.recipe)}, default=str)
+        )
+        return
+    typer.echo((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
+    typer.echo(inspect.getdoc(cls))
+    typer.echo("\nOptions and defaults")
+    for key, value in defaults.items():
+        typer.echo(f"  method.{key}={_written(value)}")
+    typer.echo("Recipe")
+    for key, value in asdict(cls.recipe).items():
+        typer.echo(f"  train.{key}={_written(value)}")
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Directory for the runs; removed first if an earlier demo made it.")
+    ] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""
+    from ostinato.demo import run_demo
+
+    console = _console(as_json)
+    reporter = _reporter(console, as_json)
+    try:
+        summaries = run_demo(out, reporter)
+    finally:
+        reporter.close()
+    if as_json:
+        typer.echo(json.dumps(summaries))
+        return
+    from ostinato.demo import EXPLANATION
+    from ostinato.report.tables import run_table
+
+    console.print(run_table(summaries))
+    console.print(EXPLANATION.format(out=out), highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors that a user can act on become one message and an exit code."""
+    try:
+        app(args=arguments, prog_name="ostinato", standalone_mode=False)
+    except OstinatoError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("Interrupted; 'ostinato resume RUN' goes on from the last checkpoint.", Interrupted.exit_code)
+    except MemoryError:
+        _fail(
+            "Out of memory. Lower train.batch_size, or raise train.accumulate, and eval.batch_size.",
+            DataError.exit_code,
+        )
+    except Exception as error:
+        # Typer's own usage errors carry a message and an exit code; anything else is a defect and shows its trace.
+        show_usage = getattr(error, "format_message", None)
+        if show_usage is None:
+            raise
+        _fail(show_usage(), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}" if code != Interrupted.exit_code else message, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

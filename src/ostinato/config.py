@@ -1,0 +1,217 @@
+"""Configuration of a run: TOML plus ``key=value`` overrides, checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ostinato.errors import InputError, did_you_mean
+
+DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
+"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
+
+_SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
+"""Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+class MethodConfig(_Section):
+    """``method.*``: the name, and the method's own options, which its constructor checks."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The method's own options as given."""
+        return dict(self.model_extra or {})
+
+
+class BackboneConfig(_Section):
+    """``backbone.*``."""
+
+    name: str = DEFAULT_BACKBONE
+    weights: str | None = None
+    size: int | None = Field(None, ge=1)
+
+
+class DataConfig(_Section):
+    """``data.*``: what is learned from."""
+
+    path: str = "digits"
+    on_error: Literal["raise", "skip"] = "raise"
+    validation: float = Field(0.1, ge=0, lt=1)
+    limit_per_class: int | None = Field(None, ge=1)
+    image_column: str | None = None
+    label_column: str | None = None
+    classes: int | None = None
+    augment: Literal["auto", "photo", "glyph", "none"] = "auto"
+    crop: float = Field(1.0, gt=0, le=1)
+    workers: int = Field(0, ge=0)
+
+
+class StreamConfig(_Section):
+    """``stream.*``: how classes are cut into tasks."""
+
+    first: int | None = Field(None, ge=1)
+    step: int | None = Field(None, ge=1)
+    tasks: list[list[str]] | Literal["folders"] | None = None
+    order: Literal["natural", "seeded", "seed1993"] = "natural"
+
+
+class TrainConfig(_Section):
+    """``train.*``: fields of the method's recipe to override, and how a step is computed."""
+
+    model_config = ConfigDict(extra="allow")
+    accumulate: int = Field(1, ge=1)
+
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the recipe as given."""
+        return dict(self.model_extra or {})
+
+
+class CheckpointConfig(_Section):
+    """``checkpoint.*``: a checkpoint is always written after a task, and every ``every`` steps (0: never)."""
+
+    every: int = Field(50, ge=0)
+
+
+class EvalConfig(_Section):
+    """``eval.*``: the split that is scored, and for ``learn`` a folder of classes learned earlier."""
+
+    split: Literal["test", "validation"] = "test"
+    batch_size: int = Field(64, ge=1)
+    data: str | None = None
+
+
+class RunConfig(_Section):
+    """Everything that a run depends on."""
+
+    method: MethodConfig
+    backbone: BackboneConfig = BackboneConfig()
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    preprocess: Literal["weights", "unit"] = "weights"
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values without the unset ones, ready for TOML."""
+        return _without_none(self.model_dump(mode="json"))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """Nested options from ``key=value`` words.
+
+    Values are read as TOML where they are numbers, booleans or lists, numbers with commas as lists, and
+    everything else as text, so that paths and names need no quotes.
+
+    Raises:
+        InputError: if a word has no ``=``, or two words contradict each other.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise InputError(
+                f"Options are written key=value, got {pair!r}. For example: data=photos/ stream.step=5"
+            )
+        put(out, key.strip(), _value(text), pair)
+    return out
+
+
+def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a dotted key in a nested dict, widening ``data=X`` to ``data.path=X``."""
+    parts = key.split(".")
+    if parts[0] in _SHORT and len(parts) == 1 and not isinstance(value, dict):
+        parts.append(_SHORT[parts[0]])
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{source}: {part!r} already has the plain value {node!r}.")
+    node[parts[-1]] = value
+
+
+def _value(text: str) -> Any:
+    for form in (text, f"[{text}]"):
+        try:
+            value = tomllib.loads(f"v = {form}")["v"]
+        except (tomllib.TOMLDecodeError, ValueError):
+            continue
+        plain = isinstance(value, bool | int | float | list | str)
+        if plain and (form == text or all(isinstance(v, int | float) for v in value)):
+            return value
+    return text
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options from a TOML file, with the same abbreviations as on the command line.
+
+    Raises:
+        InputError: if the file is missing or not TOML, with the line.
+    """
+    try:
+        raw = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"-c {path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"-c {path}: is not TOML: {error}.") from None
+    out: dict[str, Any] = {}
+    for key, value in raw.items():
+        put(out, key, value, str(path))
+    return out
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over`` in place of its own, section by section."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def build_config(*layers: dict[str, Any]) -> RunConfig:
+    """A checked configuration; later layers win over earlier ones.
+
+    Raises:
+        InputError: the first unknown key or wrong value, with what to write instead.
+    """
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        tree = merge(tree, layer)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    loc = [str(part) for part in first["loc"]]
+    key = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in loc[:-1]:
+            section = section.model_fields[part].annotation
+        known = [".".join([*loc[:-1], name]) for name in section.model_fields]
+        return f"{key}: unknown key. {did_you_mean(key, known)}"
+    if first["type"] == "missing":
+        return f"{key}: is required. For example: ostinato run simplecil data=photos/"
+    return f"{key}: {first['msg']}, got {first['input']!r}."

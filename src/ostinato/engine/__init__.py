@@ -1,0 +1,1 @@
+"""Training: stages, optimisers, precision, seeds, checkpoints, run directories."""

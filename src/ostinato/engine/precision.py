@@ -1,0 +1,65 @@
+"""Device and precision: frozen weights in bf16 where the device multiplies it fast, everything learned in fp32."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from ostinato.errors import InputError
+from ostinato.methods.base import Method
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" takes CUDA where there is one.
+
+    Raises:
+        InputError: if the device is unknown or not there.
+    """
+    if name == "auto":
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N."
+        ) from None
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Precision of frozen weights; "auto" is bf16 where the device has instructions for it, else fp32.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
+    return DTYPES[name]
+
+
+def prepare(method: Method, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a method to the device; frozen weights are stored in ``dtype``, trained ones stay fp32."""
+    method.to(device)
+    if not method.trains_backbone:
+        method.backbone.cast(dtype)
+
+
+def compute(method: Method, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Context of a forward pass: autocast only where fp32 weights are trained in lower precision."""
+    if method.trains_backbone and dtype != torch.float32:
+        return torch.autocast(device.type, dtype)
+    return nullcontext()

@@ -1,0 +1,93 @@
+"""The files of a run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ostinato.config import RunConfig, build_config, read_toml
+from ostinato.errors import DataError, InputError
+
+
+class RunDir:
+    """Paths and small files of one run.
+
+    Args:
+        root: the directory; it need not exist yet.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.toml"
+        self.record = self.root / "record.json"
+        self.events = self.root / "events.jsonl"
+        self.matrix = self.root / "accuracy_matrix.csv"
+        self.summary = self.root / "summary.json"
+        self.plots = self.root / "plots"
+        self.checkpoints = self.root / "checkpoints"
+        self.artifact = self.root / "artifact"
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and write the configuration.
+
+        Raises:
+            InputError: if there is something in it already.
+        """
+        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            hint = f"continue it with 'ostinato resume {self.root}', " if self.config.exists() else ""
+            raise InputError(
+                f"out={self.root} exists and is not empty; {hint}choose another name or remove it."
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.config.write_bytes(tomli_w.dumps(config.to_dict()).encode())
+
+    def read_config(self) -> RunConfig:
+        """The configuration that the run was started with.
+
+        Raises:
+            InputError: if this is no run directory.
+        """
+        if not self.config.exists():
+            raise InputError(f"{self.root} is no run directory: it has no config.toml.")
+        return build_config(read_toml(self.config))
+
+    def read_record(self) -> dict[str, Any]:
+        """What the run recorded about its data, weights and versions."""
+        return read_json(self.record)
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        """Add a line to ``events.jsonl``."""
+        with self.events.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def events_size(self) -> int:
+        """Bytes of ``events.jsonl``."""
+        return self.events.stat().st_size if self.events.exists() else 0
+
+    def truncate_events(self, size: int) -> None:
+        """Drop events after a checkpoint, which a resumed run will write again."""
+        if self.events_size() > size:
+            os.truncate(self.events, size)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read JSON.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None

@@ -1,0 +1,230 @@
+"""The training loop: one task, its stages, their steps. It never asks which method it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ostinato.engine.loader import n_batches, training_batches
+from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
+from ostinato.engine.precision import compute
+from ostinato.engine.seeding import seeded
+from ostinato.errors import InputError, OstinatoError
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a method is trained and evaluated on this machine.
+
+    Attributes:
+        device: where it computes.
+        dtype: precision of frozen weights and of autocast.
+        seed: of initialisation, order and augmentation.
+        overrides: fields of the recipe that the user set.
+        accumulate: micro-batches per step; the batch size stays the number of samples per step.
+        workers: loading processes.
+        eval_batch_size: samples per batch wherever nothing is trained.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+    overrides: dict[str, Any] | None = None
+    accumulate: int = 1
+    workers: int = 0
+    eval_batch_size: int = 64
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with the user's fields in place of the paper's."""
+        return replace(recipe, **(self.overrides or {}))
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place inside a task.
+
+    Attributes:
+        stage: number of the stage.
+        step: steps done in it.
+    """
+
+    stage: int
+    step: int
+
+
+class Watcher(Protocol):
+    """What the loop tells the outside; a run uses it for progress, logs and checkpoints."""
+
+    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
+        """A stage begins or goes on at ``step``."""
+        ...
+
+    def stepped(
+        self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int
+    ) -> None:
+        """A step over ``n`` samples is done; raising stops the run here."""
+        ...
+
+
+class Silent:
+    """A watcher that does nothing."""
+
+    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
+        """Ignore."""
+
+    def stepped(
+        self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int
+    ) -> None:
+        """Ignore."""
+
+
+def learn_task(
+    method: Method,
+    task: LearnTask,
+    settings: Settings,
+    watcher: Watcher | None = None,
+    *,
+    resume: tuple[Position, dict[str, Tensor]] | None = None,
+) -> float:
+    """Teach a method one task.
+
+    Args:
+        method: on its device, with the state of the tasks before.
+        task: classes and data.
+        settings: device, precision, seed, overrides.
+        watcher: told about every step.
+        resume: position and optimiser state to go on from; the method then holds the state of that moment.
+
+    Returns:
+        Seconds spent.
+    """
+    watcher = watcher or Silent()
+    began = time.perf_counter()
+    method.train()
+    if resume is None:
+        with seeded(settings.device, settings.seed, "init", task.index):
+            method.begin_task(task)
+    at, optimizer_state = resume or (Position(0, 0), None)
+    for number, stage in enumerate(method.stages(task)):
+        if number < at.stage:
+            continue
+        start = at.step if number == at.stage else 0
+        state = optimizer_state if number == at.stage else None
+        _run_stage(method, task, stage, number, start, state, settings, watcher)
+    method.eval()
+    with torch.no_grad(), compute(method, settings.device, settings.dtype):
+        with seeded(settings.device, settings.seed, "end", task.index):
+            method.end_task(task)
+    return time.perf_counter() - began
+
+
+def _run_stage(
+    method: Method,
+    task: LearnTask,
+    stage: Stage,
+    number: int,
+    start: int,
+    optimizer_state: dict[str, Tensor] | None,
+    settings: Settings,
+    watcher: Watcher,
+) -> None:
+    """All steps of a stage from ``start`` on."""
+    where = (task.index, number)
+    if stage.prepare is not None and start == 0:
+        with seeded(settings.device, settings.seed, "prepare", *where):
+            stage.prepare()
+    recipe = settings.recipe(stage.recipe or method.recipe)
+    data: Dataset[Any] = stage.data if stage.data is not None else task.train
+    params = (
+        list(stage.params)
+        if stage.params is not None
+        else [p for p in method.parameters() if p.requires_grad]
+    )
+    optimizer = make_optimizer(recipe, params)
+    if optimizer_state:
+        restore_optimizer(optimizer, optimizer_state)
+    per_epoch = n_batches(len(data), recipe.batch_size)  # pyright: ignore[reportArgumentType]
+    steps = per_epoch * recipe.epochs
+    watcher.stage_started(task.index, stage, start, steps)
+    step = start
+    while step < steps:
+        epoch = step // per_epoch
+        batches = training_batches(
+            data, recipe.batch_size, seed=settings.seed, position=where, epoch=epoch, start=step % per_epoch,
+            device=settings.device, workers=settings.workers,
+        )  # fmt: skip
+        for x, y in batches:
+            set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))
+            with seeded(settings.device, settings.seed, "step", *where, step):
+                losses = _step(method, stage, x, y, optimizer, params, recipe, settings)
+            step += 1
+            watcher.stepped(Position(number, step), losses, optimizer, len(y))
+
+
+def _step(
+    method: Method,
+    stage: Stage,
+    x: Tensor,
+    y: Tensor,
+    optimizer: torch.optim.Optimizer,
+    params: Sequence[nn.Parameter],
+    recipe: Recipe,
+    settings: Settings,
+) -> dict[str, float]:
+    """Forward, backward, clip, step; always in this order."""
+    optimizer.zero_grad(set_to_none=True)
+    means: dict[str, Tensor] = {}
+    for xs, ys in zip(x.chunk(settings.accumulate), y.chunk(settings.accumulate), strict=True):
+        share = len(ys) / len(y)
+        with compute(method, settings.device, settings.dtype):
+            losses: Losses = {name: share * term for name, term in stage.loss(xs, ys).items()}
+        stage.backward(losses)
+        for name, term in losses.items():
+            means[name] = means.get(name, torch.zeros((), device=term.device)) + term.detach()
+    values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+    if bad := [name for name, value in values.items() if value != value]:
+        raise DivergedError(
+            f"The loss term {bad[0]!r} is not a number. Lower train.lr (now {recipe.lr:g}), or set train.clip."
+        )
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(params, recipe.clip)
+    stage.step(optimizer)
+    return values
+
+
+class DivergedError(OstinatoError):
+    """Training produced a loss that is not a number."""
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's per-parameter state as flat tensors, named ``<parameter number>.<entry>``."""
+    return {
+        f"{i}.{name}": torch.as_tensor(value)
+        for i, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` gave.
+
+    Raises:
+        InputError: if it belongs to another set of parameters.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    full = optimizer.state_dict()
+    n = sum(len(group["params"]) for group in full["param_groups"])
+    if state and max(state) >= n:
+        raise InputError(f"The saved optimiser state has {max(state) + 1} parameters, the stage has {n}.")
+    optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})

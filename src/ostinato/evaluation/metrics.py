@@ -1,0 +1,308 @@
+"""Accuracy, forgetting and transfer of a run, all from integer counts.
+
+``A[t, i]`` is the fraction of task i's test samples that are right after learning task t, when every class
+seen so far may be predicted. ``docs/metrics.md`` has the formulas, a worked example and other toolboxes'
+words.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, SupportsIndex
+
+import numpy as np
+
+from ostinato.errors import DataError, InputError
+
+_SAMPLES = "test_samples"
+
+
+@dataclass
+class AccuracyMatrix:
+    """How many test samples of each task are right, after each task that was learned.
+
+    A run that starts from nothing has one row of length 1, then 2, and so on. A run that goes on from an
+    earlier model starts with a row that already covers several tasks. Either way the first row has any length
+    >= 1 and every later row is one longer than the one before.
+
+    Attributes:
+        correct: R rows; ``correct[r][i]`` counts the right answers on task i's test samples, after learning
+            task ``len(correct[r]) - 1``.
+        totals: (T,) test samples per task; 0 for a task that has none.
+
+    Raises:
+        InputError: if the rows given to the constructor could not have been added one by one.
+    """
+
+    correct: list[list[int]] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows, totals = self.correct, self.totals
+        self.correct, self.totals = [], []
+        for row in rows:
+            self.add_row(row, totals[: len(row)])
+        if len(totals) != self.n_tasks:
+            raise InputError(
+                f"AccuracyMatrix: totals must have one entry per task of the last row ({self.n_tasks}), got "
+                f"{len(totals)}; pass as many totals as the longest row has entries."
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Rows R: how often the model was evaluated."""
+        return len(self.correct)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks T that the last row covers."""
+        return len(self.correct[-1]) if self.correct else 0
+
+    def add_row(self, correct: Sequence[SupportsIndex], totals: Sequence[SupportsIndex]) -> None:
+        """Append the counts found after learning one more task.
+
+        Args:
+            correct: right answers on each task's test samples, one entry per task seen.
+            totals: test samples of each task, of the same length; the earlier ones as in earlier rows.
+
+        Raises:
+            InputError: if a length is wrong, a total changed, or a count is not an integer in [0, total].
+        """
+        row, sizes = _integers("correct", correct), _integers("totals", totals)
+        where = f"AccuracyMatrix.add_row: row {self.n_rows}"
+        if self.correct and len(row) != self.n_tasks + 1:
+            raise InputError(
+                f"{where} must be one longer than the row before ({self.n_tasks + 1} entries), got {len(row)}"
+                "; add one row per task, with the counts of all tasks seen so far."
+            )
+        if not row:
+            raise InputError(f"{where} must cover at least one task, got no entries.")
+        if len(sizes) != len(row):
+            raise InputError(
+                f"{where}: totals must have {len(row)} entries, as correct has, got {len(sizes)}."
+            )
+        for i, (right, size) in enumerate(zip(row, sizes, strict=True)):
+            if not 0 <= right <= size:
+                raise InputError(
+                    f"{where}, task {i}: correct must be in [0, total], got {right} of {size}; "
+                    "pass counts of samples, not fractions or percent."
+                )
+            if i < len(self.totals) and size != self.totals[i]:
+                raise InputError(
+                    f"{where}, task {i}: totals must stay as they were ({self.totals[i]}), got {size}; "
+                    "evaluate every row on the same test samples."
+                )
+        self.correct.append(row)
+        self.totals = sizes
+
+    def first_row(self, task: int) -> int:
+        """The first row that covers a task: the one written right after it was learned.
+
+        For a run that starts from nothing that is row ``task``, on the diagonal.
+
+        Args:
+            task: in [0, T).
+
+        Returns:
+            The row, in [0, R).
+
+        Raises:
+            InputError: if no row covers the task.
+        """
+        if not 0 <= task < self.n_tasks:
+            raise InputError(f"AccuracyMatrix.first_row: task must be in [0, {self.n_tasks}), got {task}.")
+        return max(0, task - len(self.correct[0]) + 1)
+
+    def values(self) -> np.ndarray:
+        """The fractions A.
+
+        Returns:
+            (R, T) float64 in [0, 1]; (T, T) for a run that starts from nothing. NaN for tasks that were not
+            learned yet (above the diagonal) and for tasks without test samples.
+        """
+        out = np.full((self.n_rows, self.n_tasks), np.nan)
+        for r, row in enumerate(self.correct):
+            for i, right in enumerate(row):
+                if self.totals[i]:
+                    out[r, i] = right / self.totals[i]
+        return out
+
+    def row_accuracy(self, t: int) -> float:
+        """Accuracy on all test samples of the classes seen: ``sum(correct[t]) / sum(totals)``.
+
+        Args:
+            t: row, in [-R, R); -1 is the newest. For a run that starts from nothing, row t follows task t.
+
+        Returns:
+            A fraction in [0, 1]; every sample weighs the same, however tasks divide them. NaN if no task seen
+            has test samples.
+
+        Raises:
+            InputError: if there is no such row.
+        """
+        if not -self.n_rows <= t < self.n_rows:
+            raise InputError(
+                f"AccuracyMatrix.row_accuracy: row must be in [{-self.n_rows}, {self.n_rows}), got {t}."
+            )
+        row = self.correct[t]
+        samples = sum(self.totals[: len(row)])
+        return sum(row) / samples if samples else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """The exact state as plain lists of integers, for JSON.
+
+        Returns:
+            ``{"correct": [[...], ...], "totals": [...]}``; shares nothing with the matrix.
+        """
+        return {"correct": [list(row) for row in self.correct], "totals": list(self.totals)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Restore what :meth:`to_dict` returned.
+
+        Raises:
+            DataError: if keys are missing or the counts do not make a matrix.
+        """
+        try:
+            return cls(correct=list(state["correct"]), totals=list(state["totals"]))
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                "A saved accuracy matrix must be {'correct': rows of counts, 'totals': counts}, as to_dict "
+                f"writes it: {reason}"
+            ) from error
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write the matrix as a table for people and spreadsheets.
+
+        The columns are ``after_task, task_0, ..., task_{T-1}, all``. There is a line per row, with fractions
+        of 6 digits, empty where there is nothing to measure; ``all`` is :meth:`row_accuracy`. The last line,
+        ``test_samples``, counts the samples behind each column.
+
+        Args:
+            path: file to write; replaced if it exists.
+        """
+        lines: list[list[object]] = [["after_task", *(f"task_{i}" for i in range(self.n_tasks)), "all"]]
+        for r, (row, shares) in enumerate(zip(self.correct, self.values(), strict=True)):
+            lines.append([len(row) - 1, *map(_cell, shares), _cell(self.row_accuracy(r))])
+        lines.append([_SAMPLES, *self.totals, sum(self.totals)])
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> Self:
+        """Read what :meth:`to_csv` wrote.
+
+        Fractions of 6 digits give the counts back exactly for tasks of up to 999,999 test samples; larger
+        tasks come back to within 5e-7 of the fraction.
+
+        Args:
+            path: file to read.
+
+        Returns:
+            The matrix.
+
+        Raises:
+            DataError: if the file cannot be read, is not such a table, or its fractions fit no count.
+        """
+        path = Path(path)
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = [line for line in csv.reader(file) if line]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"The accuracy matrix {path} cannot be read: {error}.") from error
+        n_tasks = len(lines[0]) - 2 if lines else 0
+        header = ["after_task", *(f"task_{i}" for i in range(n_tasks)), "all"]
+        if not lines or lines[0] != header or lines[-1][0] != _SAMPLES:
+            raise DataError(
+                f"{path} must start with the line 'after_task,task_0,...,all' and end with a line "
+                f"'{_SAMPLES},...', as to_csv writes it; write it again from the run's counts."
+            )
+        try:
+            totals = [int(cell) for cell in lines[-1][1 : n_tasks + 1]]
+            rows: list[list[int]] = []
+            for line in lines[1:-1]:
+                seen = int(line[0]) + 1
+                cells = zip(line[1 : seen + 1], totals[:seen], strict=True)
+                rows.append([_count(cell, total) for cell, total in cells])
+            return cls(correct=rows, totals=totals)
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{path} holds no accuracy matrix as to_csv writes it: {error}") from error
+
+
+def summary(matrix: AccuracyMatrix) -> dict[str, float | None]:
+    """The numbers a run is judged by.
+
+    With R rows, ``a_r`` the accuracy on all test samples after row r and ``first(i)`` the row written right
+    after task i was learned (row i in a run that starts from nothing), and tasks with ``first(i) < R - 1``
+    the old ones:
+
+    - ``last_accuracy``: a_{R-1}, all classes at the end.
+    - ``average_accuracy``: mean over r of a_r.
+    - ``mean_task_accuracy``: mean over tasks of A[R-1, i], each task weighing the same.
+    - ``forgetting``: mean over old tasks of max_{r >= first(i)} A[r, i] - A[R-1, i], never negative.
+    - ``bwt`` (backward transfer): mean over old tasks of A[R-1, i] - A[first(i), i]; forgetting >= -bwt.
+
+    Tasks without test samples, and rows all of whose tasks have none, are left out of every mean.
+
+    Args:
+        matrix: with at least one row.
+
+    Returns:
+        Fractions: the first three in [0, 1], ``forgetting`` in [0, 1], ``bwt`` in [-1, 1]. None where there
+        is nothing to average; ``forgetting`` and ``bwt`` are None without old tasks, so after a single task.
+
+    Raises:
+        InputError: if the matrix is empty.
+    """
+    if not matrix.n_rows:
+        raise InputError(
+            "summary: the accuracy matrix must have at least one row, got none; learn a task first."
+        )
+    values = matrix.values()
+    seen = [matrix.row_accuracy(r) for r in range(matrix.n_rows)]
+    old = [i for i in range(matrix.n_tasks) if matrix.totals[i] and matrix.first_row(i) < matrix.n_rows - 1]
+    return {
+        "last_accuracy": _mean(seen[-1:]),
+        "average_accuracy": _mean(seen),
+        "mean_task_accuracy": _mean(values[-1]),
+        "forgetting": _mean(values[matrix.first_row(i) :, i].max() - values[-1, i] for i in old),
+        "bwt": _mean(values[-1, i] - values[matrix.first_row(i), i] for i in old),
+    }
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    """Mean of the numbers that are not NaN; None without any."""
+    known = [float(v) for v in values if not math.isnan(v)]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _integers(name: str, values: Sequence[SupportsIndex]) -> list[int]:
+    try:
+        return [operator.index(v) for v in values]
+    except TypeError:
+        raise InputError(
+            f"AccuracyMatrix.add_row: {name} must be integers (counts of samples), got {values!r}."
+        ) from None
+
+
+def _cell(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.6f}"
+
+
+def _count(cell: str, total: int) -> int:
+    """The count whose share of ``total`` is written in a cell."""
+    if not total and not cell:
+        return 0
+    share = float(cell)
+    if not 0 <= share <= 1:
+        raise ValueError(f"a fraction must be in [0, 1], got {cell!r}.")
+    count = round(share * total)
+    if abs(count - share * total) > 1e-6 * total:
+        raise ValueError(f"the fraction {cell} is no count out of {total} test samples.")
+    return count

@@ -1,0 +1,359 @@
+"""The Python interface: a learner that is taught task by task, evaluated, saved, loaded, and predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ostinato.backbones.weights import load_backbone
+from ostinato.config import DEFAULT_BACKBONE
+from ostinato.engine.checkpoint import save_tensors
+from ostinato.engine.loader import fixed_batches
+from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
+from ostinato.engine.seeding import seeded
+from ostinato.engine.train import Position, Settings, Watcher, learn_task
+from ostinato.errors import DataError, InputError
+from ostinato.evaluation.evaluator import Evaluation, evaluate
+from ostinato.methods.base import LearnTask, Recipe
+from ostinato.registry import check_options, get_method
+from ostinato.streams import EvalView, Examples, Task, TaskStream, TrainView
+from ostinato.streams.decode import decode
+
+FORMAT = 1
+"""Version of the artifact's layout."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone`."""
+
+    name: str = DEFAULT_BACKBONE
+    weights: str | None = None
+    size: int | None = None
+    preprocess: str = "weights"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one input.
+
+    Attributes:
+        source: the file, or the position of an image that came without one.
+        classes: names, best first.
+        scores: the method's scores for them; logits or cosines, comparable within one learner only.
+        confidences: softmax of the scores over all classes; not calibrated.
+    """
+
+    source: str
+    classes: list[str]
+    scores: list[float]
+    confidences: list[float]
+
+
+class Learner:
+    """A method on a backbone, with the names of the classes that it knows.
+
+    Args:
+        method: registered name, for example "dualprompt".
+        backbone: name of the backbone, or a full :class:`BackboneSpec`.
+        weights: file with the backbone's weights; None finds them by name.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: of frozen weights: "auto", "fp32" or "bf16".
+        seed: of everything random.
+        train: fields of the recipe to override, for example ``{"epochs": 2}``.
+        crop: share of the shorter side that is seen at test time.
+        accumulate: micro-batches per training step.
+        workers: loading processes.
+        eval_batch_size: samples per batch where nothing is trained.
+        options: the method's own options.
+
+    Raises:
+        InputError: unknown names or options, each with the closest known ones.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        *,
+        backbone: str | BackboneSpec = DEFAULT_BACKBONE,
+        weights: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        seed: int = 0,
+        train: dict[str, Any] | None = None,
+        crop: float = 1.0,
+        accumulate: int = 1,
+        workers: int = 0,
+        eval_batch_size: int = 64,
+        **options: Any,
+    ) -> None:
+        cls = get_method(method)
+        self.options = check_options(cls, options)
+        train = check_recipe(train or {})
+        where = resolve_device(device)
+        self.settings = Settings(
+            where, resolve_precision(precision, where), seed, train, accumulate, workers, eval_batch_size
+        )
+        self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
+        loaded = load_backbone(
+            self.spec.name, weights=self.spec.weights, preprocess=self.spec.preprocess, size=self.spec.size
+        )
+        self.origin = loaded.origin
+        self.crop = crop
+        self.class_names: list[str] = []
+        self._history: list[Examples] = []
+        with seeded(where, seed, "method"):
+            self.method = cls(loaded, **self.options)
+        prepare(self.method, where, self.settings.dtype)
+
+    @property
+    def eval_view(self) -> EvalView:
+        """How images are seen at test time."""
+        preprocess = self.method.backbone.preprocess
+        return EvalView(preprocess.size, preprocess.interpolation, self.crop)
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        augment: str = "photo",
+        watcher: Watcher | None = None,
+        tick: Callable[[int], None] | None = None,
+        resume: tuple[Position, dict[str, Tensor]] | None = None,
+    ) -> float:
+        """Learn the classes of a task.
+
+        Args:
+            task: the next task of a stream.
+            augment: training augmentation: "photo", "glyph" or "none".
+            watcher: told about every training step.
+            tick: called with the number of samples after each batch of a pass without training.
+            resume: place and optimiser state to go on from, where the learner holds the state of that moment.
+
+        Returns:
+            Seconds spent.
+
+        Raises:
+            InputError: if the task does not continue what was learned.
+        """
+        preprocess = self.method.backbone.preprocess
+        self._remember(task)
+        samples = Examples.concat(self._history) if self.method.needs_all_data else task.train
+        plain = samples.with_view(self.eval_view)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in fixed_batches(
+                plain,
+                self.settings.eval_batch_size,
+                device=self.settings.device,
+                workers=self.settings.workers,
+            ):
+                yield x, y
+                if tick is not None:
+                    tick(len(y))
+
+        view = TrainView(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
+        seconds = learn_task(
+            self.method,
+            LearnTask(task.index, task.classes, samples.with_view(view), batches),
+            self.settings,
+            watcher,
+            resume=resume,
+        )
+        self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
+        return seconds
+
+    def _remember(self, task: Task) -> None:
+        """Keep the data of all tasks for methods that declare that they need it."""
+        if not self.method.needs_all_data:
+            return
+        if len(self._history) < task.index:
+            raise InputError(
+                f"{self.method.name} trains on the data of all tasks, and tasks {len(self._history)} to "
+                f"{task.index - 1} are not here. Run it on the whole stream, or choose a method that needs no old data."
+            )
+        self._history = [*self._history[: task.index], task.train]
+
+    def remember(self, tasks: Sequence[Task]) -> None:
+        """Hand over the data of tasks learned before a restart, for methods that need all data."""
+        for task in tasks:
+            self._remember(task)
+
+    def evaluate(
+        self,
+        groups: TaskStream | Sequence[Examples],
+        *,
+        oracle: bool = False,
+        tick: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """Accuracy on test samples of classes learned so far, mixed over tasks.
+
+        Args:
+            groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
+            oracle: also score under the true task, for methods that infer one.
+            tick: called with the number of samples after each batch.
+
+        Returns:
+            Counts per task, with accuracies.
+        """
+        if isinstance(groups, TaskStream):
+            groups = [groups.test(i) for i in range(min(len(groups), self.method.n_tasks))]
+        seen = [group.with_view(self.eval_view) for group in groups]
+        return evaluate(self.method, seen, self.settings, oracle=oracle, tick=tick)
+
+    @torch.inference_mode()
+    def scores(self, images: Tensor) -> Tensor:
+        """Scores (B, n_seen) of uint8 images (B, 3, S, S) that already went through ``eval_view``."""
+        self.method.eval()
+        with compute(self.method, self.settings.device, self.settings.dtype):
+            return self.method.scores(images.to(self.settings.device))
+
+    def predict(self, images: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
+        """The best classes of images, each scored on its own.
+
+        Args:
+            images: files or PIL images.
+            topk: classes per image.
+
+        Returns:
+            One prediction per image, in order.
+
+        Raises:
+            DataError: if a file is missing or no image, naming it.
+            InputError: if nothing was learned yet, or ``topk`` is below 1.
+        """
+        if not self.class_names:
+            raise InputError("predict: no class was learned yet; call learn first.")
+        if topk < 1:
+            raise InputError(f"topk must be at least 1, got {topk}.")
+        out: list[Prediction] = []
+        step = self.settings.eval_batch_size
+        for begin in range(0, len(images), step):
+            some = images[begin : begin + step]
+            pictures = [
+                i.convert("RGB") if isinstance(i, Image.Image) else decode(Path(i), str(i)) for i in some
+            ]
+            scores = self.scores(torch.stack([self.eval_view(p) for p in pictures])).float()
+            best = scores.topk(min(topk, scores.shape[1]), dim=1)
+            shares = scores.softmax(1).gather(1, best.indices)
+            for i, image in enumerate(some):
+                out.append(
+                    Prediction(
+                        f"image {begin + i}" if isinstance(image, Image.Image) else str(image),
+                        [self.class_names[c] for c in best.indices[i].tolist()],
+                        best.values[i].tolist(),
+                        shares[i].tolist(),
+                    )
+                )
+        return out
+
+    def save(self, path: str | Path) -> None:
+        """Write the learner as a folder: ``artifact.json`` and ``learned.safetensors``."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.method.learned_state(), folder / "learned.safetensors")
+        spec = asdict(self.spec)
+        if self.spec.weights is not None:
+            spec["weights"] = str(Path(self.spec.weights).resolve())
+        about = {
+            "format": FORMAT,
+            "method": self.method.name,
+            "options": self.options,
+            "backbone": spec,
+            "backbone_sha256": self.origin.sha256 if self.origin else None,
+            "class_names": self.class_names,
+            "task_sizes": self.method.task_sizes.tolist(),
+            "protocol": self.method.protocol,
+            "seed": self.settings.seed,
+            "crop": self.crop,
+            "train": self.settings.overrides or {},
+        }
+        (folder / "artifact.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        weights: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        **more: Any,
+    ) -> Learner:
+        """Read a learner back.
+
+        Args:
+            path: folder written by :meth:`save`.
+            weights: where the backbone's weights are now, if they moved.
+            device: as in the constructor.
+            precision: as in the constructor.
+            more: further arguments of the constructor.
+
+        Returns:
+            A learner that gives the same scores and can go on learning.
+
+        Raises:
+            DataError: if the folder is no artifact or its weights are not the ones it was trained on.
+        """
+        folder = Path(path)
+        try:
+            about = json.loads((folder / "artifact.json").read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{folder} is no saved learner: artifact.json cannot be read ({error})."
+            ) from None
+        if about.get("format") != FORMAT:
+            raise DataError(
+                f"{folder}: artifact format {about.get('format')} is not the {FORMAT} that is understood."
+            )
+        spec = BackboneSpec(**about["backbone"])
+        if weights is not None:
+            spec = BackboneSpec(spec.name, weights, spec.size, spec.preprocess)
+        known = {"seed": about["seed"], "crop": about["crop"], "train": about["train"]} | more
+        learner = cls(
+            about["method"], backbone=spec, device=device, precision=precision, **known, **about["options"]
+        )
+        if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
+            raise DataError(
+                f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
+                f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
+            )
+        from safetensors.torch import load_file
+
+        learner.restore(load_file(folder / "learned.safetensors"), about["class_names"])
+        return learner
+
+    def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
+        """Take over learned tensors and class names."""
+        self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
+        prepare(self.method, self.settings.device, self.settings.dtype)
+        self.method.eval()
+        self.class_names = list(class_names)
+
+
+def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
+    """Overrides of a recipe, with their names and types checked.
+
+    Raises:
+        InputError: unknown field or wrong value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from ostinato.errors import did_you_mean
+
+    known = list(Recipe.__dataclass_fields__)
+    if unknown := [k for k in train if k not in known]:
+        raise InputError(f"train.{unknown[0]}: unknown key. {did_you_mean(unknown[0], known)}")
+    try:
+        full = TypeAdapter(Recipe).validate_python(train)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {first['input']!r}.") from None
+    return {k: getattr(full, k) for k in train}

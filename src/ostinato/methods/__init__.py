@@ -1,0 +1,1 @@
+"""One file per paper; every module here is found by the registry."""

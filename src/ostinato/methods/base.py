@@ -1,0 +1,227 @@
+"""What a method is: a paper's training and scoring, without transformer, optimiser loop or test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ostinato.backbones import Backbone
+from ostinato.backbones.cache import FeatureCache
+from ostinato.errors import InputError
+from ostinato.nn.growing import Growing
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is optimised; every field can be overridden as ``train.<field>``.
+
+    Attributes:
+        epochs: passes over the stage's data.
+        batch_size: samples per step.
+        lr: learning rate at the start (no scaling by batch size is applied anywhere).
+        optimizer: "adam", "adamw" or "sgd".
+        momentum: of SGD.
+        weight_decay: L2 for adam and sgd, decoupled for adamw.
+        schedule: "constant"; "cosine", half a period to 0; "quarter_cosine", a quarter period to 0;
+            "multistep", times 0.1 at each milestone. All per step.
+        milestones: fractions of the stage's steps, for "multistep".
+        clip: largest global gradient norm, or None.
+    """
+
+    epochs: int = 5
+    batch_size: int = 32
+    lr: float = 1e-3
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "quarter_cosine", "multistep"] = "constant"
+    milestones: tuple[float, ...] = ()
+    clip: float | None = None
+
+
+@dataclass(frozen=True)
+class LearnTask:
+    """What a method sees of a task: its classes and its own training data, nothing else.
+
+    Attributes:
+        index: number of the task, from 0.
+        classes: its labels; they continue where the task before ended.
+        train: training samples, augmented anew in every epoch.
+        batches: iterates once over the training samples as they are at test time, in a fixed order, as
+            (x, y) on the method's device; for statistics of frozen features.
+    """
+
+    index: int
+    classes: range
+    train: Dataset[tuple[Tensor, int]]
+    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+def sum_and_backward(losses: Losses) -> None:
+    """Back-propagate the sum of the terms."""
+    torch.stack(list(losses.values())).sum().backward()
+
+
+def plain_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimiser step."""
+    optimizer.step()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A piece of training that the engine runs.
+
+    Attributes:
+        loss: (x, y) to named terms, each a scalar mean over the batch.
+        name: shown in progress and logs.
+        data: samples as (x, y); None for the task's augmented training set.
+        recipe: None for the method's own.
+        params: what is optimised; None for everything that requires gradients.
+        prepare: runs once before the first step, not again when a run resumes inside the stage.
+        backward: from terms to gradients; the place for gradients that differ per term.
+        step: takes the optimiser's step; the place for projections of the gradient or of the update.
+    """
+
+    loss: Callable[[Tensor, Tensor], Losses]
+    name: str = "fit"
+    data: Dataset[tuple[Tensor, int]] | None = None
+    recipe: Recipe | None = None
+    params: Sequence[nn.Parameter] | None = None
+    prepare: Callable[[], None] | None = None
+    backward: Callable[[Losses], None] = sum_and_backward
+    step: Callable[[torch.optim.Optimizer], None] = plain_step
+
+
+class Method(Growing):
+    """Base of every method.
+
+    A subclass is registered by name; the keyword-only arguments of its constructor are its options. Its
+    learned state lives in parameters and buffers only, and ``stages`` has no side effects, so that a run can
+    stop and resume anywhere.
+
+    Attributes:
+        recipe: the paper's training recipe.
+        trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
+        needs_all_data: True hands the method the data of all tasks so far (upper bounds only); the result
+            says so.
+        protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
+    """
+
+    name: ClassVar[str] = ""
+    recipe: ClassVar[Recipe] = Recipe()
+    needs_all_data: ClassVar[bool] = False
+    protocol: ClassVar[str] = "sample"
+
+    task_sizes: Tensor
+
+    def __init__(self, backbone: Backbone, trains_backbone: bool = False) -> None:
+        super().__init__()
+        self.trains_backbone = trains_backbone
+        self.backbone = backbone.requires_grad_(trains_backbone)
+        self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
+        self._cache = None if trains_backbone else FeatureCache()
+
+    def query(self, x: Tensor) -> Tensor:
+        """Features q(x), (B, D), of the plain backbone, without gradients.
+
+        Un-augmented images come again after every task; a frozen backbone then looks its features up.
+        """
+        with torch.no_grad():
+            if self._cache is None or self.training:
+                return self.backbone(x)
+            return self._cache.features(self.backbone, x)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks begun so far."""
+        return len(self.task_sizes)
+
+    @property
+    def n_seen(self) -> int:
+        """Classes of the tasks begun so far."""
+        return int(self.task_sizes.sum())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the method computes."""
+        return self.task_sizes.device
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Allocate what the task needs; subclasses call this first.
+
+        Raises:
+            InputError: if the task's classes do not continue the ones seen.
+        """
+        if task.index != self.n_tasks or task.classes.start != self.n_seen:
+            raise InputError(
+                f"begin_task: task {self.n_tasks} must start at class {self.n_seen}, got task {task.index} "
+                f"starting at class {task.classes.start}."
+            )
+        size = self.task_sizes.new_tensor([len(task.classes)])
+        self.task_sizes = torch.cat([self.task_sizes, size])
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:  # noqa: ARG002 - subclasses read the task
+        """The pieces of training of a task, in order; without side effects."""
+        return [Stage(self.loss)]
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Named loss terms of a batch of the newest task."""
+        raise NotImplementedError
+
+    def end_task(self, task: LearnTask) -> None:
+        """Close a task: prototypes, statistics."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores (B, n_seen) of inputs; row i depends on input i alone."""
+        raise NotImplementedError
+
+    def local_labels(self, y: Tensor) -> Tensor:
+        """Labels counted from the first class of the newest task."""
+        return y - (self.n_seen - int(self.task_sizes[-1]))
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """All learned tensors: the state dict without a frozen backbone."""
+        state = self.state_dict()
+        if self.trains_backbone:
+            return state
+        return {k: v for k, v in state.items() if not k.startswith("backbone.")}
+
+    def load_learned_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`learned_state` returned, at whatever size it has.
+
+        Raises:
+            InputError: if tensors are missing or unknown.
+        """
+        missing, unknown = self.load_state_dict(state, strict=False)
+        if not self.trains_backbone:
+            missing = [k for k in missing if not k.startswith("backbone.")]
+        if missing or unknown:
+            raise InputError(
+                f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}."
+            )
+
+
+class TaskInferring(Method):
+    """Base of methods that infer the task of each sample and then score under it.
+
+    The evaluator uses both halves to report how often the task is right and what a perfect guess would give.
+    """
+
+    def infer_task(self, x: Tensor) -> Tensor:
+        """Task number (B,) of each input; input i alone decides entry i."""
+        raise NotImplementedError
+
+    def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Scores (B, n_seen) when input i is taken to be of task ``tasks[i]``."""
+        raise NotImplementedError
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores (B, n_seen) under the inferred tasks."""
+        return self.scores_given_task(x, self.infer_task(x))

@@ -1,0 +1,47 @@
+"""SimpleCIL: nearest class mean on frozen features.
+
+Zhou, Cai, Ye, Zhan, Liu: "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and
+Adaptivity are All You Need", IJCV 2024, https://arxiv.org/abs/2303.07338.
+
+Nothing is trained. The weight of a class is the mean of the frozen features of its training images (eq. 5); an
+image belongs to the class whose mean has the largest cosine with its feature.
+
+Differences from the paper: features are read under the weights' own normalisation (the official code feeds
+[0, 1] pixels; ``preprocess=unit`` restores that). The order of classes and tasks has no influence.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ostinato.backbones import Backbone
+from ostinato.methods.base import LearnTask, Method, Stage
+from ostinato.nn import ClassMeans, cosine
+from ostinato.registry import register
+
+
+@register("simplecil")
+class SimpleCIL(Method):
+    """Nearest class mean by cosine."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.classes = ClassMeans(backbone.dim)
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Make room for the task's class means."""
+        super().begin_task(task)
+        self.classes.grow(len(task.classes))
+
+    def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
+        """Nothing to optimise."""
+        return []
+
+    def end_task(self, task: LearnTask) -> None:
+        """Average the features of the task's training images (eq. 5)."""
+        for x, y in task.batches():
+            self.classes.update(self.query(x), y)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Cosine (B, n_seen) with every class mean."""
+        return cosine(self.query(x), self.classes.means())

@@ -1,0 +1,41 @@
+"""Classification heads that grow with the stream."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.nn.growing import PerTask
+
+
+class TaskHeads(nn.Module):
+    """A linear classifier with a block of rows per task, computed in fp32.
+
+    Equal to one layer over all classes whose old rows receive no gradient; as blocks, old rows also escape
+    weight decay and stay bit-equal.
+
+    Args:
+        dim: width D of the features.
+        freeze_old: False trains the rows of all classes, as sequential fine-tuning does.
+    """
+
+    def __init__(self, dim: int, *, freeze_old: bool = True) -> None:
+        super().__init__()
+        self.dim = dim
+        self.weight = PerTask(freeze_old=freeze_old)
+        self.bias = PerTask(freeze_old=freeze_old)
+
+    def grow(self, n_classes: int, *, device: torch.device) -> None:
+        """Add the rows of a task: truncated normal of std 0.02, bias 0."""
+        rows = torch.empty(n_classes, self.dim, device=device)
+        self.weight.add(nn.init.trunc_normal_(rows, std=0.02))
+        self.bias.add(torch.zeros(n_classes, device=device))
+
+    def local(self, features: Tensor) -> Tensor:
+        """Logits (B, classes of the newest task) of features (B, D)."""
+        return F.linear(features.float(), self.weight[-1], self.bias[-1])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, n_seen) of features (B, D)."""
+        return F.linear(features.float(), self.weight.joined(), self.bias.joined())

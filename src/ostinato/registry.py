@@ -1,0 +1,97 @@
+"""Names of methods: a decorator, a lookup, and the schema of each constructor."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from ostinato.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from ostinato.methods.base import Method
+
+M = TypeVar("M", bound="type[Method]")
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator that makes a method known under ``name``.
+
+    Raises:
+        InputError: if the name is taken by another class.
+    """
+
+    def add(cls: M) -> M:
+        if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
+            raise InputError(f"register: the name {name!r} is taken by {_METHODS[name].__qualname__}.")
+        _METHODS[name] = cls
+        cls.name = name
+        return cls
+
+    return add
+
+
+def methods() -> dict[str, type[Method]]:
+    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
+
+    Packages outside register through the entry-point group ``ostinato.methods``.
+    """
+    import ostinato.methods as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for point in entry_points(group="ostinato.methods"):
+        point.load()
+    return dict(sorted(_METHODS.items()))
+
+
+def get_method(name: str) -> type[Method]:
+    """The class behind a name.
+
+    Raises:
+        InputError: unknown name, with the closest known ones.
+    """
+    known = methods()
+    if name not in known:
+        raise InputError(f"method: there is no {name!r}. {did_you_mean(name, list(known))}")
+    return known[name]
+
+
+def options_schema(cls: type[Method]) -> type[BaseModel]:
+    """Pydantic model of a method's keyword-only options; the constructor is the schema."""
+    hints = inspect.get_annotations(cls.__init__, eval_str=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
+        for p in inspect.signature(cls.__init__).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def check_options(cls: type[Method], options: dict[str, Any]) -> dict[str, Any]:
+    """Options with defaults filled in and types converted.
+
+    Raises:
+        InputError: unknown key or wrong value, naming it.
+    """
+    schema = options_schema(cls)
+    try:
+        model = schema(**options)
+    except ValidationError as error:
+        raise InputError(describe_validation(error, "method", list(schema.model_fields))) from None
+    return {name: getattr(model, name) for name in schema.model_fields}
+
+
+def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:
+    """The first problem of a pydantic error as one sentence with a way out."""
+    first = error.errors()[0]
+    key = ".".join([where, *map(str, first["loc"])]).strip(".")
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key. {did_you_mean(str(first['loc'][-1]), known)}"
+    return f"{key}: {first['msg']}, got {first['input']!r}."

@@ -1,0 +1,76 @@
+"""What a person sees while a run goes on: a bar with the time left, and a line per task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ostinato.report.tables import task_line
+
+
+class Reporter:
+    """Hooks of a run; this one shows nothing."""
+
+    def message(self, text: str) -> None:
+        """Something worth knowing."""
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """A piece of work of ``total`` units begins, ``done`` of them done."""
+
+    def advance(self, n: int, note: str = "") -> None:
+        """``n`` units of the current piece are done."""
+
+    def task_done(self, row: dict[str, Any]) -> None:
+        """A task was learned and evaluated."""
+
+    def close(self) -> None:
+        """The run is over, for whatever reason."""
+
+
+class ConsoleReporter(Reporter):
+    """Progress bars on a terminal; lines per task everywhere.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.progress.start()
+        self.current: TaskID | None = None
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(Text(text))
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """Replace the bar by that of the next piece of work."""
+        if self.current is not None:
+            self.progress.remove_task(self.current)
+        self.current = self.progress.add_task(what, total=total, completed=done, note="")
+
+    def advance(self, n: int, note: str = "") -> None:
+        """Move the bar."""
+        if self.current is not None:
+            self.progress.update(self.current, advance=n, **({"note": note} if note else {}))
+
+    def task_done(self, row: dict[str, Any]) -> None:
+        """Print the task's line."""
+        self.message(task_line(row))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()

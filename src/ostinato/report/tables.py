@@ -1,0 +1,343 @@
+"""Tables of runs: percent on screen and in Markdown, fractions in files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ostinato.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+NOTHING = "-"
+"""What a table shows for a value that is None, NaN or absent."""
+
+FRACTIONS = (
+    "last_accuracy",
+    "average_accuracy",
+    "mean_task_accuracy",
+    "forgetting",
+    "bwt",
+    "task_id_accuracy",
+    "oracle_id_accuracy",
+    "task_incremental_accuracy",
+)
+"""Keys of a summary that hold fractions."""
+
+SUMMARY_KEYS = (
+    "method",
+    "backbone",
+    "stream",
+    "tasks",
+    "classes",
+    *FRACTIONS,
+    "protocol",
+    "trainable_parameters",
+    "stored_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "train_images_per_second",
+    "eval_images_per_second",
+    "peak_memory_bytes",
+)
+"""Keys of ``summary.json``, in the order of :func:`summary_csv`."""
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one digit, without the sign: 0.8125 -> "81.2"."""
+    return NOTHING if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def human_count(value: float | None) -> str:
+    """A count of parameters: 37,632 -> "0.04 M", 1,200 -> "1.2 k", 12 -> "12"."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if value < 1e3:
+        return f"{value:.0f}"
+    if value < 1e4:
+        return f"{value / 1e3:.1f} k"
+    millions = value / 1e6
+    digits = 2 if millions < 9.995 else 1 if millions < 99.95 else 0
+    return f"{millions:.{digits}f} M"
+
+
+def human_bytes(value: float | None) -> str:
+    """Bytes in decimal units: 999 -> "999 B", 1,500 -> "1.5 kB", 77,000,000 -> "77 MB"."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if value < 999.5:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 9.95:
+            return f"{value:.1f} {unit}"
+        if value < 999.5:
+            return f"{value:.0f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds without the unit: one digit below 100, none above."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def run_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """One line per run, for the terminal.
+
+    Args:
+        summaries: contents of ``summary.json``, as :func:`read_summary` returns them; fractions. Keys may be
+            absent and values None. ``run`` (a name) is shown when there are several runs.
+
+    Returns:
+        A table with accuracies in percent; columns that only some methods have are left out if no run has
+        them. Where the terminal is too narrow, the least important columns are left out and named below.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    class FittingTable(Table):
+        """Leaves the least important columns out, and says so, rather than cut the right ones off."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            fitting = list(columns)
+            for key in _DROP:
+                if sum(c.least(summaries) for c in fitting) + len(fitting) - 1 <= options.max_width:
+                    break
+                fitting = [c for c in fitting if c.key != key]
+            if len(fitting) == len(columns):
+                yield from super().__rich_console__(console, options)
+                return
+            yield _fill(Table(**_LOOKS), fitting, summaries)
+            missing = ", ".join(c.header.replace("\n", " ") for c in columns if c not in fitting)
+            yield Text(f"Left out to fit {options.max_width} characters: {missing}.", style="dim")
+
+    columns = _columns(summaries)
+    return _fill(FittingTable(**_LOOKS), columns, summaries)
+
+
+def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of :func:`run_table` as a Markdown table, for a README or an issue.
+
+    Args:
+        summaries: contents of ``summary.json``; fractions.
+
+    Returns:
+        Lines with a final newline; accuracies in percent.
+    """
+    columns = _columns(summaries)
+    cells = [[_escape(column.cell(summary)) for column in columns] for summary in summaries]
+    headers = [column.header.replace("\n", " ") for column in columns]
+    widths = [max(3, len(header), *(len(row[i]) for row in cells)) for i, header in enumerate(headers)]
+    rule = ["-" * (w - 1) + ":" if c.number else "-" * w for c, w in zip(columns, widths, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if column.number else cell.ljust(width)
+            for cell, column, width in zip(row, columns, widths, strict=True)
+        )
+        return "| " + " | ".join(padded) + " |\n"
+
+    return "".join(map(line, [headers, rule, *cells]))
+
+
+def task_line(row: Mapping[str, Any]) -> str:
+    """What is printed after each task, on one line.
+
+    Args:
+        row: any of ``task`` (0-based), ``tasks`` (how many there will be, if known), ``classes`` (seen so
+            far), ``accuracy`` (on all of them), ``average_accuracy``, ``forgetting``, ``task_id_accuracy``,
+            ``oracle_id_accuracy``, ``task_incremental_accuracy`` (fractions), ``train_seconds`` and
+            ``eval_seconds``. What is absent or None is left out.
+
+    Returns:
+        A line without newline, such as ``task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1%``.
+    """
+    parts: list[str] = []
+    if not _absent(row.get("task")):
+        of = "" if _absent(row.get("tasks")) else f" ({row['task'] + 1} of {row['tasks']})"
+        parts.append(f"task {row['task']}{of}")
+    if not _absent(row.get("classes")):
+        parts.append(f"{row['classes']} classes")
+    for key, name in (
+        ("accuracy", "accuracy"),
+        ("average_accuracy", "average"),
+        ("forgetting", "forgetting"),
+        ("task_id_accuracy", "task id"),
+        ("oracle_id_accuracy", "oracle id"),
+        ("task_incremental_accuracy", "task-incremental"),
+    ):
+        if not _absent(row.get(key)):
+            parts.append(f"{name} {percent(row[key])}%")
+    for key, name in (("train_seconds", "train"), ("eval_seconds", "eval")):
+        if not _absent(row.get(key)):
+            parts.append(f"{name} {seconds(row[key])} s")
+    return " | ".join(parts)
+
+
+def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write one line per run with everything the summaries hold.
+
+    Args:
+        summaries: contents of ``summary.json``.
+        path: file to write; replaced if it exists. Fractions have 6 digits, seconds and bytes are as given,
+            and what is None or absent is empty. Columns: ``run`` if any run has a name, :data:`SUMMARY_KEYS`,
+            then further keys in alphabetical order.
+    """
+    given = set().union(*summaries) if summaries else set()
+    keys = [*(["run"] if "run" in given else []), *SUMMARY_KEYS]
+    keys += sorted(given - set(keys))
+
+    def cell(key: str, value: Any) -> Any:
+        if _absent(value):
+            return ""
+        return f"{value:.6f}" if key in FRACTIONS else value
+
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(keys)
+        writer.writerows([cell(key, summary.get(key)) for key in keys] for summary in summaries)
+
+
+def read_summary(run_dir: str | Path) -> dict[str, Any]:
+    """The ``summary.json`` of a finished run.
+
+    Args:
+        run_dir: directory of the run.
+
+    Returns:
+        Its contents (fractions, seconds, bytes), with ``run`` set to the directory's name unless the file has
+        it.
+
+    Raises:
+        DataError: if there is no such directory, the run is unfinished, or the file is not a summary.
+    """
+    folder = Path(run_dir)
+    path = folder / "summary.json"
+    if not folder.is_dir():
+        raise DataError(f"A run is a directory that `ostinato run` wrote, but there is none at {folder}.")
+    if not path.is_file():
+        if (folder / "checkpoints").is_dir():
+            raise DataError(
+                f"A run must be finished to be read, but {folder} has checkpoints and no summary.json: it "
+                f"was interrupted or is still going on. Finish it with `ostinato resume {folder}`."
+            )
+        raise DataError(
+            f"A run must have a summary.json, but {folder} has neither that nor checkpoints. Give the "
+            "directory that `ostinato run` wrote; if it is this one, it stopped before its first checkpoint, "
+            "so run again."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} must be JSON, but cannot be read: {error}. "
+            f"Write it again with `ostinato resume {folder}`."
+        ) from error
+    if not isinstance(content, dict) or not {"method", "last_accuracy"} <= set(content):
+        raise DataError(
+            f"{path} must be a JSON object with at least the keys 'method' and 'last_accuracy'; it is not "
+            "the summary of a run. Give the directory that `ostinato run` wrote."
+        )
+    return {"run": folder.resolve().name, **content}
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    key: str
+    show: Callable[[Any], str]
+    number: bool = True
+    optional: bool = False
+
+    def cell(self, summary: Mapping[str, Any]) -> str:
+        return self.show(summary.get(self.key))
+
+    def least(self, summaries: Sequence[Mapping[str, Any]]) -> int:
+        """Characters it cannot do without: numbers are never broken, names fold at 8."""
+        header = max(map(len, self.header.split("\n")))
+        cells = max((len(self.cell(summary)) for summary in summaries), default=0)
+        return max(header, cells if self.number else min(8, cells))
+
+
+def _plain(value: object) -> str:
+    return NOTHING if _absent(value) else " ".join(str(value).split())
+
+
+_COLUMNS = (
+    _Column("run", "run", _plain, number=False, optional=True),
+    _Column("method", "method", _plain, number=False),
+    _Column("stream", "stream", _plain, number=False),
+    _Column("tasks", "tasks", _plain),
+    _Column("classes", "classes", _plain),
+    _Column("last\n%", "last_accuracy", percent),
+    _Column("avg\n%", "average_accuracy", percent),
+    _Column("forget\n%", "forgetting", percent),
+    _Column("task\nid %", "task_id_accuracy", percent, optional=True),
+    _Column("protocol", "protocol", _plain, number=False),
+    _Column("params", "trainable_parameters", human_count),
+    _Column("stored", "stored_bytes", human_bytes),
+    _Column("train\ns", "train_seconds", seconds),
+    _Column("eval\ns", "eval_seconds", seconds),
+)
+
+
+_DROP = (
+    "eval_seconds",
+    "train_seconds",
+    "stored_bytes",
+    "trainable_parameters",
+    "classes",
+    "stream",
+    "tasks",
+    "task_id_accuracy",
+    "protocol",
+    "forgetting",
+)
+"""Columns that a narrow terminal goes without, the first to go first."""
+
+_LOOKS: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "header_style": "bold"}
+
+
+def _fill(table: Table, columns: Sequence[_Column], summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Give an empty table its columns and a row per run."""
+    from rich.text import Text
+
+    for column in columns:
+        table.add_column(
+            Text(column.header),
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="fold",
+            min_width=column.least(summaries),
+            vertical="top",
+        )
+    for summary in summaries:
+        table.add_row(*(Text(column.cell(summary)) for column in columns))
+    return table
+
+
+def _columns(summaries: Sequence[Mapping[str, Any]]) -> list[_Column]:
+    def wanted(column: _Column) -> bool:
+        if not column.optional:
+            return True
+        known = any(not _absent(summary.get(column.key)) for summary in summaries)
+        return known and (column.key != "run" or len(summaries) > 1)
+
+    return [column for column in _COLUMNS if wanted(column)]
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|")

@@ -1,0 +1,119 @@
+"""Streams: where images come from, and how classes arrive task after task."""
+
+from pathlib import Path
+
+from ostinato.errors import InputError, did_you_mean
+from ostinato.streams.arrays import arrays
+from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View
+from ostinato.streams.folder import image_folder
+from ostinato.streams.source import check_on_error
+from ostinato.streams.views import EvalView, TrainView
+
+__all__ = [
+    "SOURCES",
+    "EvalView",
+    "Examples",
+    "Source",
+    "Split",
+    "StreamOptions",
+    "Task",
+    "TaskStream",
+    "TrainView",
+    "View",
+    "arrays",
+    "image_folder",
+    "open_source",
+]
+
+SOURCES = ("digits", "glyphs", "cifar100")
+"""Names that ``open_source`` knows beside paths and ``hub:owner/name``."""
+
+
+def open_source(
+    spec: str,
+    *,
+    on_error: str = "raise",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    classes: int | None = None,
+    task_folders: bool | None = None,
+) -> Source:
+    """Open a source by name or path.
+
+    Args:
+        spec: "digits", "glyphs", "cifar100", "hub:owner/name", a folder with parquet files, a parquet file,
+            or a folder of images. A known name wins over a folder of that name: "./digits" is the folder.
+        on_error: "raise" to refuse data with bad images, "skip" to go on without those.
+        image_column: of a table; None to find it.
+        label_column: of a table; None to find it.
+        seed: of test splits that are cut here, and of rendered glyphs.
+        classes: how many glyphs to render.
+        task_folders: whether an image folder has a folder per task; None to see that from names like "task1".
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: if the spec is neither a name nor a path, or an option does not apply to it.
+        DataError: if the data cannot be used.
+    """
+    check_on_error(on_error)
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, not {seed}.")
+    kind, path = _kind(spec)
+    _refuse_unused(kind, spec, ("parquet", "hub"), image_column=image_column, label_column=label_column)
+    _refuse_unused(kind, spec, ("glyphs",), classes=classes)
+    _refuse_unused(kind, spec, ("folder",), task_folders=task_folders)
+    if kind == "digits":
+        from ostinato.streams.vision import digits
+
+        return digits(seed)
+    if kind == "glyphs":
+        from ostinato.streams.glyphs import glyphs
+
+        return glyphs(seed=seed) if classes is None else glyphs(classes, seed=seed)
+    if kind == "cifar100":
+        from ostinato.streams.vision import cifar100
+
+        return cifar100()
+    if kind == "folder":
+        return image_folder(path, on_error=on_error, seed=seed, task_folders=task_folders)
+    from ostinato.streams.parquet import hub, parquet
+
+    if kind == "hub":
+        return hub(
+            spec.removeprefix("hub:"),
+            image_column=image_column,
+            label_column=label_column,
+            on_error=on_error,
+            seed=seed,
+        )
+    return parquet(path, image_column=image_column, label_column=label_column, on_error=on_error, seed=seed)
+
+
+def _kind(spec: str) -> tuple[str, Path]:
+    path = Path(spec).expanduser()
+    if spec in SOURCES:
+        return spec, path
+    if spec.startswith("hub:"):
+        if spec == "hub:":
+            raise InputError("hub: needs the name of a data set, as in 'hub:owner/name'.")
+        return "hub", path
+    if not spec or not path.exists():
+        raise InputError(
+            f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
+            f"them. {did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
+        )
+    is_table = path.suffix.lower() == ".parquet" or (
+        path.is_dir() and (any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")))
+    )
+    return "parquet" if is_table else "folder", path
+
+
+def _refuse_unused(kind: str, spec: str, kinds: tuple[str, ...], **options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given and kind not in kinds:
+        raise InputError(
+            f"{' and '.join(given)} applies to {' and '.join(kinds)} data only: leave it out for {spec!r}."
+        )

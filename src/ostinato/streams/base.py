@@ -1,0 +1,448 @@
+"""Tasks: a source's classes in an order, cut into consecutive ranges, each with its own samples.
+
+A label is a position in the stream's class order, so that tasks are consecutive ranges of labels. Which
+sample is for training and which for validation depends on the seed and the name of its class alone: two
+orders of the same source train and validate on the same samples.
+"""
+
+import copy
+import hashlib
+import math
+import operator
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ostinato.errors import DataError, InputError, did_you_mean
+from ostinato.streams.source import Source, Split, held_out_count, listed, shuffled
+
+__all__ = ["Examples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
+
+View = Callable[[Image.Image, np.random.Generator | None], Tensor]
+"""Image to tensor; random where it is given a generator, always the same without."""
+
+ORDERS = ("natural", "seeded", "seed1993")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a source becomes a stream of tasks.
+
+    Attributes:
+        first: classes in the first task; None for as many as ``step``.
+        step: classes in each further task; None for 10 where there are 50 classes or more, else a fifth of
+            them, rounded up. The last task may be smaller.
+        tasks: the class names of each task (a subset of all classes is fine), or "folders" for a task per
+            folder; None to cut the order by ``first`` and ``step``.
+        order: of the classes: "natural" is the source's, "seeded" a permutation by ``seed``, and "seed1993"
+            the permutation of numpy's legacy generator with seed 1993 that most published tables use.
+        validation: fraction of each class's training images; at least one where a class has two, 0 for none.
+        limit_per_class: training images kept per class after the validation images were set aside.
+        seed: of the order "seeded", the validation split, the limit and the augmentation.
+    """
+
+    first: int | None = None
+    step: int | None = None
+    tasks: list[list[str]] | Literal["folders"] | None = None
+    order: Literal["natural", "seeded", "seed1993"] = "natural"
+    validation: float = 0.1
+    limit_per_class: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("first", "step", "limit_per_class"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"{key} must be at least 1, not {value}.")
+        if self.order not in ORDERS:
+            raise InputError(f"order {self.order!r} is unknown. {did_you_mean(str(self.order), ORDERS)}")
+        if not 0 <= self.validation < 1:
+            raise InputError(f"validation must be a fraction in [0, 1), not {self.validation}.")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, not {self.seed}.")
+        if self.tasks is None:
+            return
+        if isinstance(self.tasks, str) and self.tasks != "folders":
+            raise InputError(f"tasks must be lists of class names or 'folders', not {self.tasks!r}.")
+        if self.first is not None or self.step is not None or self.order != "natural":
+            raise InputError("tasks already says which classes come when: leave out first, step and order.")
+
+
+class Examples(Dataset[tuple[Tensor, int]]):
+    """Labelled samples seen through a view.
+
+    Indexing by ``i`` gives the deterministic view of sample ``i``; indexing by ``(i, draw)`` gives a random
+    one, drawn from ``np.random.default_rng([seed, i, draw])``: the same key, the same tensor, in any process.
+    """
+
+    def __init__(
+        self, split: Split, rows: np.ndarray, labels: np.ndarray, *, seed: int, view: View | None = None
+    ):
+        """Take rows of a split.
+
+        Args:
+            split: where samples come from.
+            rows: positions in it.
+            labels: the stream's label of each.
+            seed: of the random views.
+            view: image to tensor; needed before indexing.
+        """
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.seed = seed
+        self.view = view
+        self._splits: tuple[Split, ...] = (split,)
+        self._split_of = np.zeros(len(rows), dtype=np.int64)
+        self._rows = np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, draw = key if isinstance(key, tuple) else (key, None)
+        index = self._position(index)
+        if self.view is None:
+            raise InputError(
+                "Examples need a view before they can be read: examples.with_view(EvalView(224))."
+            )
+        rng = None if draw is None else np.random.default_rng([self.seed, index, draw])
+        return self.view(self.image(index), rng), int(self.labels[index])
+
+    def image(self, index: int) -> Image.Image:
+        """The raw image behind a sample.
+
+        Args:
+            index: position in these examples.
+
+        Returns:
+            RGB, at its own size.
+        """
+        index = self._position(index)
+        return self._splits[self._split_of[index]].load(int(self._rows[index]))
+
+    def with_view(self, view: View) -> "Examples":
+        """The same samples seen through another view.
+
+        Args:
+            view: image to tensor.
+
+        Returns:
+            A shallow copy.
+        """
+        other = copy.copy(self)
+        other.view = view
+        return other
+
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Examples":
+        """Some of the samples.
+
+        Args:
+            indices: positions in these examples.
+
+        Returns:
+            A copy that holds them in the given order.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        other = copy.copy(self)
+        other.labels = self.labels[torch.from_numpy(chosen)]
+        other._split_of = self._split_of[chosen]
+        other._rows = self._rows[chosen]
+        return other
+
+    @staticmethod
+    def concat(parts: "list[Examples]") -> "Examples":
+        """Samples one after another.
+
+        Args:
+            parts: at least one, all with the same view (or none); the first gives the seed.
+
+        Returns:
+            All their samples.
+
+        Raises:
+            InputError: if there are no parts, or two bring different views.
+        """
+        if not parts:
+            raise InputError("Examples.concat needs at least one part; it was given an empty list.")
+        other = copy.copy(parts[0])
+        if any(part.view != other.view for part in parts):
+            raise InputError(
+                "Examples.concat needs parts with the same view: call with_view() on the result."
+            )
+        sizes = np.cumsum([0, *(len(part._splits) for part in parts)])
+        other.labels = torch.cat([part.labels for part in parts])
+        other._splits = tuple(split for part in parts for split in part._splits)
+        other._split_of = np.concatenate([part._split_of + n for part, n in zip(parts, sizes, strict=False)])
+        other._rows = np.concatenate([part._rows for part in parts])
+        return other
+
+    def names(self) -> list[str]:
+        """The name of each sample, in order."""
+        pairs = zip(self._split_of, self._rows, strict=True)
+        return [self._splits[split].name(int(row)) for split, row in pairs]
+
+    def digest(self) -> str:
+        """Fingerprint for records: SHA-256 over the sorted (name, label) pairs, in whatever order."""
+        pairs = zip(self.names(), self.labels.tolist(), strict=True)
+        lines = sorted(f"{name}\t{label}\n" for name, label in pairs)
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+    def class_counts(self) -> dict[int, int]:
+        """Samples per label, by label; labels without any are left out."""
+        return dict(sorted(Counter(self.labels.tolist()).items()))
+
+    def _position(self, index: int) -> int:
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return index % len(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method may know about one task.
+
+    Attributes:
+        index: of the task, from 0.
+        classes: its labels.
+        class_names: their names.
+        n_seen: classes up to and including this task.
+        train: training samples.
+        validation: samples for model selection; may be empty.
+    """
+
+    index: int
+    classes: range
+    class_names: tuple[str, ...]
+    n_seen: int
+    train: Examples
+    validation: Examples
+
+
+class TaskStream:
+    """A source cut into tasks: the owner of the order, the labels and, for the evaluator, the test data."""
+
+    def __init__(
+        self,
+        source: Source,
+        options: StreamOptions,
+        *,
+        offset_classes: int = 0,
+        offset_tasks: int = 0,
+        known: Sequence[str] = (),
+    ):
+        """Order the classes and divide the samples.
+
+        Args:
+            source: the samples.
+            options: how to cut them.
+            offset_classes: classes learnt before, where this stream continues another: labels start here.
+            offset_tasks: tasks learnt before.
+            known: names of the classes learnt before.
+
+        Raises:
+            InputError: if the options do not fit the source.
+            DataError: if a class is known already, has no training image, or is the only one.
+        """
+        self.source = source
+        self.options = options
+        self.offset_classes = offset_classes
+        self.offset_tasks = offset_tasks
+        groups = _groups(source, options)
+        self.class_names = [source.class_names[label] for group in groups for label in group]
+        _check_classes(source, self.class_names, offset_classes, known)
+        ends = np.cumsum([len(group) for group in groups]).tolist()
+        self._ranges = [range(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
+        self._order = [label for group in groups for label in group]
+        self._train: list[np.ndarray] = []
+        self._validation: list[np.ndarray] = []
+        for label, name in zip(self._order, self.class_names, strict=True):
+            rows = shuffled(np.flatnonzero(source.train.labels == label), name, options.seed)
+            n_validation = held_out_count(len(rows), options.validation)
+            self._validation.append(np.sort(rows[:n_validation]))
+            self._train.append(np.sort(rows[n_validation:][: options.limit_per_class]))
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __iter__(self) -> Iterator[Task]:
+        return (self.task(i) for i in range(len(self)))
+
+    def task(self, i: int) -> Task:
+        """Task ``i`` of this stream.
+
+        Args:
+            i: from 0 within this stream, whatever came before.
+
+        Returns:
+            The task, with the index and labels of the whole sequence.
+
+        Raises:
+            IndexError: if there is no such task.
+        """
+        places = self._places(i)
+        start = self.offset_classes
+        return Task(
+            index=self.offset_tasks + i,
+            classes=range(start + places.start, start + places.stop),
+            class_names=tuple(self.class_names[places.start : places.stop]),
+            n_seen=start + places.stop,
+            train=self._examples(self.source.train, places, self._train),
+            validation=self._examples(self.source.train, places, self._validation),
+        )
+
+    def test(self, i: int) -> Examples:
+        """Test samples of task ``i``; for the evaluator alone.
+
+        Args:
+            i: from 0 within this stream.
+
+        Returns:
+            All test samples of the task's classes.
+
+        Raises:
+            IndexError: if there is no such task.
+            DataError: if the source has no test split.
+        """
+        places = self._places(i)
+        split = self.source.test
+        if split is None:
+            raise DataError(
+                f"Evaluation needs test images, but {self.source.name} has none: add a test split."
+            )
+        rows = [np.flatnonzero(split.labels == label) for label in self._order]
+        return self._examples(split, places, rows)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run record needs to name this stream: JSON-able, without a path of this machine."""
+        tasks = []
+        for i, task in enumerate(self):
+            parts = {"train": task.train, "validation": task.validation}
+            if self.source.test is not None:
+                parts["test"] = self.test(i)
+            tasks.append(
+                {
+                    "index": task.index,
+                    "classes": list(task.class_names),
+                    "labels": [task.classes.start, task.classes.stop],
+                    "counts": {key: len(part) for key, part in parts.items()},
+                    "digests": {key: part.digest() for key, part in parts.items()},
+                }
+            )
+        return {
+            "source": self.source.name,
+            "class_order": list(self.class_names),
+            "options": asdict(self.options),
+            "tasks": tasks,
+            "skipped": list(self.source.skipped),
+            "notes": list(self.source.notes),
+        }
+
+    def _places(self, i: int) -> range:
+        if not 0 <= i < len(self):
+            raise IndexError(f"task {i} of a stream of {len(self)}")
+        return self._ranges[i]
+
+    def _examples(self, split: Split, places: range, rows: list[np.ndarray]) -> Examples:
+        chosen = [rows[place] for place in places]
+        labels = np.repeat(self.offset_classes + np.asarray(places), [len(part) for part in chosen])
+        return Examples(split, np.concatenate(chosen), labels, seed=self.options.seed)
+
+
+def _groups(source: Source, options: StreamOptions) -> list[list[int]]:
+    """The source's labels, task by task, in stream order."""
+    if options.tasks is not None:
+        return _named_groups(source, options)
+    n = len(source.class_names)
+    step = options.step or (10 if n >= 50 else math.ceil(n / 5))
+    first = options.first or step
+    if options.first is not None and options.first > n:
+        raise InputError(f"first must be at most the {n} classes of {source.name}, not {options.first}.")
+    order = list(range(n))
+    if options.order == "seeded":
+        rng = np.random.default_rng([options.seed, zlib.crc32(b"class order")])
+        order = rng.permutation(n).tolist()
+    elif options.order == "seed1993":
+        order = np.random.RandomState(1993).permutation(n).tolist()
+    starts = [0, *range(first, n, step)]
+    return [order[start:stop] for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def _named_groups(source: Source, options: StreamOptions) -> list[list[int]]:
+    tasks = source.task_names if options.tasks == "folders" else options.tasks
+    if tasks is None:
+        raise InputError(
+            f"tasks='folders' needs a folder per task (ROOT/<task>/<class>/), which {source.name} has not: "
+            "open the folder with task_folders=True, or name the classes of each task."
+        )
+    label_of = {name: label for label, name in enumerate(source.class_names)}
+    names = [name for task in tasks for name in task]
+    unknown = [name for name in names if name not in label_of]
+    if unknown:
+        hint = did_you_mean(unknown[0], source.class_names)
+        raise InputError(f"tasks names what {source.name} has not: {', '.join(map(repr, unknown))}. {hint}")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"A class belongs to one task, but tasks lists twice: {', '.join(map(repr, twice))}."
+        )
+    if not tasks or not all(tasks):
+        raise InputError("Each task needs at least one class, but tasks is empty or holds an empty list.")
+    return [[label_of[name] for name in task] for task in tasks]
+
+
+def _check_classes(source: Source, names: list[str], offset: int, known: Sequence[str]) -> None:
+    again = [name for name in names if name in set(known)]
+    if again:
+        raise DataError(
+            f"A class can be learnt once, but {source.name} brings {len(again)} that are known already:"
+            f"{listed(map(repr, again), limit=len(again))}\nRemove or rename them."
+        )
+    if offset + len(names) < 2:
+        raise DataError(f"Telling classes apart takes at least two, but {source.name} holds only {names}.")
+    twice = [name for name, count in Counter(source.class_names).items() if count > 1]
+    if twice:
+        raise DataError(f"Class names must differ, but {source.name} has these twice:{listed(twice)}")
+    counts = np.bincount(source.train.labels, minlength=len(source.class_names))
+    wanted = set(names)
+    empty = [name for name, n in zip(source.class_names, counts, strict=True) if n == 0 and name in wanted]
+    if empty:
+        raise DataError(
+            f"Each class needs a training image; in {source.name} these have none:{listed(empty)}"
+        )
+
+
+def known_examples(source: Source, class_names: Sequence[str]) -> Examples:
+    """Test samples of classes that were learned under the given names.
+
+    Args:
+        source: all its classes must be known.
+        class_names: position = label.
+
+    Returns:
+        The source's test samples, labelled as learned; all samples where it brought no test split of its own.
+
+    Raises:
+        DataError: if the source has a class that is not known.
+    """
+    label_of = {name: label for label, name in enumerate(class_names)}
+    unknown = [name for name in source.class_names if name not in label_of]
+    if unknown:
+        raise DataError(
+            f"Only classes that were learned can be scored, but {source.name} has "
+            f"{', '.join(map(repr, unknown))}. {did_you_mean(unknown[0], list(class_names))}"
+        )
+    to_label = np.array([label_of[name] for name in source.class_names])
+    splits = (
+        [source.test] if source.test is not None and not source.test_was_cut else [source.train, source.test]
+    )
+    return Examples.concat(
+        [Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits if s is not None]
+    )

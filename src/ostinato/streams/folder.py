@@ -1,0 +1,260 @@
+"""Image folders: a folder per class, in one of the layouts people have.
+
+``ROOT/{train,test}/<class>/`` (``val`` or ``valid`` stand in for a missing ``test``), ``ROOT/<class>/`` (a
+part of each class is set aside for testing) and, with a folder per task, ``ROOT/<task>/<class>/`` or
+``ROOT/{train,test}/<task>/<class>/``. Folders inside a class folder belong to the class.
+"""
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ostinato.errors import DataError
+from ostinato.streams.decode import decode, problems
+from ostinato.streams.source import (
+    HELD_OUT,
+    Source,
+    Split,
+    check_on_error,
+    hold_out,
+    listed,
+    natural_key,
+    refuse,
+)
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+
+LAYOUT = "expected ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg, or ROOT/<class>/*.jpg"
+
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_TASK = re.compile(r"task[\W_]*\d+", re.IGNORECASE)
+
+
+class Files(Split):
+    """Images in a folder, read when they are asked for."""
+
+    def __init__(self, root: Path, paths: list[str], labels: np.ndarray):
+        """Keep the paths.
+
+        Args:
+            root: the folder.
+            paths: relative to it.
+            labels: of each.
+        """
+        self.root = root
+        self.paths = paths
+        self.labels = labels
+
+    def load(self, index: int) -> Image.Image:  # noqa: D102
+        path = self.root / self.paths[index]
+        return decode(path, str(path))
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return self.paths[index]
+
+
+@dataclass(frozen=True)
+class _ClassFolder:
+    name: str
+    task: str | None
+    place: str
+    files: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def image_folder(
+    root: str | Path, *, on_error: str = "raise", seed: int = 0, task_folders: bool | None = None
+) -> Source:
+    """Open a folder of images and look at every file.
+
+    Args:
+        root: the folder.
+        on_error: "raise" to refuse the folder if an image is bad, "skip" to leave such images out.
+        seed: of the test split, where the folder brings none.
+        task_folders: whether there is a folder per task above the class folders; None to see that from names
+            like "task1".
+
+    Returns:
+        The source, with classes and files in natural order.
+
+    Raises:
+        InputError: if an option is unknown.
+        DataError: if the layout cannot be understood or an image cannot be used.
+    """
+    check_on_error(on_error)
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"There is no folder {root}. Check the spelling; {LAYOUT}.")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file, not a folder of images; unpack it if it is an archive. {LAYOUT}.")
+    notes: list[str] = []
+    train_root, test_root = _split_roots(root, notes)
+    folders = _class_folders(root, train_root, task_folders)
+    test_folders = [] if test_root is None else _class_folders(root, test_root, task_folders)
+    _check_layout(root, folders, test_folders, test_root, notes)
+
+    names = [folder.name for folder in folders]
+    label_of = {name: label for label, name in enumerate(names)}
+    skipped: list[str] = []
+    train, test = _files(root, folders, label_of), _files(root, test_folders, label_of)
+    bad = {split: _problems(split) for split in (train, test)}
+    messages = [f"{split.paths[i]}: {reason}" for split, found in bad.items() for i, reason in found.items()]
+    if messages and on_error == "raise":
+        raise refuse(str(root), messages, len(train) + len(test))
+    skipped.extend(messages)
+    train, test = _without(train, bad[train]), _without(test, bad[test])
+    empty = [name for name, label in label_of.items() if label not in set(train.labels.tolist())]
+    if empty:
+        raise DataError(
+            f"Each class needs training images, but these of {root} have none readable:{listed(empty)}"
+        )
+    splits: tuple[Split, Split] = train, test
+    if test_root is None:
+        splits = hold_out(train, names, fraction=HELD_OUT, seed=seed)
+        notes.append(f"{root.name} has no test folder: {HELD_OUT:.0%} of each class is set aside for testing")
+    return Source(
+        name=root.resolve().name,
+        class_names=names,
+        train=splits[0],
+        test=splits[1] if len(splits[1]) else None,
+        task_names=_task_names(folders),
+        skipped=skipped,
+        notes=notes,
+        test_was_cut=test_root is None,
+    )
+
+
+def _split_roots(root: Path, notes: list[str]) -> tuple[Path, Path | None]:
+    folders = {path.name.casefold(): path for path in _subfolders(root)}
+    if "train" not in folders:
+        return root, None
+    for name in ("test", "val", "valid", "validation"):
+        if name in folders:
+            if name != "test":
+                notes.append(f"{root.name} has no test folder: {folders[name].name} serves as the test split")
+            return folders["train"], folders[name]
+    return folders["train"], None
+
+
+def _class_folders(root: Path, split_root: Path, task_folders: bool | None) -> list[_ClassFolder]:
+    top = _subfolders(split_root)
+    if task_folders is None:
+        task_folders = bool(top) and all(_TASK.fullmatch(path.name) for path in top)
+    if not task_folders:
+        return [_class_folder(root, path, None) for path in top]
+    return [_class_folder(root, path, task.name) for task in top for path in _subfolders(task)]
+
+
+def _class_folder(root: Path, folder: Path, task: str | None) -> _ClassFolder:
+    files, others = [], []
+    for path in _walk(folder):
+        (files if path.suffix.lower() in EXTENSIONS else others).append(path.relative_to(root).as_posix())
+    name = unicodedata.normalize("NFC", folder.name)
+    place = folder.relative_to(root).as_posix()
+    return _ClassFolder(name, task, place, tuple(sorted(files, key=natural_key)), tuple(others))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        found = [path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name)]
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be read ({error.strerror}).") from error
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def refuse_folder(error: OSError) -> None:
+        raise DataError(f"The folder {error.filename} cannot be read ({error.strerror}).") from error
+
+    for place, subfolders, files in os.walk(folder, onerror=refuse_folder):
+        subfolders[:] = [name for name in subfolders if not _is_junk(name)]
+        yield from (Path(place, name) for name in files if not _is_junk(name))
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def _check_layout(
+    root: Path, train: list[_ClassFolder], test: list[_ClassFolder], test_root: Path | None, notes: list[str]
+) -> None:
+    """Everything that can be wrong before a file is opened."""
+    entries = [path for path in root.iterdir() if not _is_junk(path.name)]
+    loose = sorted(path.name for path in entries if path.suffix.lower() in EXTENSIONS)
+    if not train and loose:
+        raise DataError(
+            f"{root} holds {len(loose)} images but no class folders ({loose[0]}, ...), and the class of an "
+            f"image is the name of its folder: {LAYOUT}."
+        )
+    folders = [*train, *test]
+    others = [path for folder in folders for path in folder.others]
+    if not any(folder.files for folder in folders):
+        raise DataError(f"{root} holds no images{f', only {_kinds(others)}' if others else ''}: {LAYOUT}.")
+    if loose:
+        notes.append(f"{len(loose)} images beside the class folders of {root.name} are left out")
+    if others:
+        notes.append(f"{len(others)} files that are no images are left out: {_kinds(others)}")
+    faults = list(_name_clashes(train))
+    for folder in folders:
+        if not folder.files:
+            found = f" (only {_kinds(folder.others)})" if folder.others else ""
+            faults.append(f"{folder.place}: the class folder holds no images{found}")
+    if test_root is not None:
+        there = {(folder.task, folder.name) for folder in train}
+        here = {(folder.task, folder.name) for folder in test}
+        faults += [f"{f.place}: not in {test_root.name}" for f in train if (f.task, f.name) not in here]
+        faults += [f"{f.place}: not in train" for f in test if (f.task, f.name) not in there]
+    if faults:
+        raise DataError(f"The classes of {root} do not fit together:{listed(faults)}\nRename or remove them.")
+
+
+def _name_clashes(folders: list[_ClassFolder]) -> Iterator[str]:
+    alike: dict[str, list[_ClassFolder]] = defaultdict(list)
+    for folder in folders:
+        alike[" ".join(unicodedata.normalize("NFKC", folder.name).casefold().split())].append(folder)
+    for group in alike.values():
+        if len(group) > 1 and len({folder.name for folder in group}) == 1 and group[0].task is not None:
+            yield f"{group[0].name}: in more than one task ({', '.join(str(f.task) for f in group)})"
+        elif len(group) > 1:
+            names = ", ".join(repr(folder.place) for folder in group)
+            yield f"{names}: differ only by case, spaces or the form of a character"
+
+
+def _kinds(paths: Iterable[str]) -> str:
+    counts = Counter(Path(path).suffix.lower() or "no extension" for path in paths)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5))
+
+
+def _files(root: Path, folders: list[_ClassFolder], label_of: dict[str, int]) -> Files:
+    paths = [path for folder in folders for path in folder.files]
+    labels = [label_of[folder.name] for folder in folders for _ in folder.files]
+    return Files(root, paths, np.array(labels, dtype=np.int64))
+
+
+def _problems(split: Files) -> dict[int, str]:
+    paths = [split.root / path for path in split.paths]
+    total_bytes = sum(path.stat().st_size for path in paths if path.exists())
+    return problems(paths.__getitem__, len(paths), total_bytes)
+
+
+def _without(split: Files, bad: dict[int, str]) -> Files:
+    if not bad:
+        return split
+    kept = [i for i in range(len(split)) if i not in bad]
+    return Files(split.root, [split.paths[i] for i in kept], split.labels[kept])
+
+
+def _task_names(folders: list[_ClassFolder]) -> list[list[str]] | None:
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        if folder.task is None:
+            return None
+        tasks[folder.task].append(folder.name)
+    return list(tasks.values())

@@ -1,0 +1,361 @@
+"""Tables of encoded images: parquet files on disk and data sets of the Hugging Face hub."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ostinato.errors import DataError, InputError, did_you_mean
+from ostinato.streams.decode import decode, problems
+from ostinato.streams.source import (
+    HELD_OUT,
+    Source,
+    Split,
+    check_on_error,
+    hold_out,
+    listed,
+    natural_key,
+    refuse,
+)
+
+_IMAGE_NAMES = ("image", "img", "images")
+_LABEL_NAMES = ("label", "fine_label", "labels")
+_TEXT_NAMES = ("text", "content", "sentence")
+_TEST_NAMES = ("test", "validation", "valid", "val")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one split, and what to call them."""
+
+    table: pa.Table
+    files: tuple[str, ...]
+    starts: tuple[int, ...]
+    folder: Path | None = None
+
+    def name(self, row: int) -> str:
+        file = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self.files[file]} row {row - self.starts[file]}"
+
+
+class Table(Split):
+    """Rows of a table, decoded when they are asked for."""
+
+    def __init__(self, part: _Part, column: str, rows: np.ndarray, labels: np.ndarray):
+        """Keep the rows.
+
+        Args:
+            part: table and names.
+            column: the images.
+            rows: those that belong to the split.
+            labels: of each of them.
+        """
+        self.labels = labels
+        self._part = part
+        self._images = part.table.column(column)
+        self._rows = rows
+
+    def load(self, index: int) -> Image.Image:  # noqa: D102
+        data = self.encoded(index)
+        if data is None:
+            raise DataError(f"{self.name(index)}: no image.")
+        return decode(data, self.name(index))
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return self._part.name(int(self._rows[index]))
+
+    def encoded(self, index: int) -> bytes | Path | None:
+        """The image as it is stored.
+
+        Args:
+            index: position in the split.
+
+        Returns:
+            The bytes of an image file, or the file that the row points to; None where the row is empty.
+        """
+        value = self._images[int(self._rows[index])].as_py()
+        if not isinstance(value, dict):
+            return value
+        if value.get("bytes") is None and value.get("path") is not None:
+            return (self._part.folder or Path()) / value["path"]
+        return value.get("bytes")
+
+
+def parquet(
+    path: str | Path,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    on_error: str = "raise",
+    seed: int = 0,
+) -> Source:
+    """Open a folder with ``train*.parquet`` and, if there is one, ``test*.parquet`` (or ``validation*``).
+
+    Tables are read into memory as they are; images are decoded when they are asked for.
+
+    Args:
+        path: the folder, or one file.
+        image_column: None to find it.
+        label_column: None to find it.
+        on_error: "raise" to refuse the files if an image is bad, "skip" to leave such rows out.
+        seed: of the test split, where there are no files for it.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: if the columns cannot be found.
+        DataError: if there are no training rows, or an image or label cannot be used.
+    """
+    path = Path(path)
+    files = {"train": [path]} if path.is_file() else _split_files(path)
+    parts = {name: _read(split) for name, split in files.items()}
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    return _source(name, parts, image_column, label_column, on_error, seed)
+
+
+def hub(
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    on_error: str = "raise",
+    seed: int = 0,
+) -> Source:
+    """Open a data set of the Hugging Face hub, downloaded on first use.
+
+    Args:
+        name: "owner/name".
+        image_column: None to find it.
+        label_column: None to find it.
+        on_error: "raise" to refuse the data set if an image is bad, "skip" to leave such rows out.
+        seed: of the test split, where the data set has none.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: if the columns cannot be found.
+        DataError: if it cannot be loaded, has no training rows, or an image or label cannot be used.
+    """
+    import datasets
+
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # anything from no network to a missing name or a wrong configuration
+        raise DataError(
+            f"The data set {name!r} cannot be loaded from the hub ({type(error).__name__}: {error}). Check "
+            "the name and the network, or download its parquet files and give the path of their folder."
+        ) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    parts: dict[str, _Part] = {}
+    for split, rows in loaded.items():
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        parts[str(split)] = _Part(rows.with_format("arrow")[:], (f"{name} {split}",), (0,))
+    return _source(name, parts, image_column, label_column, on_error, seed)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    found = sorted(
+        [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")], key=lambda p: natural_key(p.name)
+    )
+    files = {
+        name: matching
+        for name in ("train", *_TEST_NAMES)
+        if (matching := [path for path in found if re.match(rf"{name}(?![a-z])", path.name, re.IGNORECASE)])
+    }
+    if "train" not in files:
+        raise DataError(
+            f"{folder} must hold train.parquet (or train-00000-of-00002.parquet and so on), but holds only:"
+            f"{listed(path.name for path in found)}"
+        )
+    return files
+
+
+def _read(files: list[Path]) -> _Part:
+    tables = []
+    for file in files:
+        try:
+            tables.append(pq.read_table(file))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{file} cannot be read as parquet ({error}).") from error
+    starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])]).tolist()
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The files {listed(map(str, files))}\nmust have the same columns ({error})."
+        ) from error
+    return _Part(table, tuple(file.name for file in files), tuple(starts), files[0].parent)
+
+
+def _source(
+    name: str,
+    parts: dict[str, _Part],
+    image_column: str | None,
+    label_column: str | None,
+    on_error: str,
+    seed: int,
+) -> Source:
+    check_on_error(on_error)
+    if "train" not in parts:
+        raise DataError(f"{name} has no training split, only {', '.join(sorted(parts))}.")
+    schema = parts["train"].table.schema
+    features = _features(schema)
+    image = _image_column(name, schema, features, image_column)
+    label = _label_column(name, schema, features, label_column)
+    notes: list[str] = []
+    test_name = next((key for key in _TEST_NAMES if key in parts), None)
+    if test_name not in (None, "test"):
+        notes.append(f"{name} has no test split: {test_name} serves as the test split")
+    used = [parts["train"]] if test_name is None else [parts["train"], parts[test_name]]
+    for part in used[1:]:
+        if missing := [column for column in (image, label) if column not in part.table.column_names]:
+            raise DataError(f"{part.files[0]} lacks the columns {missing} of the training split.")
+    class_names, labels = _labels(name, used, label, features.get(label, {}).get("names"), notes)
+
+    skipped: list[str] = []
+    splits: list[Split] = []
+    for part, values in zip(used, labels, strict=True):
+        split = Table(part, image, np.arange(len(values)), values)
+        bad = problems(split.encoded, len(split), part.table.column(image).nbytes)
+        messages = [f"{split.name(i)}: {reason}" for i, reason in bad.items()]
+        if messages and on_error == "raise":
+            raise refuse(name, messages, len(split))
+        skipped.extend(messages)
+        kept = np.delete(np.arange(len(values)), list(bad))
+        splits.append(Table(part, image, kept, values[kept]))
+    if test_name is None:
+        splits = list(hold_out(splits[0], class_names, fraction=HELD_OUT, seed=seed))
+        notes.append(f"{name} has no test split: {HELD_OUT:.0%} of each class is set aside for it")
+    test = splits[1] if len(splits[1]) else None
+    return Source(
+        name, class_names, splits[0], test, skipped=skipped, notes=notes, test_was_cut=test_name is None
+    )
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Feature types that the ``datasets`` library writes beside a table; empty where there are none."""
+    stored = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(stored)["info"]["features"] if stored else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: value for name, value in features.items() if isinstance(value, dict)}
+
+
+def _image_column(
+    name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None
+) -> str:
+    usable = [
+        column.name
+        for column in schema
+        if features.get(column.name, {}).get("_type") == "Image"
+        or (pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0)
+        or (_is_binary(column.type) and (column.name in _IMAGE_NAMES or column.name == given))
+    ]
+    if given is not None:
+        _check_column(name, schema, "image_column", given)
+        if given not in usable:
+            raise InputError(
+                f"image_column must hold encoded images, but {given!r} of {name} holds "
+                f"{schema.field(given).type}."
+            )
+        return given
+    if not usable:
+        if any(column in _TEXT_NAMES for column in schema.names):
+            raise InputError(f"{name} holds text ({', '.join(schema.names)}); only images are supported yet.")
+        raise InputError(
+            f"{name} has no column of images. Columns: {', '.join(schema.names)}; say image_column=..."
+        )
+    preferred = [column for column in _IMAGE_NAMES if column in usable] or usable
+    if len(usable) > 1 and preferred == usable:
+        raise InputError(f"{name} has several columns of images ({', '.join(usable)}): say image_column=...")
+    return preferred[0]
+
+
+def _label_column(
+    name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None
+) -> str:
+    if given is not None:
+        _check_column(name, schema, "label_column", given)
+        return given
+    labels = [column for column, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    column = next((column for column in _LABEL_NAMES if column in schema.names), None)
+    if column is None and len(labels) == 1:
+        column = labels[0]
+    if column is None:
+        raise InputError(
+            f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; say label_column=..."
+        )
+    return column
+
+
+def _check_column(name: str, schema: pa.Schema, option: str, given: str) -> None:
+    if given not in schema.names:
+        raise InputError(f"{option} {given!r} is no column of {name}. {did_you_mean(given, schema.names)}")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _labels(
+    name: str, parts: Sequence[_Part], column: str, names: list[str] | None, notes: list[str]
+) -> tuple[list[str], list[np.ndarray]]:
+    """Class names and the labels of each part, as positions in them."""
+    values: list[np.ndarray] = []
+    for part in parts:
+        stored = part.table.column(column)
+        if stored.null_count:
+            row = next(i for i, value in enumerate(stored) if not value.is_valid)
+            raise DataError(
+                f"Each row needs a label, but {stored.null_count} lack one, such as {part.name(row)}."
+            )
+        if not (pa.types.is_integer(stored.type) or pa.types.is_string(stored.type)):
+            raise InputError(
+                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: "
+                "say label_column=..."
+            )
+        values.append(np.asarray(stored.to_pylist()))
+    if names is not None:
+        for part, found in zip(parts, values, strict=True):
+            outside = np.flatnonzero((found < 0) | (found >= len(names)))
+            if len(outside):
+                row = int(outside[0])
+                raise DataError(
+                    f"Labels of {name} must lie in 0..{len(names) - 1}, but {len(outside)} do not, such as "
+                    f"{found[row]} in {part.name(row)}."
+                )
+    if not len(values[0]):
+        raise DataError(f"{name} has no training rows.")
+    present = np.unique(values[0])
+    for part, found in zip(parts[1:], values[1:], strict=True):
+        alone = np.flatnonzero(~np.isin(found, present))
+        if len(alone):
+            row = int(alone[0])
+            raise DataError(
+                f"Test classes need training images, but {name} has none for "
+                f"{len(np.unique(found[alone]))} of them, such as {found[row]} in {part.name(row)}."
+            )
+    order = sorted(
+        present.tolist(), key=lambda value: natural_key(value) if isinstance(value, str) else value
+    )
+    if names is not None and len(order) < len(names):
+        notes.append(f"{len(names) - len(order)} classes of {name} have no rows and are left out")
+    place = {value: label for label, value in enumerate(order)}
+    labels = [np.array([place[value] for value in found.tolist()], dtype=np.int64) for found in values]
+    return [names[value] if names is not None else str(value) for value in order], labels

@@ -1,0 +1,204 @@
+"""A source: labelled images in a training and a test split, before any order or task is chosen."""
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from ostinato.errors import DataError, InputError
+
+HELD_OUT = 0.2
+"""Share of each class that becomes the test split where a source brings none."""
+
+
+class Split:
+    """One split of a source: raw samples and their labels.
+
+    A subclass sets ``labels`` ((n,) int64, positions in ``Source.class_names``) and defines ``load`` and
+    ``name``.
+    """
+
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """Sample ``index`` as a decoded RGB image.
+
+        Args:
+            index: position in the split.
+
+        Returns:
+            The image at its own size.
+
+        Raises:
+            DataError: if it cannot be read; the message names the file or row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define load().")
+
+    def name(self, index: int) -> str:
+        """What a person calls sample ``index``: a path inside the source, or a file and row.
+
+        Args:
+            index: position in the split.
+
+        Returns:
+            The name, unique within the source and the same on every machine.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define name().")
+
+
+class Rows(Split):
+    """Some rows of another split."""
+
+    def __init__(self, parent: Split, rows: np.ndarray):
+        self.parent = parent
+        self.rows = rows
+        self.labels = parent.labels[rows]
+
+    def load(self, index: int) -> Image.Image:  # noqa: D102
+        return self.parent.load(int(self.rows[index]))
+
+    def name(self, index: int) -> str:  # noqa: D102
+        return self.parent.name(int(self.rows[index]))
+
+
+@dataclass
+class Source:
+    """Labelled images: where a stream of tasks is cut from.
+
+    Attributes:
+        name: how the source is called in records.
+        class_names: in natural order; a label is a position in this list.
+        train: the training images.
+        test: the test images, if there are any.
+        augment: recommended training augmentation: "photo", "glyph" or "none".
+        task_names: the class names of each task, where the layout has a folder per task.
+        skipped: "path: reason" of files left out under ``on_error="skip"``.
+        notes: what was decided on the user's behalf and is worth telling.
+        test_was_cut: whether ``test`` was set aside from the training images because the data bring none.
+    """
+
+    name: str
+    class_names: list[str]
+    train: Split
+    test: Split | None
+    augment: str = "photo"
+    task_names: list[list[str]] | None = None
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    test_was_cut: bool = False
+
+
+def shuffled(rows: np.ndarray, class_name: str, seed: int, salt: int = 0) -> np.ndarray:
+    """The rows of one class in an order that depends on its name and the seed alone.
+
+    Args:
+        rows: positions of the class's samples.
+        class_name: seeds the permutation, so that neither the class order nor other classes matter.
+        seed: seeds it too.
+        salt: separates permutations made for different purposes.
+
+    Returns:
+        The permuted rows.
+    """
+    rng = np.random.default_rng([seed, zlib.crc32(class_name.encode(errors="surrogateescape")), salt])
+    return rows[rng.permutation(len(rows))]
+
+
+def held_out_count(n: int, fraction: float) -> int:
+    """How many of ``n`` samples of a class to set aside: ``floor(fraction * n)``, but 1 where 2 exist.
+
+    Args:
+        n: samples of the class.
+        fraction: in [0, 1).
+
+    Returns:
+        At least 1 if ``n >= 2`` and ``fraction > 0``, and never all of them.
+    """
+    if fraction == 0 or n < 2:
+        return 0
+    return min(max(1, int(fraction * n + 1e-9)), n - 1)  # 0.29 * 100 is 28.999...
+
+
+def hold_out(split: Split, class_names: Sequence[str], *, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Cut a split in two, class by class.
+
+    Args:
+        split: what to cut.
+        class_names: of its labels.
+        fraction: share of each class that goes to the second part.
+        seed: of the cut.
+
+    Returns:
+        What stays and what was held out, both in the order of ``split``.
+    """
+    apart = np.zeros(len(split), dtype=bool)
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(split.labels == label)
+        apart[shuffled(rows, name, seed, salt=1)[: held_out_count(len(rows), fraction)]] = True
+    return Rows(split, np.flatnonzero(~apart)), Rows(split, np.flatnonzero(apart))
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key under which "img2" comes before "img10".
+
+    Args:
+        name: any text.
+
+    Returns:
+        Runs of digits as numbers, the rest as lower case; the text itself breaks ties.
+    """
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+
+
+def listed(items: Iterable[str], limit: int = 10) -> str:
+    """The first items, one a line, and how many more there are.
+
+    Args:
+        items: what to list.
+        limit: how many to show.
+
+    Returns:
+        Indented lines for the middle of an error message, starting with a line break.
+    """
+    items = list(items)
+    lines = [f"\n  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        lines.append(f"\n  ... and {len(items) - limit} more")
+    return "".join(lines)
+
+
+def refuse(where: str, problems: Sequence[str], total: int) -> DataError:
+    """The one error for all samples that cannot be used.
+
+    Args:
+        where: the folder or file.
+        problems: "name: reason" of each.
+        total: samples looked at.
+
+    Returns:
+        The error, to be raised.
+    """
+    return DataError(
+        f"Every image must be readable, but {len(problems)} of {total} in {where} cannot be used:"
+        f"{listed(problems)}\nRepair or remove them, or set data.on_error=skip to go on without them."
+    )
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse anything but "raise" and "skip".
+
+    Args:
+        on_error: what was given.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if on_error not in ("raise", "skip"):
+        raise InputError(f"on_error must be 'raise' (stop and list bad images) or 'skip', not {on_error!r}.")
