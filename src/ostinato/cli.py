@@ -30,9 +30,7 @@ Options = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Options such as data=photos/ or train.epochs=5."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print machine-readable results (fractions) instead of tables.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results (fractions) instead of tables.")]
 
 
 def _console(as_json: bool) -> Console:
@@ -173,11 +171,7 @@ def _load(run: Path, weights: str | None = None, device: str = "auto") -> Any:
         raise InputError(f"{run} is no directory; give a run directory or an artifact folder.")
     folder = run if (run / "artifact.json").exists() else run / "artifact"
     if not folder.exists():
-        hint = (
-            f"finish it with 'ostinato resume {run}'"
-            if (run / "config.toml").exists()
-            else "give a run directory"
-        )
+        hint = f"finish it with 'ostinato resume {run}'" if (run / "config.toml").exists() else "give a run directory"
         raise InputError(f"{run} holds no learned artifact; {hint}.")
     from ostinato.learner import Learner
 
@@ -210,9 +204,7 @@ def evaluate(
     labels = sorted(set(samples.labels.tolist()))
     groups = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
     result = learner.evaluate(groups)
-    shares = {
-        learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)
-    }
+    shares = {learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)}
     if as_json:
         typer.echo(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": shares}))
         return
@@ -259,9 +251,7 @@ def list_names(as_json: Json = False) -> None:
 
     known = {name: (cls.__doc__ or "").splitlines()[0] for name, cls in methods().items()}
     if as_json:
-        typer.echo(
-            json.dumps({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE})
-        )
+        typer.echo(json.dumps({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE}))
         return
     typer.echo("Methods (details: ostinato show NAME)")
     for name, line in known.items():
@@ -272,9 +262,7 @@ def list_names(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="A method, or a run directory.")], as_json: Json = False
-) -> None:
+def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.")], as_json: Json = False) -> None:
     """Describe a method with its options and recipe, or a run with its configuration."""
     path = Path(name)
     if (path / "config.toml").exists():
@@ -291,9 +279,7 @@ def show(
     fields = options_schema(cls).model_fields
     defaults = {key: field.default for key, field in fields.items()}
     if as_json:
-        typer.echo(
-            json.dumps({"method": name, "options": defaults, "recipe": asdict(cls.recipe)}, default=str)
-        )
+        typer.echo(json.dumps({"method": name, "options": defaults, "recipe": asdict(cls.recipe)}, default=str))
         return
     typer.echo((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
     typer.echo(inspect.getdoc(cls))
@@ -311,9 +297,9 @@ def _written(value: Any) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Directory for the runs; removed first if an earlier demo made it.")
-    ] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Directory for the runs; removed first if an earlier demo made it.")] = Path(
+        "runs/demo"
+    ),
     as_json: Json = False,
 ) -> None:
     """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""

@@ -93,12 +93,12 @@ class RunConfig(_Section):
     """Everything that a run depends on."""
 
     method: MethodConfig
-    backbone: BackboneConfig = BackboneConfig()
-    data: DataConfig = DataConfig()
-    stream: StreamConfig = StreamConfig()
-    train: TrainConfig = TrainConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    eval: EvalConfig = EvalConfig()
+    backbone: BackboneConfig = Field(default_factory=lambda: BackboneConfig.model_validate({}))
+    data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
+    stream: StreamConfig = Field(default_factory=lambda: StreamConfig.model_validate({}))
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
+    checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig.model_validate({}))
+    eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
     preprocess: Literal["weights", "unit"] = "weights"
     seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -128,9 +128,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key:
-            raise InputError(
-                f"Options are written key=value, got {pair!r}. For example: data=photos/ stream.step=5"
-            )
+            raise InputError(f"Options are written key=value, got {pair!r}. For example: data=photos/ stream.step=5")
         put(out, key.strip(), _value(text), pair)
     return out
 
@@ -154,8 +152,9 @@ def _value(text: str) -> Any:
             value = tomllib.loads(f"v = {form}")["v"]
         except (tomllib.TOMLDecodeError, ValueError):
             continue
-        plain = isinstance(value, bool | int | float | list | str)
-        if plain and (form == text or all(isinstance(v, int | float) for v in value)):
+        if form == text and isinstance(value, bool | int | float | list | str):
+            return value
+        if form != text and isinstance(value, list) and all(isinstance(v, int | float) for v in value):
             return value
     return text
 

@@ -49,9 +49,7 @@ def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
     mark.touch()
     summaries, matrices = [], {}
     for name, options in METHODS.items():
-        config = build_config(
-            {"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}, options
-        )
+        config = build_config({"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}, options)
         summaries.append(start(config, out / name, reporter) | {"run": name})
         matrices[name] = AccuracyMatrix.from_csv(out / name / "accuracy_matrix.csv")
     compare_curves(matrices, out / "compare.png", "Digits, five tasks of two classes")

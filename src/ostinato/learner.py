@@ -237,9 +237,7 @@ class Learner:
         step = self.settings.eval_batch_size
         for begin in range(0, len(images), step):
             some = images[begin : begin + step]
-            pictures = [
-                i.convert("RGB") if isinstance(i, Image.Image) else decode(Path(i), str(i)) for i in some
-            ]
+            pictures = [i.convert("RGB") if isinstance(i, Image.Image) else decode(Path(i), str(i)) for i in some]
             scores = self.scores(torch.stack([self.eval_view(p) for p in pictures])).float()
             best = scores.topk(min(topk, scores.shape[1]), dim=1)
             shares = scores.softmax(1).gather(1, best.indices)
@@ -306,20 +304,14 @@ class Learner:
         try:
             about = json.loads((folder / "artifact.json").read_text())
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{folder} is no saved learner: artifact.json cannot be read ({error})."
-            ) from None
+            raise DataError(f"{folder} is no saved learner: artifact.json cannot be read ({error}).") from None
         if about.get("format") != FORMAT:
-            raise DataError(
-                f"{folder}: artifact format {about.get('format')} is not the {FORMAT} that is understood."
-            )
+            raise DataError(f"{folder}: artifact format {about.get('format')} is not the {FORMAT} that is understood.")
         spec = BackboneSpec(**about["backbone"])
         if weights is not None:
             spec = BackboneSpec(spec.name, weights, spec.size, spec.preprocess)
         known = {"seed": about["seed"], "crop": about["crop"], "train": about["train"]} | more
-        learner = cls(
-            about["method"], backbone=spec, device=device, precision=precision, **known, **about["options"]
-        )
+        learner = cls(about["method"], backbone=spec, device=device, precision=precision, **known, **about["options"])
         if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
             raise DataError(
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "

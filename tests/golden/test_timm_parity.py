@@ -1,16 +1,16 @@
 """Our encoder against timm's own forward, in fp32."""
 
-import timm
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from tests.conftest import VIT_TI_NAME
 from timm.models.vision_transformer import VisionTransformer
 
-from ostinato.backbones.weights import convert_timm, load_backbone
 from ostinato.backbones import Arch, Backbone, Preprocess
+from ostinato.backbones.weights import convert_timm, load_backbone
 from ostinato.errors import InputError
-from tests.conftest import VIT_TI_NAME
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=0)
 
@@ -25,9 +25,7 @@ def randomise(model):
 def ours(model, **arch):
     sizes = dict(dim=24, depth=3, heads=3, mlp_dim=96) | arch
     readout = "cls" if model.global_pool == "token" else "mean"
-    backbone = Backbone(
-        Arch(**sizes), patch=8, preprocess=Preprocess(32, (0.0,) * 3, (1.0,) * 3), readout=readout
-    )
+    backbone = Backbone(Arch(**sizes), patch=8, preprocess=Preprocess(32, (0.0,) * 3, (1.0,) * 3), readout=readout)
     backbone.load_state_dict(convert_timm(model.state_dict(), backbone))
     return backbone.eval()
 
@@ -102,9 +100,7 @@ def test_named_architectures_are_supported(name):
         model = timm.create_model(name, pretrained=False, num_classes=0)
     arch = _arch(model, name)
     with torch.device("meta"):
-        backbone = Backbone(
-            arch, patch=model.patch_embed.patch_size[0], preprocess=Preprocess(224, (0,) * 3, (1,) * 3)
-        )
+        backbone = Backbone(arch, patch=model.patch_embed.patch_size[0], preprocess=Preprocess(224, (0,) * 3, (1,) * 3))
     n = sum(p.numel() for p in backbone.parameters())
     assert n == sum(p.numel() for p in model.parameters())
 
@@ -124,7 +120,9 @@ def test_google_npz(tmp_path):
         at = f"Transformer/encoderblock_{i}"
         arrays |= {f"{at}/LayerNorm_0/scale": b.norm1.weight, f"{at}/LayerNorm_0/bias": b.norm1.bias}
         arrays |= {f"{at}/LayerNorm_2/scale": b.norm2.weight, f"{at}/LayerNorm_2/bias": b.norm2.bias}
-        for n, w, c in zip(("query", "key", "value"), b.attn.qkv.weight.chunk(3), b.attn.qkv.bias.chunk(3)):
+        for n, w, c in zip(
+            ("query", "key", "value"), b.attn.qkv.weight.chunk(3), b.attn.qkv.bias.chunk(3), strict=True
+        ):
             arrays[f"{at}/MultiHeadDotProductAttention_1/{n}/kernel"] = w.T.reshape(24, 3, 8)
             arrays[f"{at}/MultiHeadDotProductAttention_1/{n}/bias"] = c.reshape(3, 8)
         arrays[f"{at}/MultiHeadDotProductAttention_1/out/kernel"] = b.attn.proj.weight.T.reshape(3, 8, 24)

@@ -33,9 +33,7 @@ def matrices(draw: st.DrawFn, least: int = 0, first: int = 4, more: int = 5) -> 
 def test_the_worked_example_of_the_documentation():
     matrix = worked()
     nan = math.nan
-    np.testing.assert_array_equal(
-        matrix.values(), [[0.9, nan, nan], [0.8, 0.9, nan], [0.6, 0.95, 0.5]], strict=False
-    )
+    np.testing.assert_array_equal(matrix.values(), [[0.9, nan, nan], [0.8, 0.9, nan], [0.6, 0.95, 0.5]], strict=False)
     assert [matrix.row_accuracy(t) for t in range(3)] == [9 / 10, 26 / 30, 30 / 40]
     got = summary(matrix)
     assert got == pytest.approx(
@@ -137,9 +135,7 @@ def test_tasks_of_one_session_have_no_order(matrix: AccuracyMatrix, random):
 
 @given(matrices(least=1), st.integers(2, 9))
 def test_equal_tasks_make_both_last_accuracies_equal_and_scale_does_not_matter(matrix: AccuracyMatrix, times):
-    scaled = AccuracyMatrix(
-        [[times * v for v in row] for row in matrix.correct], [times * n for n in matrix.totals]
-    )
+    scaled = AccuracyMatrix([[times * v for v in row] for row in matrix.correct], [times * n for n in matrix.totals])
     assert summary(scaled) == pytest.approx(summary(matrix))
     equal = AccuracyMatrix([[min(v, 5) for v in row] for row in matrix.correct], [5] * matrix.n_tasks)
     got = summary(equal)

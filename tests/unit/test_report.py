@@ -149,10 +149,7 @@ def test_the_line_after_a_task():
         "train_seconds": 12.3,
     }
     assert task_line(row) == "task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1% | train 12.3 s"
-    assert (
-        task_line({"task": 0, "tasks": None, "accuracy": 1.0, "forgetting": None})
-        == "task 0 | accuracy 100.0%"
-    )
+    assert task_line({"task": 0, "tasks": None, "accuracy": 1.0, "forgetting": None}) == "task 0 | accuracy 100.0%"
 
 
 @pytest.mark.parametrize(
@@ -273,9 +270,7 @@ def test_labels_never_overlap_and_keep_their_order(wanted: list[float]):
     assert all(b - a >= gap - 1e-6 for a, b in pairwise(ranked))
     assert all(-1e-6 <= v <= 600 + 1e-6 for v in places)
     pairs = sorted(zip(wanted, places, strict=True))
-    assert [p for w, p in pairs if wanted.count(w) == 1] == sorted(
-        p for w, p in pairs if wanted.count(w) == 1
-    )
+    assert [p for w, p in pairs if wanted.count(w) == 1] == sorted(p for w, p in pairs if wanted.count(w) == 1)
 
 
 def test_labels_that_fit_stay_where_they_are():

@@ -170,9 +170,7 @@ def broken(path, kind):
         return "damaged"
     header = struct.pack(">2I5B", 20000, 20000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
-    )
+    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     return "too large"
 
@@ -192,9 +190,7 @@ def test_bad_files_are_named_and_can_be_skipped(tmp_path, kind, name):
     plain(tmp_path)
     path = tmp_path / "dog" / name
     reason = broken(path, kind)
-    with pytest.raises(
-        DataError, match=rf"(?s)1 of 11 in .*dog/{name}: ({reason}).*data\.on_error=skip"
-    ) as caught:
+    with pytest.raises(DataError, match=rf"(?s)1 of 11 in .*dog/{name}: ({reason}).*data\.on_error=skip") as caught:
         image_folder(tmp_path)
     assert caught.value.exit_code == 3
     source = image_folder(tmp_path, on_error="skip")
@@ -242,9 +238,7 @@ def test_large_folders_are_checked_by_header_only(tmp_path, monkeypatch):
     monkeypatch.setattr(decode_module, "FULL_CHECK_FILES", 3)
     source = image_folder(tmp_path, on_error="skip")
     assert source.skipped == ["cat/y.jpg: empty (0 bytes)"]
-    split, i = next(
-        (s, names(s).index("cat/x.jpg")) for s in (source.train, source.test) if "cat/x.jpg" in names(s)
-    )
+    split, i = next((s, names(s).index("cat/x.jpg")) for s in (source.train, source.test) if "cat/x.jpg" in names(s))
     with pytest.raises(DataError, match=r"x\.jpg: truncated"):
         split.load(i)
 
@@ -309,9 +303,7 @@ def test_folders_that_are_none(tmp_path):
 def test_a_flat_folder_explains_the_layout(tmp_path):
     save(tmp_path / "b.png")
     save(tmp_path / "a.png")
-    with pytest.raises(
-        DataError, match=r"2 images but no class folders \(a\.png.*expected ROOT/train/<class>"
-    ):
+    with pytest.raises(DataError, match=r"2 images but no class folders \(a\.png.*expected ROOT/train/<class>"):
         image_folder(tmp_path)
 
 
@@ -336,9 +328,7 @@ def test_exif_orientation(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_is_ignored(tmp_path):
-    pixels = load_one(
-        tmp_path, Image.new("RGB", (9, 9), "red"), "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
-    )
+    pixels = load_one(tmp_path, Image.new("RGB", (9, 9), "red"), "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     assert pixels.shape == (9, 9, 3)
 
 

@@ -167,9 +167,7 @@ def test_rows_that_point_to_files(tmp_path):
     (tmp_path / "x.png").write_bytes(png(9))
     content = pa.table({"image": [{"bytes": None, "path": "x.png"}] * 2, "label": [0, 1]})
     write(tmp_path, train=content, test=content)
-    schema = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
-    )
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
     write(tmp_path, train=content.cast(schema), test=content.cast(schema))
     assert parquet(tmp_path).train.load(0).getpixel((0, 0)) == (9, 0, 0)
 

@@ -184,8 +184,7 @@ def prefix_from(prompts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     b, two, p, d = prompts.shape
     if two != 2 or d % heads:
         raise InputError(
-            f"prefix_from: prompts must be (B, 2, P, D) with D a multiple of {heads} heads, "
-            f"got {tuple(prompts.shape)}."
+            f"prefix_from: prompts must be (B, 2, P, D) with D a multiple of {heads} heads, got {tuple(prompts.shape)}."
         )
     keys, values = prompts.view(b, 2, p, heads, d // heads).transpose(2, 3).unbind(1)
     return keys, values

@@ -70,8 +70,7 @@ class Attention(nn.Module):
         q, k, v = self._project(x, edit)
         if edit.prefix is not None:
             k, v = (
-                torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2)
-                for p, t in zip(edit.prefix, (k, v), strict=True)
+                torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True)
             )
         visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
         # Fused kernels take 4-D inputs: fold tasks and samples into one axis.
@@ -175,9 +174,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
         self.norm = nn.LayerNorm(arch.dim, eps=arch.eps)
 
-    def run(
-        self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None
-    ) -> Tokens:
+    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
         """Run layers ``start`` to ``stop`` - 1, each with the edit that the plan gives it.
 
         Args:
@@ -194,9 +191,7 @@ class Encoder(nn.Module):
         """
         stop = self.arch.depth if stop is None else stop
         if not 0 <= start <= stop <= self.arch.depth:
-            raise InputError(
-                f"run: 0 <= start <= stop <= {self.arch.depth} must hold, got {start} and {stop}."
-            )
+            raise InputError(f"run: 0 <= start <= stop <= {self.arch.depth} must hold, got {start} and {stop}.")
         h = tokens.h
         for layer in range(start, stop):
             edit = plan(layer, h) if plan is not None else None

@@ -77,9 +77,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         if preprocess.size % patch:
-            raise InputError(
-                f"Backbone: size {preprocess.size} must be a multiple of the patch side {patch}."
-            )
+            raise InputError(f"Backbone: size {preprocess.size} must be a multiple of the patch side {patch}.")
         if readout not in ("cls", "mean"):
             raise InputError(f"Backbone: readout must be 'cls' or 'mean', got {readout!r}.")
         self.arch, self.patch, self.preprocess, self.origin, self.readout = (
@@ -132,9 +130,7 @@ class Backbone(nn.Module):
         """Position vector (D,) of the CLS token, which prompts share where a paper says so (L2P)."""
         return self.pos_embed[0, 0]
 
-    def run(
-        self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None
-    ) -> Tokens:
+    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
         """Layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
         return self.encoder.run(tokens, plan, start=start, stop=stop)
 

@@ -28,7 +28,7 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 def embedded_backbone() -> Backbone:
     """The bundled architecture with untrained weights: 12 layers, width 128, patch 8, 32 x 32 pixels."""
     arch = Arch(dim=128, depth=12, heads=4, mlp_dim=512)
-    return Backbone(arch, patch=8, preprocess=Preprocess(32, (0.5,) * 3, (0.5,) * 3))
+    return Backbone(arch, patch=8, preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def load_backbone(
@@ -76,9 +76,7 @@ def _asset() -> Path:
     """Path of the bundled weights."""
     path = Path(str(resources.files("ostinato"))) / "assets" / f"{DEFAULT_BACKBONE}.safetensors"
     if not path.exists():
-        raise InputError(
-            f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall."
-        )
+        raise InputError(f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall.")
     return path
 
 
@@ -101,9 +99,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: if the file is missing, of another kind, or not a mapping of tensors.
     """
     if not path.is_file():
-        raise InputError(
-            f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file."
-        )
+        raise InputError(f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file.")
     try:
         state: Any = (
             load_file(path)
@@ -116,9 +112,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
             "Save the tensors with safetensors.torch.save_file."
         ) from error
-    while isinstance(state, Mapping) and (
-        inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]
-    ):
+    while isinstance(state, Mapping) and (inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]):
         state = state[inner[0]]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"backbone.weights: {path} must hold a mapping of names to tensors.")
@@ -129,29 +123,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _from_timm(
-    name: str, weights: str | Path | None, size: int | None
-) -> tuple[Backbone, dict[str, Tensor], str, str]:
+def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple[Backbone, dict[str, Tensor], str, str]:
     """Backbone without weights, our state dict, its hash and the full name, for a timm name."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
     if not timm.is_model(name.split(".")[0]):
-        known = timm.list_models("vit_*") + [DEFAULT_BACKBONE]
+        known = [*timm.list_models("vit_*"), DEFAULT_BACKBONE]
         raise InputError(f"backbone: timm knows no model {name!r}. {did_you_mean(name, known)}")
     options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False, **options)
+            model: Any = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:
-        raise InputError(
-            f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot."
-        ) from error
+        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
     if not isinstance(model, VisionTransformer):
-        raise InputError(
-            f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed."
-        )
-    cfg = model.pretrained_cfg
+        raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+    cfg: dict[str, Any] = model.pretrained_cfg  # pyright: ignore[reportAssignmentType]
     if "." not in name and cfg.get("tag"):
         name = f"{name}.{cfg['tag']}"
     backbone = Backbone(
@@ -170,9 +158,7 @@ def _from_timm(
     return backbone, convert_timm(state, backbone), digest, name
 
 
-def _timm_state(
-    name: str, weights: str | Path | None, options: dict[str, Any]
-) -> tuple[dict[str, Tensor], str]:
+def _timm_state(name: str, weights: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
     """State dict read by timm itself: an npz file, or the named weights from the hub."""
     import timm
 
@@ -225,9 +211,7 @@ def _arch(model: Any, name: str) -> Arch:
         raise InputError(f"backbone: {name!r} has {', '.join(found)}; only plain ViTs run in our encoder.")
     act = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}.get(type(block.mlp.act).__name__)
     if act not in ACTIVATIONS:
-        raise InputError(
-            f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here."
-        )
+        raise InputError(f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here.")
     return Arch(
         dim=model.embed_dim,
         depth=len(model.blocks),
@@ -280,9 +264,7 @@ def _load(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> None:
     missing = [k for k in want if k not in state]
     extra = [k for k in state if k not in want]
     wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(s)}"
-        for k, s in want.items()
-        if k in state and state[k].shape != s
+        f"{k} {tuple(state[k].shape)} for {tuple(s)}" for k, s in want.items() if k in state and state[k].shape != s
     ]
     if missing or extra or wrong:
         parts = [

@@ -52,9 +52,7 @@ def training_batches(
     """
     n = len(dataset)  # pyright: ignore[reportArgumentType]
     order = torch.randperm(n, generator=generator(seed, "order", *position, epoch)).tolist()
-    batches = [
-        [(i, epoch) for i in order[b : b + batch_size]] for b in range(start * batch_size, n, batch_size)
-    ]
+    batches = [[(i, epoch) for i in order[b : b + batch_size]] for b in range(start * batch_size, n, batch_size)]
     return _load(dataset, batches, device, workers)
 
 

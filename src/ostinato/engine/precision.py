@@ -19,18 +19,12 @@ def resolve_device(name: str = "auto") -> torch.device:
         InputError: if the device is unknown or not there.
     """
     if name == "auto":
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N."
-        ) from None
+        raise InputError(f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N.") from None
     return device
 
 

@@ -31,17 +31,19 @@ class RunDir:
         self.checkpoints = self.root / "checkpoints"
         self.artifact = self.root / "artifact"
 
-    def create(self, config: RunConfig) -> None:
-        """Make the directory and write the configuration.
+    def check_free(self) -> None:
+        """Make sure that nothing would be overwritten.
 
         Raises:
-            InputError: if there is something in it already.
+            InputError: if there is something in the directory already.
         """
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             hint = f"continue it with 'ostinato resume {self.root}', " if self.config.exists() else ""
-            raise InputError(
-                f"out={self.root} exists and is not empty; {hint}choose another name or remove it."
-            )
+            raise InputError(f"out={self.root} exists and is not empty; {hint}choose another name or remove it.")
+
+    def create(self, config: RunConfig) -> None:
+        """Make the directory and write the configuration."""
+        self.check_free()
         self.root.mkdir(parents=True, exist_ok=True)
         self.config.write_bytes(tomli_w.dumps(config.to_dict()).encode())
 

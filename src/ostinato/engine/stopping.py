@@ -27,7 +27,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         request.asked = True
         signal.signal(signal.SIGINT, old[signal.SIGINT])
 

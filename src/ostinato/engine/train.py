@@ -66,9 +66,7 @@ class Watcher(Protocol):
         """A stage begins or goes on at ``step``."""
         ...
 
-    def stepped(
-        self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int
-    ) -> None:
+    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
         """A step over ``n`` samples is done; raising stops the run here."""
         ...
 
@@ -79,9 +77,7 @@ class Silent:
     def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
         """Ignore."""
 
-    def stepped(
-        self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int
-    ) -> None:
+    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
         """Ignore."""
 
 
@@ -119,9 +115,9 @@ def learn_task(
         state = optimizer_state if number == at.stage else None
         _run_stage(method, task, stage, number, start, state, settings, watcher)
     method.eval()
-    with torch.no_grad(), compute(method, settings.device, settings.dtype):
-        with seeded(settings.device, settings.seed, "end", task.index):
-            method.end_task(task)
+    seeds = seeded(settings.device, settings.seed, "end", task.index)
+    with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
+        method.end_task(task)
     return time.perf_counter() - began
 
 
@@ -142,11 +138,7 @@ def _run_stage(
             stage.prepare()
     recipe = settings.recipe(stage.recipe or method.recipe)
     data: Dataset[Any] = stage.data if stage.data is not None else task.train
-    params = (
-        list(stage.params)
-        if stage.params is not None
-        else [p for p in method.parameters() if p.requires_grad]
-    )
+    params = list(stage.params) if stage.params is not None else [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, params)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)

@@ -102,44 +102,34 @@ def evaluate(
     began = time.perf_counter()
     samples = Examples.concat(list(groups)) if groups else None
     if samples is None or len(samples) == 0:
-        raise InputError(
-            "evaluate: there are no samples to score; give a test split or a validation fraction."
-        )
+        raise InputError("evaluate: there are no samples to score; give a test split or a validation fraction.")
     if int(samples.labels.max()) >= method.n_seen:
         raise InputError(
             f"evaluate: label {int(samples.labels.max())} is outside the {method.n_seen} classes learned so far."
         )
     device, n_groups = settings.device, len(groups)
-    group_of = torch.repeat_interleave(torch.arange(n_groups), torch.tensor([len(g) for g in groups])).to(
-        device
-    )
+    group_of = torch.repeat_interleave(torch.arange(n_groups), torch.tensor([len(g) for g in groups])).to(device)
     task_of_class = torch.repeat_interleave(torch.arange(method.n_tasks, device=device), method.task_sizes)
     own_classes = task_of_class[None] == torch.arange(method.n_tasks, device=device)[:, None]  # (T, C)
     order = torch.randperm(len(samples), generator=generator(settings.seed, "evaluation")).tolist()
 
-    infers = isinstance(method, TaskInferring)
-    counts = {
-        name: torch.zeros(n_groups, dtype=torch.int64, device=device)
-        for name in ("all", "til", "id", "oracle")
-    }
+    inferring = method if isinstance(method, TaskInferring) else None
+    counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
     method.eval()
     done = 0
-    batches = fixed_batches(
-        samples, settings.eval_batch_size, device=device, order=order, workers=settings.workers
-    )
+    batches = fixed_batches(samples, settings.eval_batch_size, device=device, order=order, workers=settings.workers)
     for x, y in batches:
         rows = torch.tensor(order[done : done + len(y)], device=device)
         group, task = group_of[rows], task_of_class[y]
         with compute(method, device, settings.dtype):
-            inferred = method.infer_task(x) if infers else None
-            scores = (
-                method.scores_given_task(x, inferred) if infers and inferred is not None else method.scores(x)
-            )
-            given = (
-                _under_true_task(method, x, scores, inferred, task)
-                if oracle and inferred is not None
-                else None
-            )
+            given = inferred = None
+            if inferring is None:
+                scores = method.scores(x)
+            else:
+                inferred = inferring.infer_task(x)
+                scores = inferring.scores_given_task(x, inferred)
+                if oracle:
+                    given = _under_true_task(inferring, x, scores, inferred, task)
         _check_scores(scores, len(y), method)
         hits = {
             "all": scores.argmax(1) == y,
@@ -159,16 +149,14 @@ def evaluate(
         totals=[len(g) for g in groups],
         correct=lists["all"],
         task_incremental=lists["til"],
-        task_id=lists["id"] if infers else None,
-        oracle_id=lists["oracle"] if infers and oracle else None,
+        task_id=lists["id"] if inferring else None,
+        oracle_id=lists["oracle"] if inferring and oracle else None,
         images=done,
         seconds=time.perf_counter() - began,
     )
 
 
-def _under_true_task(
-    method: TaskInferring, x: Tensor, scores: Tensor, inferred: Tensor, task: Tensor
-) -> Tensor:
+def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred: Tensor, task: Tensor) -> Tensor:
     """Scores under the true task; samples whose task was right keep theirs, which are the same."""
     wrong = (inferred != task).nonzero().flatten()
     if len(wrong):

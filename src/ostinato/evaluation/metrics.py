@@ -83,9 +83,7 @@ class AccuracyMatrix:
         if not row:
             raise InputError(f"{where} must cover at least one task, got no entries.")
         if len(sizes) != len(row):
-            raise InputError(
-                f"{where}: totals must have {len(row)} entries, as correct has, got {len(sizes)}."
-            )
+            raise InputError(f"{where}: totals must have {len(row)} entries, as correct has, got {len(sizes)}.")
         for i, (right, size) in enumerate(zip(row, sizes, strict=True)):
             if not 0 <= right <= size:
                 raise InputError(
@@ -146,9 +144,7 @@ class AccuracyMatrix:
             InputError: if there is no such row.
         """
         if not -self.n_rows <= t < self.n_rows:
-            raise InputError(
-                f"AccuracyMatrix.row_accuracy: row must be in [{-self.n_rows}, {self.n_rows}), got {t}."
-            )
+            raise InputError(f"AccuracyMatrix.row_accuracy: row must be in [{-self.n_rows}, {self.n_rows}), got {t}.")
         row = self.correct[t]
         samples = sum(self.totals[: len(row)])
         return sum(row) / samples if samples else math.nan
@@ -261,9 +257,7 @@ def summary(matrix: AccuracyMatrix) -> dict[str, float | None]:
         InputError: if the matrix is empty.
     """
     if not matrix.n_rows:
-        raise InputError(
-            "summary: the accuracy matrix must have at least one row, got none; learn a task first."
-        )
+        raise InputError("summary: the accuracy matrix must have at least one row, got none; learn a task first.")
     values = matrix.values()
     seen = [matrix.row_accuracy(r) for r in range(matrix.n_rows)]
     old = [i for i in range(matrix.n_tasks) if matrix.totals[i] and matrix.first_row(i) < matrix.n_rows - 1]

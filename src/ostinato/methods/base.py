@@ -203,9 +203,7 @@ class Method(Growing):
         if not self.trains_backbone:
             missing = [k for k in missing if not k.startswith("backbone.")]
         if missing or unknown:
-            raise InputError(
-                f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}."
-            )
+            raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
 
 
 class TaskInferring(Method):

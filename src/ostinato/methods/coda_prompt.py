@@ -51,10 +51,8 @@ class CODAPrompt(Method):
     ) -> None:
         super().__init__(backbone)
         depth = backbone.arch.depth
-        if not layers or (bad := [layer for layer in layers if not 0 <= layer < depth]):
-            raise InputError(
-                f"method.layers must name layers in [0, {depth - 1}], got {bad if layers else layers}."
-            )
+        if not layers or not all(0 <= layer < depth for layer in layers):
+            raise InputError(f"method.layers must name layers in [0, {depth - 1}], got {layers}.")
         if length < 2 or length % 2:
             raise InputError(f"method.length must be even, half keys and half values, got {length}.")
         self.layers, self.components, self.length, self.ortho = tuple(layers), components, length, ortho
@@ -67,11 +65,7 @@ class CODAPrompt(Method):
         super().begin_task(task)
         d = self.backbone.dim
         for bank, width in ((self.prompts, self.length * d), (self.keys, d), (self.attention, d)):
-            old = (
-                bank.joined().detach()
-                if len(bank)
-                else torch.empty(0, len(self.layers), width, device=self.device)
-            )
+            old = bank.joined().detach() if len(bank) else torch.empty(0, len(self.layers), width, device=self.device)
             bank.add(self._orthogonal(old))
         self.head.grow(len(task.classes), device=self.device)
 

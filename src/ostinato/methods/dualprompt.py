@@ -59,9 +59,7 @@ class DualPrompt(TaskInferring):
         if bad := [layer for layer in (*g_layers, *e_layers) if not 0 <= layer < depth]:
             raise InputError(f"method.g_layers/e_layers: layers must lie in [0, {depth - 1}], got {bad}.")
         if shared := set(g_layers) & set(e_layers):
-            raise InputError(
-                f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}."
-            )
+            raise InputError(f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}.")
         if not e_layers:
             raise InputError("method.e_layers must name at least one layer.")
         self.g_layers, self.e_layers = tuple(g_layers), tuple(e_layers)
@@ -88,9 +86,7 @@ class DualPrompt(TaskInferring):
             layer: Edit(prefix=prefix_from(g[None], heads))
             for layer, g in zip(self.g_layers, self.general, strict=True)
         }
-        edits |= {
-            layer: Edit(prefix=prefix_from(experts[:, i], heads)) for i, layer in enumerate(self.e_layers)
-        }
+        edits |= {layer: Edit(prefix=prefix_from(experts[:, i], heads)) for i, layer in enumerate(self.e_layers)}
         return LayerPlan(edits)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:

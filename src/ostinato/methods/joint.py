@@ -1,7 +1,7 @@
 """Joint training: the upper bound, with the data of every task at hand.
 
 After each task the model is trained on all data seen so far. It breaks the rule of no old data on purpose; its
-results are stamped ``data: all``.
+results are stamped ``data_seen: all``.
 
 Differences from the literature: most papers train once on all classes and report one number. Here the bound is
 measured after every task, continuing from the weights of the task before (``restart=true`` starts each task
@@ -34,9 +34,7 @@ class Joint(Finetune):
     recipe = Recipe(epochs=5, batch_size=32, lr=0.01, optimizer="sgd", schedule="cosine", clip=1.0)
     needs_all_data = True
 
-    def __init__(
-        self, backbone: Backbone, *, scope: Literal["all", "head"] = "all", restart: bool = False
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, scope: Literal["all", "head"] = "all", restart: bool = False) -> None:
         super().__init__(backbone, scope=scope)
         self.restart = restart
         self._pretrained = {k: v.clone() for k, v in backbone.state_dict().items()} if restart else {}

@@ -83,9 +83,7 @@ class L2P(Method):
         # As in the public code, every prompt token carries the position of the CLS token.
         prompts = self.prompts[ids].flatten(1, 2) + self.backbone.cls_position().float()
         tokens = self.backbone.run(tokens.insert(prompts, at=1))
-        return self.backbone.pool(
-            tokens, at=slice(1, 1 + prompts.shape[1]) if self.readout == "prompt" else None
-        )
+        return self.backbone.pool(tokens, at=slice(1, 1 + prompts.shape[1]) if self.readout == "prompt" else None)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes and the pull of the chosen keys (eq. 5)."""

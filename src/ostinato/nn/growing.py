@@ -15,12 +15,16 @@ class Growing(nn.Module):
     knowing how many tasks or classes it saw.
     """
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, old in self._buffers.items():
-            new = state_dict.get(prefix + name)
-            if old is not None and new is not None and old.shape != new.shape:
-                self._buffers[name] = old.new_empty(new.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_resize_buffers)
+
+
+def _resize_buffers(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, old in module._buffers.items():
+        new = state_dict.get(prefix + name)
+        if old is not None and new is not None and old.shape != new.shape:
+            module._buffers[name] = old.new_empty(new.shape)
 
 
 class PerTask(nn.ParameterList):
@@ -33,6 +37,7 @@ class PerTask(nn.ParameterList):
     def __init__(self, *, freeze_old: bool = True) -> None:
         super().__init__()
         self.freeze_old = freeze_old
+        self.register_load_state_dict_pre_hook(_add_tasks)
 
     def add(self, value: Tensor) -> None:
         """Append the parameter of a new task, trainable, and freeze the ones before it."""
@@ -51,10 +56,10 @@ class PerTask(nn.ParameterList):
         """All tasks joined along the first axis."""
         return torch.cat(list(self))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        device = next((p.device for p in self), None)
-        while (key := f"{prefix}{len(self)}") in state_dict:
+
+def _add_tasks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    if isinstance(module, PerTask):
+        device = next((p.device for p in module), None)
+        while (key := f"{prefix}{len(module)}") in state_dict:
             saved = state_dict[key]
-            self.append(nn.Parameter(torch.empty_like(saved, device=device or saved.device)))
-        self._freeze()
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            module.add(torch.empty_like(saved, device=device or saved.device))

@@ -65,7 +65,9 @@ class ConsoleReporter(Reporter):
     def advance(self, n: int, note: str = "") -> None:
         """Move the bar."""
         if self.current is not None:
-            self.progress.update(self.current, advance=n, **({"note": note} if note else {}))
+            self.progress.advance(self.current, n)
+            if note:
+                self.progress.update(self.current, note=note)
 
     def task_done(self, row: dict[str, Any]) -> None:
         """Print the task's line."""

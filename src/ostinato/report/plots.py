@@ -120,9 +120,7 @@ def compare_curves(matrices: Mapping[str, AccuracyMatrix], path: str | Path, tit
         )
         for i, (name, matrix) in enumerate(matrices.items())
     ]
-    figure, axes = _line_axes(
-        title, "test samples of all classes seen so far", max(720, 190 + 26 * len(lines))
-    )
+    figure, axes = _line_axes(title, "test samples of all classes seen so far", max(720, 190 + 26 * len(lines)))
     _draw_lines(figure, axes, lines)
     _save(figure, path)
 
@@ -149,9 +147,7 @@ def accuracy_heatmap(
     """
     _check_rows("accuracy_heatmap", matrix)
     n_tasks, n_rows = matrix.n_tasks, matrix.n_rows
-    labels = (
-        [str(i) for i in range(n_tasks)] if task_labels is None else [_cut(str(v), 24) for v in task_labels]
-    )
+    labels = [str(i) for i in range(n_tasks)] if task_labels is None else [_cut(str(v), 24) for v in task_labels]
     if len(labels) != n_tasks:
         raise InputError(
             f"accuracy_heatmap: task_labels must have an entry per task ({n_tasks}), got {len(labels)}; "
@@ -201,9 +197,7 @@ def accuracy_heatmap(
     columns = range(0, n_tasks, step)
     rotation: dict[str, Any] = {"rotation": 90, "va": "top"} if upright else {}
     axes.set_xticks([i + 0.5 for i in columns], [labels[i] for i in columns], parse_math=False, **rotation)
-    axes.set_yticks(
-        [r + 0.5 for r in rows], [labels[len(matrix.correct[r]) - 1] for r in rows], parse_math=False
-    )
+    axes.set_yticks([r + 0.5 for r in rows], [labels[len(matrix.correct[r]) - 1] for r in rows], parse_math=False)
     axes.tick_params(length=0, labelsize=8.5, labelcolor=_INK, pad=5)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("test samples of task", fontsize=10, color=_INK, labelpad=6)
@@ -243,9 +237,7 @@ class _Line:
 
 def _check_rows(where: str, matrix: AccuracyMatrix) -> None:
     if not matrix.n_rows:
-        raise InputError(
-            f"{where}: the accuracy matrix must have at least one row, got none; learn a task first."
-        )
+        raise InputError(f"{where}: the accuracy matrix must have at least one row, got none; learn a task first.")
 
 
 def _learned(matrix: AccuracyMatrix) -> np.ndarray:

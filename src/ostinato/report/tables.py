@@ -239,8 +239,7 @@ def read_summary(run_dir: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} must be JSON, but cannot be read: {error}. "
-            f"Write it again with `ostinato resume {folder}`."
+            f"{path} must be JSON, but cannot be read: {error}. Write it again with `ostinato resume {folder}`."
         ) from error
     if not isinstance(content, dict) or not {"method", "last_accuracy"} <= set(content):
         raise DataError(

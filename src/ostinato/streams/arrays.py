@@ -90,13 +90,9 @@ def arrays(
 def _labels(images: Images, labels: Sequence[int] | np.ndarray, part: str) -> np.ndarray:
     values = np.asarray(labels)
     if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
-        raise InputError(
-            f"The {part} labels must be a list of integers, not {values.dtype} of shape {values.shape}."
-        )
+        raise InputError(f"The {part} labels must be a list of integers, not {values.dtype} of shape {values.shape}.")
     if len(values) != len(images):
-        raise InputError(
-            f"Each image needs one label: {part} has {len(images)} images and {len(values)} labels."
-        )
+        raise InputError(f"Each image needs one label: {part} has {len(images)} images and {len(values)} labels.")
     for i, image in enumerate([images] if isinstance(images, np.ndarray) else images):
         shape = image.shape[1:] if image is images else image.shape
         if image.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)):

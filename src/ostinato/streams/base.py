@@ -83,9 +83,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
     one, drawn from ``np.random.default_rng([seed, i, draw])``: the same key, the same tensor, in any process.
     """
 
-    def __init__(
-        self, split: Split, rows: np.ndarray, labels: np.ndarray, *, seed: int, view: View | None = None
-    ):
+    def __init__(self, split: Split, rows: np.ndarray, labels: np.ndarray, *, seed: int, view: View | None = None):
         """Take rows of a split.
 
         Args:
@@ -109,9 +107,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
         index, draw = key if isinstance(key, tuple) else (key, None)
         index = self._position(index)
         if self.view is None:
-            raise InputError(
-                "Examples need a view before they can be read: examples.with_view(EvalView(224))."
-            )
+            raise InputError("Examples need a view before they can be read: examples.with_view(EvalView(224)).")
         rng = None if draw is None else np.random.default_rng([self.seed, index, draw])
         return self.view(self.image(index), rng), int(self.labels[index])
 
@@ -173,9 +169,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
             raise InputError("Examples.concat needs at least one part; it was given an empty list.")
         other = copy.copy(parts[0])
         if any(part.view != other.view for part in parts):
-            raise InputError(
-                "Examples.concat needs parts with the same view: call with_view() on the result."
-            )
+            raise InputError("Examples.concat needs parts with the same view: call with_view() on the result.")
         sizes = np.cumsum([0, *(len(part._splits) for part in parts)])
         other.labels = torch.cat([part.labels for part in parts])
         other._splits = tuple(split for part in parts for split in part._splits)
@@ -314,9 +308,7 @@ class TaskStream:
         places = self._places(i)
         split = self.source.test
         if split is None:
-            raise DataError(
-                f"Evaluation needs test images, but {self.source.name} has none: add a test split."
-            )
+            raise DataError(f"Evaluation needs test images, but {self.source.name} has none: add a test split.")
         rows = [np.flatnonzero(split.labels == label) for label in self._order]
         return self._examples(split, places, rows)
 
@@ -390,9 +382,7 @@ def _named_groups(source: Source, options: StreamOptions) -> list[list[int]]:
         raise InputError(f"tasks names what {source.name} has not: {', '.join(map(repr, unknown))}. {hint}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InputError(
-            f"A class belongs to one task, but tasks lists twice: {', '.join(map(repr, twice))}."
-        )
+        raise InputError(f"A class belongs to one task, but tasks lists twice: {', '.join(map(repr, twice))}.")
     if not tasks or not all(tasks):
         raise InputError("Each task needs at least one class, but tasks is empty or holds an empty list.")
     return [[label_of[name] for name in task] for task in tasks]
@@ -414,9 +404,7 @@ def _check_classes(source: Source, names: list[str], offset: int, known: Sequenc
     wanted = set(names)
     empty = [name for name, n in zip(source.class_names, counts, strict=True) if n == 0 and name in wanted]
     if empty:
-        raise DataError(
-            f"Each class needs a training image; in {source.name} these have none:{listed(empty)}"
-        )
+        raise DataError(f"Each class needs a training image; in {source.name} these have none:{listed(empty)}")
 
 
 def known_examples(source: Source, class_names: Sequence[str]) -> Examples:
@@ -440,9 +428,7 @@ def known_examples(source: Source, class_names: Sequence[str]) -> Examples:
             f"{', '.join(map(repr, unknown))}. {did_you_mean(unknown[0], list(class_names))}"
         )
     to_label = np.array([label_of[name] for name in source.class_names])
-    splits = (
-        [source.test] if source.test is not None and not source.test_was_cut else [source.train, source.test]
-    )
+    splits = [source.test] if source.test is not None and not source.test_was_cut else [source.train, source.test]
     return Examples.concat(
         [Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits if s is not None]
     )

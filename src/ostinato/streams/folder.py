@@ -112,9 +112,7 @@ def image_folder(
     train, test = _without(train, bad[train]), _without(test, bad[test])
     empty = [name for name, label in label_of.items() if label not in set(train.labels.tolist())]
     if empty:
-        raise DataError(
-            f"Each class needs training images, but these of {root} have none readable:{listed(empty)}"
-        )
+        raise DataError(f"Each class needs training images, but these of {root} have none readable:{listed(empty)}")
     splits: tuple[Split, Split] = train, test
     if test_root is None:
         splits = hold_out(train, names, fraction=HELD_OUT, seed=seed)

@@ -9,9 +9,9 @@ may draw a pixel differently.
 There are two fixed sets of characters, in ``assets/glyphs.json`` (written by ``scripts/pretrain_glyphs.py
 --characters``), without a common member and without digits or look-alikes:
 
-* ``PRETRAIN``: @PRETRAIN@ Latin, Greek and Cyrillic letters, punctuation, arrows and mathematical symbols. The
+* ``PRETRAIN``: 851 Latin, Greek and Cyrillic letters, punctuation, arrows and mathematical symbols. The
   bundled backbone was trained on these and on nothing else.
-* ``STREAM``: @STREAM@ characters of other scripts and other symbols. :func:`glyphs` serves these, different ones
+* ``STREAM``: 1,456 characters of other scripts and other symbols. :func:`glyphs` serves these, different ones
   first: blocks of Unicode take turns, and each turn takes the character that resembles the earlier ones least.
 """
 
@@ -19,7 +19,7 @@ import json
 import math
 import unicodedata
 import zlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -166,9 +166,7 @@ def drawn(character: str, font: str, side: int = _OVERSAMPLE * SIZE) -> Image.Im
     ink = ink.crop(box)
     factor = side / (_OVERSAMPLE * SIZE) * min(_ENLARGE, _FILL * _OVERSAMPLE * SIZE / max(ink.size))
     width, height = (max(1, round(factor * length)) for length in ink.size)
-    square.paste(
-        ink.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2)
-    )
+    square.paste(ink.resize((width, height), Image.Resampling.LANCZOS), ((side - width) // 2, (side - height) // 2))
     return square
 
 
@@ -190,9 +188,7 @@ def sample(character: str, rng: np.random.Generator) -> Image.Image:
     elif thickness < 0:
         thin = glyph.filter(ImageFilter.MinFilter(3))
         glyph = Image.blend(glyph, thin, 0.7)
-    large = glyph.transform(
-        glyph.size, Image.Transform.AFFINE, _jitter(rng, glyph.width), Image.Resampling.BILINEAR
-    )
+    large = glyph.transform(glyph.size, Image.Transform.AFFINE, _jitter(rng, glyph.width), Image.Resampling.BILINEAR)
     large = large.filter(ImageFilter.GaussianBlur(_OVERSAMPLE * rng.uniform(0.0, 0.6)))
     pixels = np.asarray(large.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)
     pixels = pixels * rng.uniform(0.75, 1.0) + rng.normal(0.0, rng.uniform(0.0, 10.0), pixels.shape)
@@ -219,12 +215,12 @@ class _Rendered(Split):
         self.labels = np.repeat(np.arange(len(characters), dtype=np.int64), per_class)
         self._split, self._characters, self._per_class, self._seed = split, characters, per_class, seed
 
-    def load(self, index: int) -> Image.Image:  # noqa: D102
+    def load(self, index: int) -> Image.Image:
         character, number = self._at(index)
         key = [self._seed, zlib.crc32(self._split.encode()), ord(character), number]
         return sample(character, np.random.default_rng(key))
 
-    def name(self, index: int) -> str:  # noqa: D102
+    def name(self, index: int) -> str:
         character, number = self._at(index)
         return f"{self._split}/{class_name(character)}/{number:04d}"
 
@@ -260,14 +256,12 @@ def _tables() -> dict[str, frozenset[int]]:
     for font in FONTS:
         path = _path(font)
         if not path.is_file():
-            raise DataError(
-                f"glyphs: matplotlib must bring the font {path}, but it is not there; reinstall it."
-            )
+            raise DataError(f"glyphs: matplotlib must bring the font {path}, but it is not there; reinstall it.")
         tables[font] = frozenset(code for code, glyph in FT2Font(str(path)).get_charmap().items() if glyph)
     return tables
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(font: str) -> ImageFont.FreeTypeFont:
     """A font, laid out by Pillow itself: the result must not depend on optional libraries."""
     return ImageFont.truetype(_path(font), _EM, layout_engine=ImageFont.Layout.BASIC)

@@ -169,9 +169,7 @@ def hub(
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    found = sorted(
-        [*folder.glob("*.parquet"), *folder.glob("data/*.parquet")], key=lambda p: natural_key(p.name)
-    )
+    found = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")], key=lambda p: natural_key(p.name))
     files = {
         name: matching
         for name in ("train", *_TEST_NAMES)
@@ -196,9 +194,7 @@ def _read(files: list[Path]) -> _Part:
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
-        raise DataError(
-            f"The files {listed(map(str, files))}\nmust have the same columns ({error})."
-        ) from error
+        raise DataError(f"The files {listed(map(str, files))}\nmust have the same columns ({error}).") from error
     return _Part(table, tuple(file.name for file in files), tuple(starts), files[0].parent)
 
 
@@ -242,9 +238,7 @@ def _source(
         splits = list(hold_out(splits[0], class_names, fraction=HELD_OUT, seed=seed))
         notes.append(f"{name} has no test split: {HELD_OUT:.0%} of each class is set aside for it")
     test = splits[1] if len(splits[1]) else None
-    return Source(
-        name, class_names, splits[0], test, skipped=skipped, notes=notes, test_was_cut=test_name is None
-    )
+    return Source(name, class_names, splits[0], test, skipped=skipped, notes=notes, test_was_cut=test_name is None)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -257,9 +251,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in features.items() if isinstance(value, dict)}
 
 
-def _image_column(
-    name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None
-) -> str:
+def _image_column(name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None) -> str:
     usable = [
         column.name
         for column in schema
@@ -271,25 +263,20 @@ def _image_column(
         _check_column(name, schema, "image_column", given)
         if given not in usable:
             raise InputError(
-                f"image_column must hold encoded images, but {given!r} of {name} holds "
-                f"{schema.field(given).type}."
+                f"image_column must hold encoded images, but {given!r} of {name} holds {schema.field(given).type}."
             )
         return given
     if not usable:
         if any(column in _TEXT_NAMES for column in schema.names):
             raise InputError(f"{name} holds text ({', '.join(schema.names)}); only images are supported yet.")
-        raise InputError(
-            f"{name} has no column of images. Columns: {', '.join(schema.names)}; say image_column=..."
-        )
+        raise InputError(f"{name} has no column of images. Columns: {', '.join(schema.names)}; say image_column=...")
     preferred = [column for column in _IMAGE_NAMES if column in usable] or usable
     if len(usable) > 1 and preferred == usable:
         raise InputError(f"{name} has several columns of images ({', '.join(usable)}): say image_column=...")
     return preferred[0]
 
 
-def _label_column(
-    name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None
-) -> str:
+def _label_column(name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None) -> str:
     if given is not None:
         _check_column(name, schema, "label_column", given)
         return given
@@ -322,13 +309,10 @@ def _labels(
         stored = part.table.column(column)
         if stored.null_count:
             row = next(i for i, value in enumerate(stored) if not value.is_valid)
-            raise DataError(
-                f"Each row needs a label, but {stored.null_count} lack one, such as {part.name(row)}."
-            )
+            raise DataError(f"Each row needs a label, but {stored.null_count} lack one, such as {part.name(row)}.")
         if not (pa.types.is_integer(stored.type) or pa.types.is_string(stored.type)):
             raise InputError(
-                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: "
-                "say label_column=..."
+                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say label_column=..."
             )
         values.append(np.asarray(stored.to_pylist()))
     if names is not None:
@@ -351,9 +335,7 @@ def _labels(
                 f"Test classes need training images, but {name} has none for "
                 f"{len(np.unique(found[alone]))} of them, such as {found[row]} in {part.name(row)}."
             )
-    order = sorted(
-        present.tolist(), key=lambda value: natural_key(value) if isinstance(value, str) else value
-    )
+    order = sorted(present.tolist(), key=lambda value: natural_key(value) if isinstance(value, str) else value)
     if names is not None and len(order) < len(names):
         notes.append(f"{len(names) - len(order)} classes of {name} have no rows and are left out")
     place = {value: label for label, value in enumerate(order)}

@@ -63,6 +63,4 @@ def cifar100(root: str | Path | None = None) -> Source:
                 "folder that holds it, or give a folder with train.parquet and test.parquet instead."
             ) from error
     train, test = parts
-    return arrays(
-        train.data, train.targets, test.data, test.targets, class_names=train.classes, name="cifar100"
-    )
+    return arrays(train.data, train.targets, test.data, test.targets, class_names=train.classes, name="cifar100")

@@ -1,0 +1,410 @@
+"""A stream learned task by task, with everything written down so that it can stop anywhere and go on."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ostinato.config import DEFAULT_BACKBONE, RunConfig
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints
+from ostinato.engine.rundir import RunDir, write_json
+from ostinato.engine.stopping import StopRequest, stop_on_signal
+from ostinato.engine.train import Position, Stage, optimizer_tensors
+from ostinato.errors import InputError, Interrupted
+from ostinato.evaluation.evaluator import Evaluation
+from ostinato.evaluation.metrics import AccuracyMatrix, summary
+from ostinato.learner import Learner
+from ostinato.report.console import Reporter
+from ostinato.streams import Examples, StreamOptions, TaskStream, open_source
+from ostinato.streams.base import known_examples
+
+PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+@dataclass
+class Progress:
+    """Where a run stands; JSON in every checkpoint.
+
+    Attributes:
+        task: number of the task within this run's stream.
+        phase: "begin" before a task, "inside" during its training, "learned" before its evaluation.
+        stage: stage of the training, for "inside".
+        step: steps done in the stage, for "inside".
+        matrix: counts of right answers, see :class:`AccuracyMatrix`.
+        task_incremental: the same within the true task's classes.
+        evaluations: fractions per evaluation that are not in the matrices.
+        events: bytes of the event log at this moment.
+        trainable: parameters trained in the newest task.
+    """
+
+    task: int = 0
+    phase: str = "begin"
+    stage: int = 0
+    step: int = 0
+    matrix: dict[str, Any] | None = None
+    task_incremental: dict[str, Any] | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    events: int = 0
+    trainable: int = 0
+    train_seconds: float = 0.0
+    train_images: int = 0
+    eval_seconds: float = 0.0
+    eval_images: int = 0
+    peak_memory: int = 0
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a continuation goes on from: the classes and tasks of the run in whose directory it lies."""
+
+    class_names: list[str]
+    tasks: int
+
+
+def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
+    """The stream of a configuration, numbered on from what was learned before.
+
+    A continuation takes all its classes as one task unless ``stream`` says otherwise.
+    """
+    data, stream = config.data, config.stream
+    source = open_source(
+        data.path,
+        on_error=data.on_error,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        seed=config.seed,
+        classes=data.classes,
+        task_folders=True if stream.tasks == "folders" else None,
+    )
+    step = stream.step
+    if before is not None and stream.tasks is None and stream.first is None and step is None:
+        step = max(len(source.class_names), 1)
+    options = StreamOptions(
+        first=stream.first,
+        step=step,
+        tasks=stream.tasks,
+        order=stream.order,
+        validation=data.validation,
+        limit_per_class=data.limit_per_class,
+        seed=config.seed,
+    )
+    if before is None:
+        return TaskStream(source, options)
+    return TaskStream(
+        source,
+        options,
+        offset_classes=len(before.class_names),
+        offset_tasks=before.tasks,
+        known=before.class_names,
+    )
+
+
+class Session:
+    """One run in progress.
+
+    Args:
+        dirs: where it lives.
+        config: its configuration.
+        reporter: shows progress.
+        learner: untaught, or for a continuation taught so far.
+        before: what it continues, for ``learn``.
+
+    Raises:
+        InputError: if there is nothing to score on.
+        DataError: bad data.
+    """
+
+    def __init__(
+        self, dirs: RunDir, config: RunConfig, reporter: Reporter, learner: Learner, *, before: Before | None
+    ) -> None:
+        self.dirs, self.config, self.reporter, self.learner, self.before = dirs, config, reporter, learner, before
+        self.stream = make_stream(config, before)
+        self.augment = self.stream.source.augment if config.data.augment == "auto" else config.data.augment
+        self.old = self._old_samples()
+        self.tests = [
+            self.stream.test(i) if config.eval.split == "test" else self.stream.task(i).validation
+            for i in range(len(self.stream))
+        ]
+        if not sum(len(test) for test in self.tests):
+            raise InputError(
+                f"eval.split={config.eval.split}: there is no image to score on. Raise data.validation (now "
+                f"{config.data.validation}), or give classes with more images."
+            )
+        self.checkpoints = Checkpoints(dirs.checkpoints)
+        self.progress = Progress()
+        self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
+
+    def _old_samples(self) -> list[Examples]:
+        """Samples of classes learned before, as the first group of every evaluation; empty without."""
+        if self.before is None or self.config.eval.data is None:
+            return []
+        source = open_source(self.config.eval.data, on_error=self.config.data.on_error, seed=self.config.seed)
+        return [known_examples(source, self.before.class_names)]
+
+    def write_record(self) -> None:
+        """Write what the results depend on: data, weights, versions, protocol."""
+        origin = self.learner.origin
+        write_json(
+            self.dirs.record,
+            {
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "method": self.config.method.name,
+                "options": self.learner.options,
+                "recipe": asdict(self.learner.settings.recipe(self.learner.method.recipe)),
+                "protocol": self.learner.method.protocol,
+                "data_seen": "all" if self.learner.method.needs_all_data else "current task",
+                "scored_on": self.config.eval.split,
+                "backbone": asdict(origin) if origin else None,
+                "preprocess": asdict(self.learner.method.backbone.preprocess),
+                "precision": str(self.learner.settings.dtype).removeprefix("torch."),
+                "device": str(self.learner.settings.device),
+                "threads": torch.get_num_threads(),
+                "stream": self.stream.describe(),
+                "continues": asdict(self.before) if self.before else None,
+                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            },
+        )
+
+    def execute(self) -> dict[str, Any]:
+        """Run from the newest checkpoint, or from the start, to the end."""
+        for note in (*self.stream.source.notes, *(f"skipped {line}" for line in self.stream.source.skipped)):
+            self.reporter.message(note)
+        if self.stream.source.augment == "photo" and self.config.backbone.name == DEFAULT_BACKBONE:
+            self.reporter.message(
+                f"{DEFAULT_BACKBONE} was pre-trained on rendered characters; for photos take one that was trained on "
+                "photos, such as backbone=vit_base_patch16_224.augreg_in21k"
+            )
+        resumed = self._restore()
+        self._report_start(resumed is not None)
+        with stop_on_signal() as stop:
+            if self.before is not None and self.progress.task == 0 and self.progress.phase == "begin" and not resumed:
+                if self.old:
+                    self._evaluate(-1, stop)
+                self._checkpoint()
+            while self.progress.task < len(self.stream):
+                index = self.progress.task
+                if self.progress.phase != "learned":
+                    self._learn(index, stop, resumed)
+                    resumed = None
+                    self.progress.phase, self.progress.stage, self.progress.step = "learned", 0, 0
+                    self._checkpoint()
+                self._evaluate(index, stop)
+                self.progress.task, self.progress.phase = index + 1, "begin"
+                self._checkpoint()
+        return self._finish()
+
+    def _report_start(self, resumed: bool) -> None:
+        stream, learner = self.stream, self.learner
+        self.reporter.message(
+            f"{'resuming ' if resumed else ''}{learner.method.name} on {stream.source.name}: "
+            f"{len(stream.class_names)} classes in {len(stream)} tasks, {learner.spec.name}, "
+            f"{learner.settings.device}, {str(learner.settings.dtype).removeprefix('torch.')}"
+        )
+
+    def _restore(self) -> Checkpoint | None:
+        saved = self.checkpoints.latest()
+        if saved is None:
+            self.dirs.truncate_events(0)
+            return None
+        self.progress = Progress(**saved.progress)
+        done = self.progress.task + (self.progress.phase == "learned")
+        known = [*(self.before.class_names if self.before else []), *self._names(done)]
+        self.learner.restore(saved.learned, known)
+        self.learner.remember([self.stream.task(i) for i in range(done)])
+        if self.progress.matrix:
+            self.matrix = AccuracyMatrix.from_dict(self.progress.matrix)
+        if self.progress.task_incremental:
+            self.task_incremental = AccuracyMatrix.from_dict(self.progress.task_incremental)
+        self.dirs.truncate_events(self.progress.events)
+        return saved
+
+    def _names(self, tasks: int) -> list[str]:
+        return [name for i in range(tasks) for name in self.stream.task(i).class_names]
+
+    def _learn(self, index: int, stop: StopRequest, resumed: Checkpoint | None) -> None:
+        task = self.stream.task(index)
+        at = None
+        if resumed is not None and self.progress.phase == "inside":
+            at = (Position(self.progress.stage, self.progress.step), resumed.optimizer)
+        watcher = _Watcher(self, stop, f"task {index + 1}/{len(self.stream)}")
+        self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
+        seconds = self.learner.learn(task, augment=self.augment, watcher=watcher, tick=watcher.tick, resume=at)
+        # Time and images of a part that was done before a restart are in the checkpoint already.
+        self.progress.train_seconds += seconds
+        self.progress.train_images += watcher.images
+        self.progress.trainable = sum(p.numel() for p in watcher.trained.values())
+
+    def _evaluate(self, index: int, stop: StopRequest) -> None:
+        groups = [*self.old, *self.tests[: index + 1]]
+        last = index == len(self.stream) - 1
+        watcher = _Watcher(self, stop, "evaluation")
+        self.reporter.begin("evaluation", sum(len(g) for g in groups))
+        result: Evaluation = self.learner.evaluate(groups, oracle=last, tick=watcher.tick)
+        self.matrix.add_row(result.correct, result.totals)
+        self.task_incremental.add_row(result.task_incremental, result.totals)
+        row = {
+            "accuracy": result.accuracy,
+            "task_incremental_accuracy": result.task_incremental_accuracy,
+            "task_id_accuracy": result.task_id_accuracy,
+            "oracle_id_accuracy": result.oracle_id_accuracy,
+        }
+        self.progress.evaluations.append(row)
+        self.progress.eval_seconds += result.seconds
+        self.progress.eval_images += result.images
+        self.progress.matrix = self.matrix.to_dict()
+        self.progress.task_incremental = self.task_incremental.to_dict()
+        self.matrix.to_csv(self.dirs.matrix)
+        shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
+        self.event("evaluated", task=index, **row)
+        self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Log an event with its time."""
+        self.dirs.append_event({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind} | values)
+
+    def _checkpoint(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.progress.events = self.dirs.events_size()
+        self.progress.peak_memory = max(self.progress.peak_memory, peak_memory())
+        self.checkpoints.save(
+            Checkpoint(
+                self.learner.method.learned_state(),
+                optimizer_tensors(optimizer) if optimizer else {},
+                asdict(self.progress),
+            )
+        )
+
+    def checkpoint_inside(
+        self, position: Position, optimizer: torch.optim.Optimizer, seconds: float, images: int
+    ) -> None:
+        """Save in the middle of a task, with the time and images spent on it so far."""
+        self.progress.phase, self.progress.stage, self.progress.step = "inside", position.stage, position.step
+        spent = self.progress.train_seconds, self.progress.train_images
+        self.progress.train_seconds += seconds
+        self.progress.train_images += images
+        self._checkpoint(optimizer)
+        self.progress.train_seconds, self.progress.train_images = spent
+
+    def _finish(self) -> dict[str, Any]:
+        from ostinato.report.plots import accuracy_curve, accuracy_heatmap
+
+        result = self._summary()
+        title = f"{result['method']} on {result['stream']}"
+        labels = [*(["earlier classes"] if self.old else []), *(str(i) for i in range(len(self.stream)))]
+        incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
+        accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
+        accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
+        self.learner.save(self.dirs.artifact)
+        if self.before is not None:
+            _promote(self.dirs, RunDir(self.dirs.root.parent))
+        write_json(self.dirs.summary, result)
+        shutil.rmtree(self.dirs.checkpoints)
+        return result
+
+    def _summary(self) -> dict[str, Any]:
+        p, learner = self.progress, self.learner
+        state = learner.method.learned_state()
+        final = p.evaluations[-1]
+        result: dict[str, Any] = {
+            "method": learner.method.name,
+            "backbone": learner.spec.name,
+            "stream": self.stream.source.name,
+            "tasks": learner.method.n_tasks,
+            "classes": learner.method.n_seen,
+            **summary(self.matrix),
+            "task_incremental_accuracy": final["task_incremental_accuracy"],
+            "task_id_accuracy": final["task_id_accuracy"],
+            "oracle_id_accuracy": final["oracle_id_accuracy"],
+            "protocol": learner.method.protocol,
+            "scored_on": self.config.eval.split,
+            "data_seen": "all" if learner.method.needs_all_data else "current task",
+            "trainable_parameters": p.trainable,
+            "stored_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+            "train_seconds": p.train_seconds,
+            "eval_seconds": p.eval_seconds,
+            "train_images_per_second": p.train_images / p.train_seconds if p.train_seconds else None,
+            "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
+            "peak_memory_bytes": max(p.peak_memory, peak_memory()),
+            "seed": self.config.seed,
+        }
+        if self.before is not None:
+            values = self.matrix.values()
+            result["old_accuracy_before"] = float(values[0, 0]) if self.old else None
+            result["old_accuracy_after"] = float(values[-1, 0]) if self.old else None
+            result["new_accuracy"] = _mean_over_new(self.matrix, skip=len(self.old))
+        return result
+
+
+def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
+    """Accuracy after the last task on the samples of this run's own classes."""
+    correct, totals = matrix.correct[-1][skip:], matrix.totals[skip:]
+    return sum(correct) / sum(totals) if sum(totals) else None
+
+
+def _promote(sub: RunDir, parent: RunDir) -> None:
+    """Put a continuation's artifact in the place of its parent's, keeping the old one."""
+    kept, draft = sub.root / "artifact_before", parent.root / "artifact_next"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(sub.artifact, draft)
+    if kept.exists():
+        shutil.rmtree(parent.artifact, ignore_errors=True)
+    else:
+        parent.artifact.rename(kept)
+    draft.rename(parent.artifact)
+
+
+class _Watcher:
+    """Between the training loop and a session: progress, events, checkpoints, stopping."""
+
+    def __init__(self, session: Session, stop: StopRequest, label: str) -> None:
+        self.session, self.stop, self.label = session, stop, label
+        self.images = 0
+        self.trained: dict[int, torch.nn.Parameter] = {}
+        self._clock, self._began = time.perf_counter, time.perf_counter()
+        self._steps = 0
+
+    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
+        self._steps = steps
+        self.session.event("stage", task=task, stage=stage.name, step=step, steps=steps)
+        self.session.reporter.begin(f"{self.label}: {stage.name}", steps, step)
+
+    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
+        self.images += n
+        if not self.trained:
+            self.trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+        loss = sum(losses.values())
+        self.session.reporter.advance(1, f"loss {loss:.3f}")
+        lr = optimizer.param_groups[0]["lr"]
+        self.session.event("step", stage=position.stage, step=position.step, loss=loss, lr=lr, **losses)
+        every = self.session.config.checkpoint.every
+        due = every and position.step % every == 0
+        if due or self.stop.asked or position.step == self._steps:
+            self.session.checkpoint_inside(position, optimizer, self._clock() - self._began, self.images)
+        if self.stop.asked:
+            raise Interrupted(self._saved())
+
+    def tick(self, n: int) -> None:
+        self.images += n
+        self.session.reporter.advance(n)
+        if self.stop.asked:
+            raise Interrupted(self._saved())
+
+    def _saved(self) -> str:
+        root = self.session.dirs.root
+        return f"Stopped; the run is saved. Continue it with: ostinato resume {root}"
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, in bytes: on the GPU where it is used, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

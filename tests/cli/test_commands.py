@@ -1,0 +1,278 @@
+"""The command line as a person types it.
+
+Commands run in this process, which saves the seconds of importing torch; those that are killed or interrupted, and
+one ordinary run, get a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos
+
+from ostinato.cli import main
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass
+class Done:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
+
+
+def ostinato(*words: str | Path, code: int = 0, cwd: Path | None = None) -> Done:
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."):
+        try:
+            main([str(word) for word in words])
+            got = 0
+        except SystemExit as stop:
+            got = stop.code or 0
+    done = Done(out.getvalue(), err.getvalue())
+    assert got == code, f"exit {got}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def process(*words: str | Path, cwd: Path, **more) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ostinato", *map(str, words)],
+        env=ENV,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        **more,
+    )
+
+
+def test_help_names_every_command():
+    text = ostinato("--help").stdout
+    for command in ("run", "resume", "eval", "predict", "learn", "report", "list", "show", "demo"):
+        assert f"  {command} " in text
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, ostinato.cli; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=ENV).returncode == 0
+
+
+def test_list_and_show():
+    assert "dualprompt" in ostinato("list").stdout
+    assert "simplecil" in json.loads(ostinato("list", "--json").stdout)["methods"]
+    text = ostinato("show", "l2p").stdout
+    assert "method.top_k=5" in text
+    assert "train.lr=" in text
+    assert "Differences from the paper" in text
+
+
+@pytest.fixture(scope="module")
+def photo_run(tmp_path_factory) -> Path:
+    """A finished run on a person's own folder."""
+    root = tmp_path_factory.mktemp("photos")
+    photos(root / "photos", {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW}, n=8)
+    photos(root / "more", {"white": WHITE, "cyan": CYAN}, n=6, seed=1)
+    photos(root / "old", {"red": RED, "blue": BLUE}, n=4, seed=2)
+    ostinato("run", "simplecil", "data=photos/", "stream.step=2", "out=runs/photos", cwd=root)
+    return root
+
+
+def test_run_writes_the_directory(photo_run):
+    run = photo_run / "runs/photos"
+    summary = json.loads((run / "summary.json").read_text())
+    wanted = (
+        "method, backbone, stream, tasks, classes, last_accuracy, average_accuracy, mean_task_accuracy, forgetting, "
+        "bwt, protocol, trainable_parameters, stored_bytes, train_seconds, eval_seconds, train_images_per_second, "
+        "eval_images_per_second, peak_memory_bytes"
+    )
+    assert set(wanted.split(", ")) <= set(summary)
+    assert summary["tasks"] == 2
+    assert summary["classes"] == 4
+    assert summary["last_accuracy"] > 0.8
+    assert summary["protocol"] == "sample"
+    record = json.loads((run / "record.json").read_text())
+    assert len(record["backbone"]["sha256"]) == 64
+    assert record["stream"]["class_order"] == ["blue", "green", "red", "yellow"]
+    assert "torch" in record["versions"]
+    for name in ("config.toml", "events.jsonl", "accuracy_matrix.csv", "artifact/artifact.json"):
+        assert (run / name).exists(), name
+    for name in ("accuracy_curve.png", "accuracy_matrix.png"):
+        assert (run / "plots" / name).read_bytes().startswith(b"\x89PNG"), name
+    for line in (run / "events.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_predict_files(photo_run):
+    file = photo_run / "old/red/0.jpg"
+    text = ostinato("predict", "runs/photos", file, "--topk", "3", cwd=photo_run).stdout
+    assert text.startswith(f"{file}: red ")
+    assert text.count("%") == 3
+    both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
+    assert [p["classes"][0] for p in both] == ["red", "blue"]
+
+
+def test_predict_bad_files(photo_run):
+    (photo_run / "broken.jpg").write_bytes(b"no image")
+    text = ostinato("predict", "runs/photos", "broken.jpg", code=3, cwd=photo_run).stderr
+    assert "broken.jpg" in text
+    assert "Traceback" not in text
+    assert "missing.jpg" in ostinato("predict", "runs/photos", "missing.jpg", code=3, cwd=photo_run).stderr
+
+
+def test_eval_on_a_labelled_folder(photo_run):
+    result = json.loads(ostinato("eval", "runs/photos", "data=old", "--json", cwd=photo_run).stdout)
+    assert result["images"] == 8
+    assert result["accuracy"] > 0.8
+    text = ostinato("eval", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
+    assert "'cyan'" in text
+
+
+def test_report(photo_run):
+    text = ostinato("report", "runs/photos", "--markdown", "--csv", "t.csv", "--plot", "t.png", cwd=photo_run).stdout
+    assert "simplecil" in text
+    assert (photo_run / "t.csv").read_text().count("\n") >= 2
+    assert (photo_run / "t.png").stat().st_size > 1000
+
+
+def test_learn_more_classes_months_later(photo_run):
+    before = json.loads((photo_run / "runs/photos/artifact/artifact.json").read_text())
+    result = json.loads(ostinato("learn", "runs/photos", "data=more", "eval=old", "--json", cwd=photo_run).stdout)
+    assert result["classes"] == 6
+    assert result["tasks"] == 3
+    assert result["old_accuracy_before"] > 0.8
+    assert result["old_accuracy_after"] > 0.6
+    assert result["new_accuracy"] > 0.6
+    file = "more/cyan/2.jpg"
+    assert json.loads(ostinato("predict", "runs/photos", file, "--json", cwd=photo_run).stdout)[0]["classes"] == [
+        "cyan"
+    ]
+    kept = json.loads((photo_run / "runs/photos/learn-001/artifact_before/artifact.json").read_text())
+    assert kept == before
+    text = ostinato("learn", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
+    assert "'cyan'" in text, "a class that is known already must be named"
+    assert "known already" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "simplecli", "data=digits"], 2, "Did you mean 'simplecil'"),
+        (["run", "simplecil", "data=no/such/folder"], 2, "no/such/folder"),
+        (["run", "simplecil", "data.pth=digits"], 2, "Did you mean 'data.path'"),
+        (["run", "l2p", "data=digits", "method.topk=3"], 2, "Did you mean 'top_k'"),
+        (["run", "l2p", "data=digits", "method.top_k=99"], 2, "pool_size"),
+        (["run", "l2p", "data=digits", "train.epoch=3"], 2, "Did you mean 'epochs'"),
+        (["run", "l2p", "data=digits", "train.epochs=many"], 2, "train.epochs"),
+        (["run", "simplecil", "data=digits", "stream.step=0"], 2, "stream.step"),
+        (["run", "simplecil", "data=digits", "backbone=vit_tiny_patch16_22"], 2, "Did you mean"),
+        (["run", "simplecil", "digits"], 2, "key=value"),
+        (["run", "simplecil", "-c", "none.toml"], 2, "none.toml"),
+        (["resume", "nowhere"], 2, "no run directory"),
+        (["predict", "nowhere", "x.jpg"], 2, "nowhere"),
+        (["report", "nowhere"], 3, "nowhere"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_mistakes_get_one_clear_line(words, code, says, tmp_path):
+    done = ostinato(*words, code=code, cwd=tmp_path)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists(), "nothing may be written for a mistake"
+
+
+def test_an_output_directory_is_never_overwritten(photo_run):
+    text = ostinato("run", "simplecil", "data=digits", "out=runs/photos", code=2, cwd=photo_run).stderr
+    assert "not empty" in text
+
+
+def test_bad_images_are_listed_and_can_be_skipped(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=5)
+    (tmp_path / "photos/red/empty.jpg").touch()
+    (tmp_path / "photos/blue/noise.png").write_bytes(b"\x00" * 100)
+    text = ostinato("run", "simplecil", "data=photos", "stream.step=1", "out=r", code=3, cwd=tmp_path).stderr
+    assert "empty.jpg" in text
+    assert "noise.png" in text
+    assert "data.on_error=skip" in text
+    done = ostinato(
+        "run", "simplecil", "data=photos", "stream.step=1", "data.on_error=skip", "out=r", cwd=tmp_path
+    )  # fmt: skip
+    assert "empty.jpg" in done.stdout
+    assert len(json.loads((tmp_path / "r/record.json").read_text())["stream"]["skipped"]) == 2
+
+
+RUN = ("run", "dualprompt", "data=digits", "train.epochs=2", "data.limit_per_class=40", "checkpoint.every=2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    running = process(*RUN, "out=run", cwd=root)
+    assert "Written to run" in running.communicate()[0]
+    return root / "run"
+
+
+def wait_for(path: Path, lines: int, running: subprocess.Popen[str]) -> None:
+    """Until a log has so many lines."""
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
+        assert running.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def same_result(a: Path, b: Path) -> None:
+    assert (a / "accuracy_matrix.csv").read_text() == (b / "accuracy_matrix.csv").read_text()
+    strip = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "time"}
+            for line in (p / "events.jsonl").read_text().splitlines()
+        ]
+        for p in (a, b)
+    ]
+    steps = [[e for e in events if e["event"] == "step"] for events in strip]
+    assert steps[0] == steps[1], "every step must have had the same losses"
+
+
+@pytest.mark.parametrize("lines", [4, 13, 22])
+def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, lines):
+    victim = process(*RUN, "out=run", cwd=tmp_path)
+    wait_for(tmp_path / "run/events.jsonl", lines, victim)
+    victim.kill()
+    victim.communicate()
+    assert not (tmp_path / "run/summary.json").exists()
+    assert "ostinato resume" in ostinato("report", "run", code=3, cwd=tmp_path).stderr
+    ostinato("resume", "run", cwd=tmp_path)
+    same_result(tmp_path / "run", whole)
+    assert "finished" in ostinato("resume", "run", code=2, cwd=tmp_path).stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
+    asked = process(*RUN, "out=run", cwd=tmp_path, stderr=subprocess.PIPE)
+    wait_for(tmp_path / "run/events.jsonl", 10, asked)
+    asked.send_signal(signal.SIGINT)
+    _, message = asked.communicate(timeout=60)
+    assert asked.returncode == 130
+    assert "ostinato resume run" in message
+    assert "Traceback" not in message
+    ostinato("resume", "run", cwd=tmp_path)
+    same_result(tmp_path / "run", whole)
+
+
+def test_demo_shows_forgetting_and_its_cure(tmp_path):
+    summaries = {s["run"]: s for s in json.loads(ostinato("demo", "--json", cwd=tmp_path).stdout)}
+    assert set(summaries) == {"finetune", "simplecil", "dualprompt"}
+    assert summaries["finetune"]["forgetting"] > 0.5, "sequential fine-tuning must visibly forget"
+    assert summaries["dualprompt"]["last_accuracy"] > summaries["finetune"]["last_accuracy"] + 0.3
+    assert (tmp_path / "runs/demo/compare.png").stat().st_size > 1000
+    ostinato("demo", "--json", cwd=tmp_path)  # a second demo replaces the first

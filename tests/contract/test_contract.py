@@ -1,0 +1,328 @@
+"""What must hold for every registered method, whatever its paper."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import random_backbone
+
+from ostinato.backbones import Backbone
+from ostinato.engine.precision import prepare
+from ostinato.engine.train import Position, Settings, learn_task, optimizer_tensors
+from ostinato.methods.base import LearnTask, Method
+from ostinato.registry import check_options, methods, options_schema
+from ostinato.streams import Examples, StreamOptions, TaskStream, arrays
+from ostinato.streams.views import EvalView, TrainView
+
+METHODS = methods()
+SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
+SIDE = 8
+
+
+def toy_stream(n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
+    """Classes are colours and slopes with noise: easy to tell apart, even for random features."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = [], []
+        for c in range(n_classes):
+            angle = 2 * np.pi * c / n_classes
+            slope = 0.5 + 0.5 * (np.cos(angle) * (x - 0.5) + np.sin(angle) * (y - 0.5))
+            colour = np.array([c % 2, (c // 2) % 2, (c // 4) % 2]) * 0.5 + 0.25
+            base = slope[..., None] * 0.5 + colour * 0.5
+            images += [np.clip(base + rng.normal(0, 0.03, base.shape), 0, 1) for _ in range(n)]
+            labels += [c] * n
+        return (np.stack(images) * 255).astype(np.uint8), np.array(labels)
+
+    train, test = draw(12), draw(6)
+    source = arrays(train[0], train[1], test[0], test[1], augment="none")
+    return TaskStream(source, StreamOptions(step=step, validation=0))
+
+
+def make(name: str, backbone: Backbone | None = None, **options) -> Method:
+    torch.manual_seed(7)
+    cls = METHODS[name]
+    method = cls(backbone or random_backbone(), **check_options(cls, options))
+    prepare(method, SETTINGS.device, SETTINGS.dtype)
+    return method.eval()
+
+
+def learn_view(method: Method, stream: TaskStream, i: int) -> LearnTask:
+    task = stream.task(i)
+    train = task.train
+    if method.needs_all_data:
+        train = Examples.concat([stream.task(j).train for j in range(i + 1)])
+    plain = train.with_view(EvalView(SIDE))
+
+    def batches():
+        for start in range(0, len(plain), 8):
+            rows = [plain[j] for j in range(start, min(start + 8, len(plain)))]
+            yield torch.stack([x for x, _ in rows]), torch.tensor([y for _, y in rows])
+
+    return LearnTask(task.index, task.classes, train.with_view(TrainView(SIDE, kind="none")), batches)
+
+
+def learn(method: Method, stream: TaskStream, upto: int | None = None, settings: Settings = SETTINGS, **more) -> Method:
+    for i in range(len(stream) if upto is None else upto):
+        learn_task(method, learn_view(method, stream, i), settings, **more)
+    return method
+
+
+def inputs_of(stream: TaskStream, upto: int | None = None) -> torch.Tensor:
+    groups = [stream.test(i).with_view(EvalView(SIDE)) for i in range(len(stream) if upto is None else upto)]
+    return torch.stack([g[j][0] for g in groups for j in range(len(g))])
+
+
+@torch.inference_mode()
+def scores(method: Method, x: torch.Tensor) -> torch.Tensor:
+    return method.eval().scores(x)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def stream() -> TaskStream:
+    return toy_stream()
+
+
+@pytest.fixture(scope="module")
+def learned(name, stream) -> Method:
+    return learn(make(name), stream)
+
+
+# 1. One sample, one answer
+
+
+def test_a_score_does_not_depend_on_its_batch(learned, stream):
+    x = inputs_of(stream)
+    together = scores(learned, x)
+    alone = torch.cat([scores(learned, x[i : i + 1]) for i in range(len(x))])
+    shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scores(learned, x[shuffle]), together[shuffle], atol=1e-5, rtol=1e-4)
+    assert learned.protocol == "sample"
+
+
+def test_lookup_changes_nothing(name, learned, stream):
+    """A twin with the same state that has never seen an image gives the same scores."""
+    x = inputs_of(stream)
+    twin = make(name)
+    twin.load_learned_state(learned.learned_state())
+    torch.testing.assert_close(scores(twin, x), scores(learned, x), atol=1e-6, rtol=1e-5)
+
+
+# 2. No leak
+
+
+def test_a_method_never_sees_test_data_or_tasks_at_test(name):
+    """All that scores() gets is the input, and all that training gets is the current task's own samples."""
+    import inspect
+
+    assert list(inspect.signature(METHODS[name].scores).parameters) == ["self", "x"]
+    assert set(LearnTask.__dataclass_fields__) == {"index", "classes", "train", "batches"}
+
+
+# 3. Open-ended
+
+
+def test_scores_cover_exactly_the_classes_seen(name, stream):
+    method = make(name)
+    for i, n_seen in enumerate((2, 4, 5)):
+        learn_task(method, learn_view(method, stream, i), SETTINGS)
+        assert scores(method, inputs_of(stream, i + 1)).shape[1] == n_seen == method.n_seen
+
+
+def test_nothing_is_sized_by_a_total(name):
+    """The first task is learned alike, whether the stream goes on or not."""
+    x = inputs_of(toy_stream(4, 2), 1)
+    short = learn(make(name), toy_stream(4, 2), upto=1)
+    options = {p for p in options_schema(METHODS[name]).model_fields if "n_tasks" in p or "n_classes" in p}
+    assert not options
+    torch.testing.assert_close(scores(short, x), scores(learn(make(name), toy_stream(4, 2), upto=1), x))
+
+
+def test_tasks_must_continue_the_classes_seen(name, stream):
+    method = make(name)
+    with pytest.raises(Exception, match="task 0 must start at class 0"):
+        method.begin_task(learn_view(method, stream, 1))
+
+
+# 4. State
+
+
+def test_all_learned_state_is_in_state_dict(name, learned, stream):
+    x = inputs_of(stream)
+    state = {k: v.clone() for k, v in learned.learned_state().items()}
+    twin = make(name, backbone=random_backbone())
+    twin.load_learned_state(state)
+    assert twin.n_seen == learned.n_seen
+    torch.testing.assert_close(scores(twin, x), scores(learned, x), atol=1e-6, rtol=1e-5)
+
+
+def test_a_frozen_backbone_is_bit_equal_after_training(name, learned):
+    if learned.trains_backbone:
+        pytest.skip(f"{name} trains its backbone by declaration")
+    for key, value in random_backbone().state_dict().items():
+        assert torch.equal(value, learned.backbone.state_dict()[key]), key
+        assert not dict(learned.backbone.named_parameters())[key].requires_grad
+
+
+def test_private_parameters_of_earlier_tasks_are_bit_equal(name, stream):
+    from ostinato.nn import PerTask
+
+    method = learn(make(name), stream, upto=1)
+    private = {n: m for n, m in method.named_modules() if isinstance(m, PerTask) and m.freeze_old}
+    before = {n: m[0].detach().clone() for n, m in private.items()}
+    learn_task(method, learn_view(method, stream, 1), SETTINGS)
+    for n, m in private.items():
+        assert torch.equal(m[0], before[n]), n
+        assert not m[0].requires_grad
+
+
+def test_learned_tensors_have_fp32_or_wider(learned):
+    for key, value in learned.learned_state().items():
+        assert value.dtype in (torch.float32, torch.float64, torch.int64, torch.bool), key
+
+
+# 5. Same seed, same run; stop anywhere
+
+
+def test_same_seed_same_run_and_global_generators_untouched(name, stream):
+    x = inputs_of(stream)
+    first = make(name)
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002 - the global generator is what is watched
+    random.seed(11)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    learn(first, stream)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert states[2] == random.getstate()
+    torch.manual_seed(12)
+    second = make(name)
+    torch.manual_seed(99)
+    learn(second, stream)
+    assert torch.equal(scores(first, x), scores(second, x))
+
+
+class Stop(Exception):
+    """Raised by a watcher to end training at a chosen step."""
+
+
+class StopAt:
+    """Keeps the state after ``n`` steps and raises."""
+
+    def __init__(self, method: Method, n: int) -> None:
+        self.method, self.left = method, n
+
+    def stage_started(self, task, stage, step, steps) -> None:
+        pass
+
+    def stepped(self, position: Position, losses, optimizer, n) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.position = position
+            self.state = {k: v.clone() for k, v in self.method.learned_state().items()}
+            self.optimizer = {k: v.clone() for k, v in optimizer_tensors(optimizer).items()}
+            raise Stop
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_stopping_inside_a_task_and_going_on_changes_nothing(name, stream, steps):
+    """With 24 samples and batches of 8 the steps lie inside the first and the second epoch."""
+    x = inputs_of(stream)
+    whole = learn(make(name), stream)
+    cut = learn(make(name), stream, upto=1)
+    watcher = StopAt(cut, steps)
+    task = learn_view(cut, stream, 1)
+    try:
+        learn_task(cut, task, SETTINGS, watcher)
+        assert not list(cut.stages(task)), "a method with stages must have been stopped"
+    except Stop:
+        fresh = make(name)
+        fresh.load_learned_state(watcher.state)
+        learn_task(fresh, task, SETTINGS, resume=(watcher.position, watcher.optimizer))
+        cut = fresh
+    learn_task(cut, learn_view(cut, stream, 2), SETTINGS)
+    assert torch.equal(scores(cut, x), scores(whole, x))
+
+
+def test_state_between_tasks_is_enough_to_go_on(name, stream):
+    x = inputs_of(stream)
+    whole = learn(make(name), stream)
+    fresh = make(name)
+    fresh.load_learned_state({k: v.clone() for k, v in learn(make(name), stream, upto=2).learned_state().items()})
+    learn_task(fresh, learn_view(fresh, stream, 2), SETTINGS)
+    assert torch.equal(scores(fresh, x), scores(whole, x))
+
+
+# 6. One transformer
+
+
+def test_no_transformer_code_in_methods_and_no_method_names_in_the_engine():
+    import inspect
+    import pkgutil
+    import re
+    from importlib import import_module
+
+    import ostinato.engine
+    import ostinato.evaluation
+
+    for cls in METHODS.values():
+        source = inspect.getsource(inspect.getmodule(cls))
+        assert not re.search(r"softmax\(|scaled_dot_product|nn\.LayerNorm|MultiheadAttention|\.attn\b", source), cls
+    for package in (ostinato.engine, ostinato.evaluation):
+        for module in pkgutil.iter_modules(package.__path__):
+            text = inspect.getsource(import_module(f"{package.__name__}.{module.name}"))
+            for method in METHODS:
+                assert not re.search(rf"\b{method}\b", text), f"{module.name} knows {method}"
+
+
+# 7. It learns
+
+
+def test_learns_a_toy_stream_well_above_chance(name):
+    stream = toy_stream()
+    settings = Settings(torch.device("cpu"), torch.float32, seed=0, overrides=TOY_RECIPE.get(name, {}))
+    method = learn(make(name), stream, settings=settings)
+    labels = torch.cat([stream.test(i).labels for i in range(len(stream))])
+    x = inputs_of(stream)
+    if name == "finetune":  # forgets by design: judged on the newest task
+        newest = labels >= 4
+        assert (scores(method, x[newest]).argmax(1) == labels[newest]).float().mean() > 0.9
+        return
+    accuracy = (scores(method, x).argmax(1) == labels).float().mean()
+    assert accuracy > 0.5, f"{accuracy:.2f}, chance is 0.2"
+
+
+TOY_RECIPE = {
+    "finetune": {"epochs": 6, "batch_size": 8},
+    "joint": {"epochs": 12, "batch_size": 8},
+    "l2p": {"epochs": 15, "batch_size": 8, "lr": 0.01},
+    "dualprompt": {"epochs": 15, "batch_size": 8, "lr": 0.01},
+    "coda_prompt": {"epochs": 15, "batch_size": 8, "lr": 0.01},
+}
+
+
+# Options
+
+
+def test_every_option_has_a_default_and_is_documented(name):
+    schema = options_schema(METHODS[name])
+    for option, field in schema.model_fields.items():
+        assert not field.is_required(), option
+        assert f"{option}:" in (METHODS[name].__doc__ or ""), f"{option} is missing from Args"
+
+
+def test_module_states_source_and_differences(name):
+    import inspect
+
+    text = inspect.getmodule(METHODS[name]).__doc__
+    assert "Differences from the" in text

@@ -1,0 +1,147 @@
+"""Names of methods and the schemas of their constructors."""
+
+from typing import Literal
+
+import pytest
+
+from ostinato import registry
+from ostinato.errors import InputError
+from ostinato.methods.base import Method
+from ostinato.methods.l2p import L2P
+from ostinato.registry import check_options, get_method, methods, options_schema, register
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch):
+    """Registrations of a test end with it."""
+    methods()
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+class Toy(Method):
+    def __init__(
+        self,
+        backbone,
+        *,
+        rate: float,
+        rank: int = 4,
+        layers: tuple[int, ...] = (0, 1),
+        kind: Literal["a", "b"] = "a",
+        scale: float | None = None,
+        on: bool = True,
+    ) -> None:
+        super().__init__(backbone)
+
+
+# Names
+
+
+def test_built_in_methods_are_found_in_order():
+    names = list(methods())
+    assert names == sorted(names)
+    assert {"simplecil", "l2p", "dualprompt", "coda_prompt", "finetune", "joint"} <= set(names)
+    assert get_method("l2p") is L2P
+    assert all(cls.name == name for name, cls in methods().items())
+
+
+def test_unknown_methods_get_a_hint():
+    with pytest.raises(InputError, match=r"there is no 'l2q'. Did you mean 'l2p'"):
+        get_method("l2q")
+    with pytest.raises(InputError, match=r"there is no 'zzzzzz'. Known: coda_prompt, dualprompt"):
+        get_method("zzzzzz")
+
+
+def test_registering_makes_a_name_known():
+    class Mine(Method):
+        pass
+
+    assert register("mine")(Mine) is Mine
+    assert get_method("mine") is Mine
+    assert Mine.name == "mine"
+
+
+def test_a_name_belongs_to_one_class():
+    class First(Method):
+        pass
+
+    class Second(Method):
+        pass
+
+    register("mine")(First)
+    register("mine")(First)  # a module that is imported again
+    with pytest.raises(InputError, match=r"the name 'mine' is taken by .*First"):
+        register("mine")(Second)
+    assert get_method("mine") is First
+    with pytest.raises(InputError, match="the name 'l2p' is taken by L2P"):
+        register("l2p")(Second)
+
+
+@pytest.mark.xfail(strict=True, reason="defect: another package's class of the same name replaces a built-in silently")
+def test_a_name_belongs_to_one_class_of_one_module():
+    other = type("L2P", (Method,), {"__module__": "somebody.elses", "__qualname__": "L2P"})
+    with pytest.raises(InputError, match="is taken"):
+        register("l2p")(other)
+
+
+def test_entry_points_are_loaded(monkeypatch):
+    asked = []
+
+    class Point:
+        def load(self):
+            @register("plugged")
+            class Plugged(Method):
+                pass
+
+            return Plugged
+
+    def entry_points(*, group):
+        asked.append(group)
+        return [Point()]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
+    assert get_method("plugged").name == "plugged"
+    assert asked == ["ostinato.methods"]
+
+
+# Options
+
+
+def test_the_constructor_is_the_schema():
+    fields = options_schema(Toy).model_fields
+    assert list(fields) == ["rate", "rank", "layers", "kind", "scale", "on"]
+    assert [name for name, field in fields.items() if field.is_required()] == ["rate"]
+    assert fields["layers"].annotation == tuple[int, ...]
+    assert list(options_schema(L2P).model_fields) == ["pool_size", "length", "top_k", "pull", "readout"]
+
+
+def test_defaults_are_filled_in_and_types_converted():
+    want = {"rate": 0.5, "rank": 4, "layers": (0, 1), "kind": "a", "scale": None, "on": True}
+    assert check_options(Toy, {"rate": 0.5}) == want
+    got = check_options(Toy, {"rate": 1, "layers": [2, 3], "kind": "b", "on": False, "scale": 2})
+    assert got == want | {"rate": 1.0, "layers": (2, 3), "kind": "b", "on": False, "scale": 2.0}
+    assert isinstance(got["rate"], float)
+    assert isinstance(got["layers"], tuple)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 1, "rnak": 3}, r"method.rnak: unknown key. Did you mean 'rank'"),
+        ({"rate": 1, "zzzzzzz": 3}, r"method.zzzzzzz: unknown key. Known: kind, layers, on, rank, rate, scale"),
+        ({"rate": 1, "rank": 2.5}, r"method.rank: .*got 2.5"),
+        ({"rate": 1, "rank": "many"}, r"method.rank: .*integer.*got 'many'"),
+        ({"rate": 1, "layers": [0, "x"]}, r"method.layers.1: .*got 'x'"),
+        ({"rate": 1, "layers": 3}, r"method.layers: .*got 3"),
+        ({"rate": 1, "kind": "c"}, r"method.kind: .*'a' or 'b', got 'c'"),
+        ({}, r"method.rate: Field required"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        check_options(Toy, options)
+
+
+def test_methods_without_options_take_none():
+    assert check_options(get_method("simplecil"), {}) == {}
+    with pytest.raises(InputError, match=r"method\.top_k: unknown key"):
+        check_options(get_method("simplecil"), {"top_k": 3})
