@@ -158,7 +158,7 @@ def predict(
     if as_json:
         from dataclasses import asdict
 
-        typer.echo(json.dumps([asdict(p) for p in predictions], ensure_ascii=False))
+        typer.echo(json.dumps([asdict(p) for p in predictions]))
         return
     for p in predictions:
         best = "  ".join(f"{n} {100 * c:.1f}%" for n, c in zip(p.classes, p.confidences, strict=True))
@@ -266,9 +266,9 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     """Describe a method with its options and recipe, or a run with its configuration."""
     path = Path(name)
     if (path / "config.toml").exists():
-        typer.echo((path / "config.toml").read_text().rstrip())
+        typer.echo((path / "config.toml").read_text(encoding="utf-8").rstrip())
         if (path / "summary.json").exists():
-            typer.echo((path / "summary.json").read_text().rstrip())
+            typer.echo((path / "summary.json").read_text(encoding="utf-8").rstrip())
         return
     import inspect
     from dataclasses import asdict

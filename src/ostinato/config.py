@@ -18,7 +18,7 @@ _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class MethodConfig(_Section):
@@ -119,7 +119,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """Nested options from ``key=value`` words.
 
     Values are read as TOML where they are numbers, booleans or lists, numbers with commas as lists, and
-    everything else as text, so that paths and names need no quotes.
+    everything else as text, so that paths and names need no quotes. What must be text stays as it was typed.
 
     Raises:
         InputError: if a word has no ``=``, or two words contradict each other.
@@ -129,7 +129,8 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         key, sign, text = pair.partition("=")
         if not sign or not key:
             raise InputError(f"Options are written key=value, got {pair!r}. For example: data=photos/ stream.step=5")
-        put(out, key.strip(), _value(text), pair)
+        key = key.strip()
+        put(out, key, _unquoted(text) if _is_text(key) else _value(text), pair)
     return out
 
 
@@ -143,7 +144,27 @@ def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise InputError(f"{source}: {part!r} already has the plain value {node!r}.")
+    if parts[-1] in node:
+        raise InputError(f"{source}: {'.'.join(parts)} is given twice; keep one.")
     node[parts[-1]] = value
+
+
+def _is_text(key: str) -> bool:
+    """Whether an option must be text, such as a path, which may look like a number."""
+    parts = key.split(".")
+    if parts[0] in _SHORT and len(parts) == 1:
+        parts.append(_SHORT[parts[0]])
+    kind: Any = RunConfig
+    for part in parts:
+        fields = getattr(kind, "model_fields", {})
+        if part not in fields:
+            return key == "out"
+        kind = fields[part].annotation
+    return kind in (str, str | None)
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _value(text: str) -> Any:
@@ -166,7 +187,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: if the file is missing or not TOML, with the line.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"-c {path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -273,7 +273,7 @@ class Learner:
             "crop": self.crop,
             "train": self.settings.overrides or {},
         }
-        (folder / "artifact.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        (folder / "artifact.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(
@@ -302,7 +302,7 @@ class Learner:
         """
         folder = Path(path)
         try:
-            about = json.loads((folder / "artifact.json").read_text())
+            about = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} is no saved learner: artifact.json cannot be read ({error}).") from None
         if about.get("format") != FORMAT:

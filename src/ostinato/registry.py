@@ -28,8 +28,9 @@ def register(name: str) -> Callable[[M], M]:
     """
 
     def add(cls: M) -> M:
-        if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
-            raise InputError(f"register: the name {name!r} is taken by {_METHODS[name].__qualname__}.")
+        taken = _METHODS.get(name)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(f"register: the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}.")
         _METHODS[name] = cls
         cls.name = name
         return cls

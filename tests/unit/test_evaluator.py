@@ -266,7 +266,6 @@ def test_labels_beyond_the_classes_seen_are_refused():
     assert evaluate(Table(HAND_SCORES[:, :4], [2, 2]), parts[:2], SETTINGS).images == 6
 
 
-@pytest.mark.xfail(strict=True, reason="defect: argmax of NaN scores is class 0, whose samples then count as right")
 def test_scores_that_are_not_numbers_are_never_right():
     """Refusing them is as good."""
     with suppress(OstinatoError):

@@ -279,9 +279,11 @@ def test_dualprompt_trains_the_current_expert_and_the_general_prompt():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"g_layers": (3,)}, r"must lie in \[0, 2\], got \[3\]"),
-        ({"e_layers": (-1, 1)}, r"must lie in \[0, 2\], got \[-1\]"),
+        ({"g_layers": (3,)}, r"must name layers in \[0, 2\], each once, got \[3\]"),
+        ({"e_layers": (-1, 1)}, r"must name layers in \[0, 2\], each once, got \[-1, 1\]"),
         ({"g_layers": (1,)}, r"both have \[1\]"),
+        ({"g_layers": (0, 0)}, "each once"),
+        ({"e_length": 0}, "at least 1"),
         ({"e_layers": ()}, "at least one layer"),
     ],
 )

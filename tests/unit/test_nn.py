@@ -177,7 +177,6 @@ def test_features_in_bf16_are_scored_in_fp32():
     torch.testing.assert_close(head(x), head(x.float()))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: under autocast F.linear computes in bf16 although fp32 is promised")
 def test_scored_in_fp32_under_autocast():
     head = heads(2)
     with torch.autocast("cpu", torch.bfloat16):

@@ -32,6 +32,8 @@ class FeatureCache:
 
     def features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Plain features (B, D) of images (B, 3, S, S); the backbone runs on unknown images only."""
+        if not len(images):
+            return backbone(images)
         pixels = images.cpu().contiguous().numpy()
         keys = [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
         rows: list[Tensor | None] = [self._rows.get(key) for key in keys]

@@ -103,7 +103,7 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
     else:
         # The product is formed in the mask's precision: masks live within a few percent of 1, where bf16
         # would round most of what was learned away.
-        masked = (weight.to(edit.mask.dtype) * edit.mask).to(x.dtype)
+        masked = (weight * edit.mask).to(x.dtype)
         y = F.linear(x, masked, bias) if masked.ndim == 2 else x @ masked.mT
         if masked.ndim > 2 and bias is not None:
             y = y + bias

@@ -120,6 +120,8 @@ class Backbone(nn.Module):
         size = self.preprocess.size
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise InputError(f"embed: images must be (B, 3, {size}, {size}), got {tuple(images.shape)}.")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise InputError(f"embed: images must be uint8 in [0, 255] or float in [0, 1], got {images.dtype}.")
         pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
         pixels = ((pixels - self.mean) / self.std).to(self.dtype)
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)

@@ -58,11 +58,12 @@ class Checkpoints:
         draft.mkdir(parents=True)
         for name, tensors in (("learned", checkpoint.learned), ("optimizer", checkpoint.optimizer)):
             save_tensors(tensors, draft / f"{name}.safetensors")
-        (draft / "progress.json").write_text(json.dumps(checkpoint.progress))
+        (draft / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
         for file in draft.iterdir():
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
         draft.rename(target)
+        _sync_directory(self.root)
         for old in existing[:-1]:
             shutil.rmtree(old)
         return target
@@ -79,13 +80,22 @@ class Checkpoints:
                 return Checkpoint(
                     learned=load_file(path / "learned.safetensors"),
                     optimizer=load_file(path / "optimizer.safetensors"),
-                    progress=json.loads((path / "progress.json").read_text()),
+                    progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
                 )
             except (OSError, ValueError, SafetensorError) as error:
                 problems.append(f"{path}: {error}")
         if problems:
             raise DataError("No checkpoint can be read: " + "; ".join(problems))
         return None
+
+
+def _sync_directory(path: Path) -> None:
+    """Put a rename on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

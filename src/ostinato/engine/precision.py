@@ -22,8 +22,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N.") from None
     return device
 

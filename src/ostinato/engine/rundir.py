@@ -63,7 +63,7 @@ class RunDir:
 
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
-        with self.events.open("a") as file:
+        with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def events_size(self) -> int:
@@ -79,7 +79,7 @@ class RunDir:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON whole or not at all."""
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    draft.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
 
 
@@ -90,6 +90,6 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: if the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None

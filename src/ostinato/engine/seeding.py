@@ -12,7 +12,8 @@ import torch
 
 def derive(seed: int, purpose: str, *position: int) -> int:
     """A 63-bit seed for one purpose at one position; different arguments give unrelated streams."""
-    entropy = [seed, zlib.crc32(purpose.encode()), *position]
+    # The length counts too: numpy takes missing entropy for zeros.
+    entropy = [seed, zlib.crc32(purpose.encode()), len(position), *position]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -27,6 +28,11 @@ def seeded(device: torch.device, seed: int, purpose: str, *position: int) -> Ite
 
     Methods draw from the global generators as papers' code does; callers never see that it happened.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
-        torch.manual_seed(derive(seed, purpose, *position))
+    value = derive(seed, purpose, *position)
+    # Only the generators that are put back are seeded; torch.manual_seed would touch those of every GPU.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(value)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
         yield

@@ -166,6 +166,8 @@ def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred:
 
 
 def _check_scores(scores: Tensor, n: int, method: Method) -> None:
+    if bool(scores.isnan().any()):
+        raise InputError(f"{method.name}.scores gave values that are not numbers; was the model trained to the end?")
     if scores.shape != (n, method.n_seen):
         raise InputError(
             f"{method.name}.scores must be ({n}, {method.n_seen}): a score per class seen, got {tuple(scores.shape)}."

@@ -206,6 +206,28 @@ class Method(Growing):
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
 
 
+def check_layers(option: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Layer numbers of an option, each once and inside the encoder.
+
+    Raises:
+        InputError: if one is outside [0, depth - 1] or named twice.
+    """
+    if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
+        raise InputError(f"method.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
+    return tuple(layers)
+
+
+def check_positive(**options: int) -> None:
+    """Make sure that sizes are at least 1.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for option, value in options.items():
+        if value < 1:
+            raise InputError(f"method.{option} must be at least 1, got {value}.")
+
+
 class TaskInferring(Method):
     """Base of methods that infer the task of each sample and then score under it.
 

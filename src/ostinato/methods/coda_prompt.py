@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, prefix_from
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_layers, check_positive
 from ostinato.nn import PerTask, TaskHeads
 from ostinato.registry import register
 
@@ -50,12 +50,13 @@ class CODAPrompt(Method):
         ortho: float = 0.0,
     ) -> None:
         super().__init__(backbone)
-        depth = backbone.arch.depth
-        if not layers or not all(0 <= layer < depth for layer in layers):
-            raise InputError(f"method.layers must name layers in [0, {depth - 1}], got {layers}.")
+        check_positive(components=components)
+        if not layers:
+            raise InputError("method.layers must name at least one layer.")
         if length < 2 or length % 2:
             raise InputError(f"method.length must be even, half keys and half values, got {length}.")
-        self.layers, self.components, self.length, self.ortho = tuple(layers), components, length, ortho
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
+        self.components, self.length, self.ortho = components, length, ortho
         # T of (components, layers, ...): joined along the first axis they are the M components seen so far.
         self.prompts, self.keys, self.attention = PerTask(), PerTask(), PerTask()
         self.head = TaskHeads(backbone.dim)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, prefix_from
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, TaskInferring
+from ostinato.methods.base import LearnTask, Losses, Recipe, TaskInferring, check_layers, check_positive
 from ostinato.nn import PerTask, TaskHeads, cosine
 from ostinato.registry import register
 
@@ -55,14 +55,13 @@ class DualPrompt(TaskInferring):
         warm_start: bool = True,
     ) -> None:
         super().__init__(backbone)
-        depth = backbone.arch.depth
-        if bad := [layer for layer in (*g_layers, *e_layers) if not 0 <= layer < depth]:
-            raise InputError(f"method.g_layers/e_layers: layers must lie in [0, {depth - 1}], got {bad}.")
+        check_positive(g_length=g_length, e_length=e_length)
+        self.g_layers = check_layers("g_layers", g_layers, backbone.arch.depth)
+        self.e_layers = check_layers("e_layers", e_layers, backbone.arch.depth)
         if shared := set(g_layers) & set(e_layers):
             raise InputError(f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}.")
         if not e_layers:
             raise InputError("method.e_layers must name at least one layer.")
-        self.g_layers, self.e_layers = tuple(g_layers), tuple(e_layers)
         self.pull, self.warm_start = pull, warm_start
         self.e_shape = (len(e_layers), 2, e_length, backbone.dim)
         self.general = nn.Parameter(torch.empty(len(g_layers), 2, g_length, backbone.dim).uniform_(-1, 1))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_positive
 from ostinato.nn import TaskHeads, cosine
 from ostinato.registry import register
 
@@ -53,6 +53,7 @@ class L2P(Method):
         readout: str = "prompt",
     ) -> None:
         super().__init__(backbone)
+        check_positive(length=length)
         if not 1 <= top_k <= pool_size:
             raise InputError(f"method.top_k ({top_k}) must lie in [1, pool_size = {pool_size}].")
         if readout not in ("prompt", "cls"):

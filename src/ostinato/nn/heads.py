@@ -34,8 +34,14 @@ class TaskHeads(nn.Module):
 
     def local(self, features: Tensor) -> Tensor:
         """Logits (B, classes of the newest task) of features (B, D)."""
-        return F.linear(features.float(), self.weight[-1], self.bias[-1])
+        return _linear(features, self.weight[-1], self.bias[-1])
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, n_seen) of features (B, D)."""
-        return F.linear(features.float(), self.weight.joined(), self.bias.joined())
+        return _linear(features, self.weight.joined(), self.bias.joined())
+
+
+def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map in fp32, also where the encoder runs under autocast."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.float(), weight, bias)

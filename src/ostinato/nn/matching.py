@@ -1,5 +1,6 @@
 """Matching queries to keys."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,4 +15,5 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
     Returns:
         (B, M) in [-1, 1].
     """
-    return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
+    with torch.autocast(query.device.type, enabled=False):
+        return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T

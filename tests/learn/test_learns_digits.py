@@ -1,0 +1,37 @@
+"""Every registered method learns real handwritten digits on the bundled backbone."""
+
+from __future__ import annotations
+
+import pytest
+
+from ostinato.learner import Learner
+from ostinato.registry import methods
+from ostinato.streams import StreamOptions, TaskStream, open_source
+
+FASTER = {
+    "finetune": {"epochs": 2},
+    "joint": {"epochs": 2},
+    "coda_prompt": {"epochs": 6, "batch_size": 32, "lr": 0.005},
+}
+"""Shorter recipes than the papers' where those are made for larger data."""
+
+
+@pytest.mark.parametrize("name", methods())
+def test_six_digits_in_three_tasks(name):
+    source = open_source("digits")
+    stream = TaskStream(source, StreamOptions(tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=60))
+    learner = Learner(name, train=FASTER.get(name, {}), precision="fp32")
+    after = []
+    for task in stream:
+        learner.learn(task, augment=source.augment)
+        after.append(learner.evaluate(stream))
+    final = after[-1]
+    newest = final.correct[-1] / final.totals[-1]
+    if name == "finetune":  # forgets by design, and must learn the newest task
+        assert newest > 0.9
+        assert final.accuracy < 0.7
+        return
+    assert final.accuracy > 0.6, f"{final.table()}\nchance is 17 %"
+    assert final.task_incremental_accuracy > 0.85
+    if final.task_id_accuracy is not None:
+        assert final.task_id_accuracy > 0.6, "chance is 33 %"
