@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -276,3 +277,55 @@ def test_demo_shows_forgetting_and_its_cure(tmp_path):
     assert summaries["dualprompt"]["last_accuracy"] > summaries["finetune"]["last_accuracy"] + 0.3
     assert (tmp_path / "runs/demo/compare.png").stat().st_size > 1000
     ostinato("demo", "--json", cwd=tmp_path)  # a second demo replaces the first
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_readmes_commands_for_own_images_work_as_printed(tmp_path):
+    colours = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW, "white": WHITE, "cyan": CYAN}
+    photos(tmp_path / "photos", colours, n=6)
+    photos(tmp_path / "photos_of_may", {"red": RED, "cyan": CYAN}, n=2, seed=1)
+    photos(tmp_path / "old_test_photos", {"red": RED, "cyan": CYAN}, n=2, seed=2)
+    photos(tmp_path / "more_classes", {"grey": (128, 128, 128), "black": (10, 10, 10)}, n=6, seed=3)
+    photos(tmp_path / "new", {".": GREEN}, n=3)
+    block = next(b for b in blocks("sh") if "data=photos_of_may/" in b)
+    commands = [line.split("#")[0] for line in block.splitlines()]
+    assert [c.split()[1] for c in commands] == ["run", "predict", "eval", "learn"]
+    for command in commands:
+        words = [
+            str(found) for word in command.split()[1:]
+            for found in (sorted(p.relative_to(tmp_path) for p in tmp_path.glob(word)) if "*" in word else [word])
+        ]  # fmt: skip
+        ostinato(*words, cwd=tmp_path)
+
+
+def test_the_readmes_python_works_as_printed(tmp_path):
+    (block,) = blocks("python")
+    with chdir(tmp_path), redirect_stdout(StringIO()) as out:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "all 5 tasks" in out.getvalue()
+    assert "Prediction(" in out.getvalue()
+
+
+def test_the_readme_names_every_method():
+    from ostinato.registry import methods
+
+    for name in methods():
+        assert f"| `{name}` |" in README.read_text(encoding="utf-8"), name
+
+
+def test_classes_with_one_image_are_learned_and_a_first_task_of_them_is_refused(tmp_path):
+    photos(tmp_path / "photos", {"a_red": RED, "b_blue": BLUE}, n=4)
+    photos(tmp_path / "photos", {"c_green": GREEN}, n=1)
+    done = ostinato("run", "simplecil", "data=photos", "stream.step=1", "out=r", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["classes"] == 3
+    text = ostinato(
+        "run", "simplecil", "data=photos", 'stream.tasks=[["c_green"],["a_red","b_blue"]]', "out=s",
+        code=2, cwd=tmp_path,
+    ).stderr  # fmt: skip
+    assert "first task has no image to score on" in text

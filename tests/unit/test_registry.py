@@ -72,7 +72,7 @@ def test_a_name_belongs_to_one_class():
     with pytest.raises(InputError, match=r"the name 'mine' is taken by .*First"):
         register("mine")(Second)
     assert get_method("mine") is First
-    with pytest.raises(InputError, match="the name 'l2p' is taken by .*L2P"):
+    with pytest.raises(InputError, match=r"the name 'l2p' is taken by .*L2P"):
         register("l2p")(Second)
 
 

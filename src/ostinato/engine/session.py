@@ -134,10 +134,10 @@ class Session:
             self.stream.test(i) if config.eval.split == "test" else self.stream.task(i).validation
             for i in range(len(self.stream))
         ]
-        if not sum(len(test) for test in self.tests):
+        if not self.old and not len(self.tests[0]):
             raise InputError(
-                f"eval.split={config.eval.split}: there is no image to score on. Raise data.validation (now "
-                f"{config.data.validation}), or give classes with more images."
+                f"eval.split={config.eval.split}: the first task has no image to score on. Give its classes more "
+                f"images, put other classes first, or raise data.validation (now {config.data.validation})."
             )
         self.checkpoints = Checkpoints(dirs.checkpoints)
         self.progress = Progress()
@@ -241,7 +241,7 @@ class Session:
         # Time and images of a part that was done before a restart are in the checkpoint already.
         self.progress.train_seconds += seconds
         self.progress.train_images += watcher.images
-        self.progress.trainable = sum(p.numel() for p in watcher.trained.values())
+        self.progress.trainable = sum(p.numel() for p in self.learner.method.parameters() if p.requires_grad)
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.old, *self.tests[: index + 1]]
@@ -367,7 +367,6 @@ class _Watcher:
     def __init__(self, session: Session, stop: StopRequest, label: str) -> None:
         self.session, self.stop, self.label = session, stop, label
         self.images = 0
-        self.trained: dict[int, torch.nn.Parameter] = {}
         self._clock, self._began = time.perf_counter, time.perf_counter()
         self._steps = 0
 
@@ -378,8 +377,6 @@ class _Watcher:
 
     def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
         self.images += n
-        if not self.trained:
-            self.trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
         loss = sum(losses.values())
         self.session.reporter.advance(1, f"loss {loss:.3f}")
         lr = optimizer.param_groups[0]["lr"]
