@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,10 +42,17 @@ def _console(as_json: bool) -> Console:
     return Console(stderr=as_json, quiet=as_json)
 
 
-def _reporter(console: Console, as_json: bool) -> Reporter:
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
+    """A console, and a reporter on it that is closed whatever happens."""
     from ostinato.report.console import ConsoleReporter, Reporter
 
-    return Reporter() if as_json else ConsoleReporter(console)
+    console = _console(as_json)
+    reporter = Reporter() if as_json else ConsoleReporter(console)
+    try:
+        yield console, reporter
+    finally:
+        reporter.close()
 
 
 def _take(tree: dict[str, Any], key: str) -> Any:
@@ -95,14 +104,10 @@ def run(
     if out is None:
         source = Path(checked.data.path).name or "data"
         out = f"runs/{method}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    console = _console(as_json)
-    reporter = _reporter(console, as_json)
-    try:
+    with _reporting(as_json) as (console, reporter):
         from ostinato.engine.run import start
 
         result = start(checked, str(out), reporter)
-    finally:
-        reporter.close()
     _show_result(result, Path(str(out)), console, as_json)
 
 
@@ -111,12 +116,8 @@ def resume(run: RunPath, as_json: Json = False) -> None:
     """Go on with a run that was stopped or killed, to the same result."""
     from ostinato.engine.run import resume as go_on
 
-    console = _console(as_json)
-    reporter = _reporter(console, as_json)
-    try:
+    with _reporting(as_json) as (console, reporter):
         result = go_on(run, reporter)
-    finally:
-        reporter.close()
     _show_result(result, run, console, as_json)
 
 
@@ -129,14 +130,10 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
     from ostinato.config import parse_overrides
 
     given = parse_overrides(options or [])
-    console = _console(as_json)
-    reporter = _reporter(console, as_json)
-    try:
+    with _reporting(as_json) as (console, reporter):
         from ostinato.engine.run import learn_more
 
         result = learn_more(run, given, reporter)
-    finally:
-        reporter.close()
     _show_result(result, run, console, as_json)
 
 
@@ -305,12 +302,8 @@ def demo(
     """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""
     from ostinato.demo import run_demo
 
-    console = _console(as_json)
-    reporter = _reporter(console, as_json)
-    try:
+    with _reporting(as_json) as (console, reporter):
         summaries = run_demo(out, reporter)
-    finally:
-        reporter.close()
     if as_json:
         typer.echo(json.dumps(summaries))
         return

@@ -261,10 +261,10 @@ class _Column:
         return self.show(summary.get(self.key))
 
     def least(self, summaries: Sequence[Mapping[str, Any]]) -> int:
-        """Characters it cannot do without: numbers are never broken, names fold at 8."""
+        """Characters it cannot do without: numbers are never broken, names fold at 16."""
         header = max(map(len, self.header.split("\n")))
         cells = max((len(self.cell(summary)) for summary in summaries), default=0)
-        return max(header, cells if self.number else min(8, cells))
+        return max(header, cells if self.number else min(16, cells))
 
 
 def _plain(value: object) -> str:
