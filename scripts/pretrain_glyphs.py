@@ -1,4 +1,22 @@
-"""Make the bundled backbone: draw characters of matplotlib's fonts and learn to tell them apart."""
+"""Make the bundled backbone: draw characters of matplotlib's fonts and learn to tell them apart.
+
+    OMP_NUM_THREADS=2 python scripts/pretrain_glyphs.py
+
+trains the bundled architecture (12 layers, width 128) from scratch to name the 851 characters of ``PRETRAIN``:
+cross-entropy, AdamW, 4,500 steps of 128 images, fp32 (bf16 autocast was slower on the CPU it was measured on).
+Jitter grows from none to full over the first 40 % of the steps; with all of it from the start, pilots of a few
+hundred steps hardly left the plateau of the loss. At full strength half of the images keep only 8 x 8 pixels, as
+few as scikit-learn's digits have. The classifier is dropped and the rest stored in bf16, with steps, batch, seed,
+classes, training accuracy and torch version as metadata.
+
+Measured on 2 CPU cores shared with other work: 32.6 minutes of training, training accuracy 0.741. ``--check``
+prints the test accuracy of the nearest class mean by cosine, on what was not in the training:
+
+* scikit-learn's digits, a quarter for testing: 0.949 enlarged bilinearly, 0.944 bicubically; untrained 0.313, 0.298.
+* the first 50 classes of the stream of glyphs: 0.994; untrained 0.198. The first 200: 0.974; untrained 0.080.
+
+``--characters`` only chooses the characters anew.
+"""
 
 from __future__ import annotations
 

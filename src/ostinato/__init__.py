@@ -51,13 +51,23 @@ __all__ = [
 ]
 
 
-def stream(data: Any, *, seed: int = 0, on_error: str = "raise", **options: Any) -> TaskStream:
+def stream(
+    data: Any,
+    *,
+    after: Learner | None = None,
+    seed: int = 0,
+    on_error: str = "raise",
+    classes: int | None = None,
+    **options: Any,
+) -> TaskStream:
     """A stream of tasks from a folder, a parquet folder, a known name or a :class:`Source`.
 
     Args:
         data: what :func:`open_source` takes, or a source from :func:`arrays`.
+        after: a learner that has learned other classes already; the stream goes on after them.
         seed: of splits and of a seeded class order.
         on_error: "raise", or "skip" to leave out unreadable files.
+        classes: how many glyphs to render, for "glyphs".
         options: fields of :class:`StreamOptions`, such as ``step=5``.
 
     Returns:
@@ -65,8 +75,17 @@ def stream(data: Any, *, seed: int = 0, on_error: str = "raise", **options: Any)
     """
     from ostinato.streams import Source, StreamOptions, TaskStream, open_source
 
-    source = data if isinstance(data, Source) else open_source(str(data), seed=seed, on_error=on_error)
-    return TaskStream(source, StreamOptions(seed=seed, **options))
+    folders = True if options.get("tasks") == "folders" else None
+    if not isinstance(data, Source):
+        data = open_source(str(data), seed=seed, on_error=on_error, task_folders=folders, classes=classes)
+    known = after.class_names if after is not None else []
+    return TaskStream(
+        data,
+        StreamOptions(seed=seed, **options),
+        offset_classes=len(known),
+        offset_tasks=after.method.n_tasks if after is not None else 0,
+        known=known,
+    )
 
 
 def load(path: str, **where: Any) -> Learner:

@@ -17,6 +17,7 @@ from ostinato.errors import DataError, InputError, Interrupted, OstinatoError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ostinato.learner import Learner
     from ostinato.report.console import Reporter
 
 app = typer.Typer(
@@ -63,11 +64,11 @@ def _take(tree: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _show_result(result: dict[str, Any], out: Path, console: Console, as_json: bool) -> None:
+def _show_result(result: dict[str, Any], console: Console, as_json: bool) -> None:
     from ostinato.report.tables import percent, run_table
 
     if as_json:
-        typer.echo(json.dumps(result | {"run": str(out)}))
+        typer.echo(json.dumps(result))
         return
     console.print(run_table([result]))
     if "new_accuracy" in result:
@@ -80,7 +81,7 @@ def _show_result(result: dict[str, Any], out: Path, console: Console, as_json: b
             )
         if result["new_accuracy"] is not None:
             console.print(f"New classes: {percent(result['new_accuracy'])} %.")
-    console.print(f"Written to {out}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)
+    console.print(f"Written to {result['run']}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)
 
 
 @app.command()
@@ -108,17 +109,22 @@ def run(
         from ostinato.engine.run import start
 
         result = start(checked, str(out), reporter)
-    _show_result(result, Path(str(out)), console, as_json)
+    _show_result(result, console, as_json)
 
 
 @app.command()
-def resume(run: RunPath, as_json: Json = False) -> None:
-    """Go on with a run that was stopped or killed, to the same result."""
+def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None:
+    """Go on with a run that was stopped or killed, to the same result.
+
+    Options say where things are now: data=, eval=, backbone.weights=, device=, data.workers=.
+    """
+    from ostinato.config import parse_overrides
     from ostinato.engine.run import resume as go_on
 
+    given = parse_overrides(options or [])
     with _reporting(as_json) as (console, reporter):
-        result = go_on(run, reporter)
-    _show_result(result, run, console, as_json)
+        result = go_on(run, given, reporter)
+    _show_result(result, console, as_json)
 
 
 @app.command()
@@ -134,45 +140,70 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
         from ostinato.engine.run import learn_more
 
         result = learn_more(run, given, reporter)
-    _show_result(result, run, console, as_json)
+    _show_result(result, console, as_json)
 
 
 @app.command()
 def predict(
     run: RunPath,
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files or folders of them; also backbone.weights=FILE (if it moved) and device=cpu."),
+    ],
     topk: Annotated[int, typer.Option(help="Classes to show per image.")] = 1,
-    weights: Annotated[str | None, typer.Option(help="File of the backbone's weights, if it moved.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Classify image files with what a run has learned.
+    """Classify images with what a run has learned, each on its own.
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
     """
-    learner = _load(run, weights, device)
-    predictions = learner.predict(files, topk=topk)
+    from ostinato.config import parse_overrides
+
+    words = [w for w in images if w.startswith(("backbone.weights=", "device="))]
+    learner = _load(run, parse_overrides(words))
+    predictions, bad = [], []
+    for file in _files([Path(w) for w in images if w not in words]):
+        try:
+            (prediction,) = learner.predict([file], topk=topk)
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        predictions.append(prediction)
+        if not as_json:
+            values = prediction.confidences or prediction.scores
+            shown = [f"{100 * v:.1f}%" if prediction.confidences else f"{v:.3f}" for v in values]
+            best = "  ".join(f"{n} {v}" for n, v in zip(prediction.classes, shown, strict=True))
+            typer.echo(f"{prediction.source}: {best}")
     if as_json:
         from dataclasses import asdict
 
         typer.echo(json.dumps([asdict(p) for p in predictions]))
-        return
-    for p in predictions:
-        best = "  ".join(f"{n} {100 * c:.1f}%" for n, c in zip(p.classes, p.confidences, strict=True))
-        typer.echo(f"{p.source}: {best}")
+    if bad:
+        raise DataError("\n".join(bad))
 
 
-def _load(run: Path, weights: str | None = None, device: str = "auto") -> Any:
+def _files(paths: list[Path]) -> Iterator[Path]:
+    """The files themselves, and the images in the folders."""
+    from ostinato.streams.folder import EXTENSIONS
+
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+            if not found:
+                raise DataError(f"{path}: there is no image in this folder.")
+            yield from found
+        else:
+            yield path
+
+
+def _load(run: Path, options: dict[str, Any]) -> Learner:
     """The learner of a finished run, or of an artifact folder."""
     if not run.is_dir():
         raise InputError(f"{run} is no directory; give a run directory or an artifact folder.")
-    folder = run if (run / "artifact.json").exists() else run / "artifact"
-    if not folder.exists():
-        hint = f"finish it with 'ostinato resume {run}'" if (run / "config.toml").exists() else "give a run directory"
-        raise InputError(f"{run} holds no learned artifact; {hint}.")
     from ostinato.learner import Learner
 
-    return Learner.load(folder, weights=weights, device=device)
+    weights = options.get("backbone", {}).get("weights")
+    return Learner.load(run, weights=weights, device=options.get("device", "auto"))
 
 
 @app.command("eval")
@@ -189,15 +220,19 @@ def evaluate(
 
     given = parse_overrides(options or [])
     data = given.pop("data", {})
-    weights = given.pop("backbone", {}).get("weights")
+    machine = {key: given.pop(key) for key in ("backbone", "device") if key in given}
     if given or set(data) - {"path", "on_error"} or "path" not in data:
-        raise InputError("eval takes data=FOLDER, data.on_error=skip and backbone.weights=FILE.")
-    learner = _load(run, weights)
+        raise InputError("eval takes data=FOLDER, data.on_error=skip, backbone.weights=FILE and device=NAME.")
+    learner = _load(run, machine)
+    from ostinato.engine.rundir import RunDir
     from ostinato.streams import open_source
     from ostinato.streams.base import known_examples
 
-    source = open_source(str(data["path"]), on_error=data.get("on_error", "raise"))
-    samples = known_examples(source, learner.class_names)
+    source = open_source(data["path"], on_error=data.get("on_error", "raise"), seed=learner.settings.seed)
+    learned_from = RunDir(run).read_config().data.path if (run / "config.toml").exists() else None
+    # Of the very data that were learned from, only what was held out then may be scored.
+    same = learned_from is not None and Path(data["path"]).resolve() == Path(learned_from).resolve()
+    samples = known_examples(source, learner.class_names, held_out_only=same)
     labels = sorted(set(samples.labels.tolist()))
     groups = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
     result = learner.evaluate(groups)

@@ -115,6 +115,34 @@ def _without_none(value: Any) -> Any:
     return value
 
 
+def absolute(config: RunConfig) -> RunConfig:
+    """The configuration with paths that work from any directory."""
+
+    def full(text: str | None) -> str | None:
+        path = Path(text).expanduser() if text else None
+        return str(path.resolve()) if path is not None and path.exists() else text
+
+    from ostinato.streams import SOURCES
+
+    # A known name wins over a folder of that name, as where data are opened.
+    data = config.data.path if config.data.path in SOURCES else None
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"path": data or full(config.data.path)}),
+            "backbone": config.backbone.model_copy(update={"weights": full(config.backbone.weights)}),
+            "eval": config.eval.model_copy(update={"data": full(config.eval.data)}),
+        }
+    )
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of nested options."""
+    keys: list[str] = []
+    for key, value in tree.items():
+        keys += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return keys
+
+
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     """Nested options from ``key=value`` words.
 

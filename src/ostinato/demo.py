@@ -13,11 +13,7 @@ from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.report.console import Reporter
 from ostinato.report.plots import compare_curves
 
-METHODS: dict[str, dict[str, Any]] = {
-    "finetune": {"train": {"epochs": 2}},
-    "simplecil": {},
-    "dualprompt": {},
-}
+METHODS = ("finetune", "simplecil", "dualprompt")
 
 EXPLANATION = """
 Five tasks of two digits each, learned one after the other, never looking back.
@@ -48,8 +44,8 @@ def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
     out.mkdir(parents=True)
     mark.touch()
     summaries, matrices = [], {}
-    for name, options in METHODS.items():
-        config = build_config({"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}, options)
+    for name in METHODS:
+        config = build_config({"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}})
         summaries.append(start(config, out / name, reporter) | {"run": name})
         matrices[name] = AccuracyMatrix.from_csv(out / name / "accuracy_matrix.csv")
     compare_curves(matrices, out / "compare.png", "Digits, five tasks of two classes")

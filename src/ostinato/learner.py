@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ostinato.backbones.weights import load_backbone
@@ -48,13 +51,13 @@ class Prediction:
         source: the file, or the position of an image that came without one.
         classes: names, best first.
         scores: the method's scores for them; logits or cosines, comparable within one learner only.
-        confidences: softmax of the scores over all classes; not calibrated.
+        confidences: softmax of the scores over all classes, not calibrated; None where scores are no logits.
     """
 
     source: str
     classes: list[str]
     scores: list[float]
-    confidences: list[float]
+    confidences: list[float] | None
 
 
 class Learner:
@@ -101,11 +104,15 @@ class Learner:
         self.settings = Settings(
             where, resolve_precision(precision, where), seed, train, accumulate, workers, eval_batch_size
         )
+        if isinstance(backbone, BackboneSpec) and weights is not None:
+            raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
         self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
         loaded = load_backbone(
             self.spec.name, weights=self.spec.weights, preprocess=self.spec.preprocess, size=self.spec.size
         )
         self.origin = loaded.origin
+        if self.origin is not None:  # with the tag, where a bare name was given
+            self.spec = replace(self.spec, name=self.origin.name)
         self.crop = crop
         self.class_names: list[str] = []
         self._history: list[Examples] = []
@@ -123,7 +130,7 @@ class Learner:
         self,
         task: Task,
         *,
-        augment: str = "photo",
+        augment: str | None = None,
         watcher: Watcher | None = None,
         tick: Callable[[int], None] | None = None,
         resume: tuple[Position, dict[str, Tensor]] | None = None,
@@ -132,7 +139,7 @@ class Learner:
 
         Args:
             task: the next task of a stream.
-            augment: training augmentation: "photo", "glyph" or "none".
+            augment: training augmentation: "photo", "glyph" or "none"; None for what suits the task's source.
             watcher: told about every training step.
             tick: called with the number of samples after each batch of a pass without training.
             resume: place and optimiser state to go on from, where the learner holds the state of that moment.
@@ -159,7 +166,7 @@ class Learner:
                 if tick is not None:
                     tick(len(y))
 
-        view = TrainView(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
+        view = TrainView(preprocess.size, preprocess.interpolation, augment or task.augment)  # pyright: ignore[reportArgumentType]
         seconds = learn_task(
             self.method,
             LearnTask(task.index, task.classes, samples.with_view(view), batches),
@@ -204,7 +211,8 @@ class Learner:
             Counts per task, with accuracies.
         """
         if isinstance(groups, TaskStream):
-            groups = [groups.test(i) for i in range(min(len(groups), self.method.n_tasks))]
+            learned = self.method.n_tasks - groups.offset_tasks
+            groups = [groups.test(i) for i in range(min(len(groups), learned))]
         seen = [group.with_view(self.eval_view) for group in groups]
         return evaluate(self.method, seen, self.settings, oracle=oracle, tick=tick)
 
@@ -240,22 +248,31 @@ class Learner:
             pictures = [i.convert("RGB") if isinstance(i, Image.Image) else decode(Path(i), str(i)) for i in some]
             scores = self.scores(torch.stack([self.eval_view(p) for p in pictures])).float()
             best = scores.topk(min(topk, scores.shape[1]), dim=1)
-            shares = scores.softmax(1).gather(1, best.indices)
+            shares = scores.softmax(1).gather(1, best.indices) if self.method.scores_are_logits else None
             for i, image in enumerate(some):
                 out.append(
                     Prediction(
                         f"image {begin + i}" if isinstance(image, Image.Image) else str(image),
                         [self.class_names[c] for c in best.indices[i].tolist()],
                         best.values[i].tolist(),
-                        shares[i].tolist(),
+                        None if shares is None else shares[i].tolist(),
                     )
                 )
         return out
 
     def save(self, path: str | Path) -> None:
-        """Write the learner as a folder: ``artifact.json`` and ``learned.safetensors``."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the learner as a folder, whole or not at all: ``artifact.json`` and ``learned.safetensors``.
+
+        Args:
+            path: a new folder, or one that holds a saved learner, which is replaced.
+
+        Raises:
+            InputError: if there is something else in the folder.
+        """
+        target = Path(path)
+        folder = target.with_name(target.name + ".part")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         save_tensors(self.method.learned_state(), folder / "learned.safetensors")
         spec = asdict(self.spec)
         if self.spec.weights is not None:
@@ -274,6 +291,11 @@ class Learner:
             "train": self.settings.overrides or {},
         }
         (folder / "artifact.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            if not (target / "artifact.json").exists() and any(target.iterdir()):
+                raise InputError(f"save: {target} exists and is no saved learner; choose another folder.")
+            shutil.rmtree(target)
+        folder.rename(target)
 
     @classmethod
     def load(
@@ -288,7 +310,7 @@ class Learner:
         """Read a learner back.
 
         Args:
-            path: folder written by :meth:`save`.
+            path: folder written by :meth:`save`, or the directory of a finished run.
             weights: where the backbone's weights are now, if they moved.
             device: as in the constructor.
             precision: as in the constructor.
@@ -301,6 +323,10 @@ class Learner:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
         """
         folder = Path(path)
+        if not (folder / "artifact.json").exists() and (folder / "config.toml").exists():
+            folder = folder / "artifact"
+            if not folder.exists():
+                raise InputError(f"{path} is not finished; first run 'ostinato resume {path}'.")
         try:
             about = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -317,9 +343,11 @@ class Learner:
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
                 f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
             )
-        from safetensors.torch import load_file
-
-        learner.restore(load_file(folder / "learned.safetensors"), about["class_names"])
+        try:
+            learned = load_file(folder / "learned.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{folder}: learned.safetensors cannot be read ({error}). Restore the artifact.") from None
+        learner.restore(learned, about["class_names"])
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:

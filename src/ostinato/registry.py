@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -82,8 +82,11 @@ def check_options(cls: type[Method], options: dict[str, Any]) -> dict[str, Any]:
         InputError: unknown key or wrong value, naming it.
     """
     schema = options_schema(cls)
+    # One layer is written method.e_layers=5 as well as [5].
+    tuples = {k for k, f in schema.model_fields.items() if get_origin(f.annotation) is tuple}
+    given = {k: (v,) if k in tuples and type(v) in (int, float) else v for k, v in options.items()}
     try:
-        model = schema(**options)
+        model = schema(**given)
     except ValidationError as error:
         raise InputError(describe_validation(error, "method", list(schema.model_fields))) from None
     return {name: getattr(model, name) for name in schema.model_fields}

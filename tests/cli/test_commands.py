@@ -118,16 +118,17 @@ def test_predict_files(photo_run):
     file = photo_run / "old/red/0.jpg"
     text = ostinato("predict", "runs/photos", file, "--topk", "3", cwd=photo_run).stdout
     assert text.startswith(f"{file}: red ")
-    assert text.count("%") == 3
+    assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
 
 
 def test_predict_bad_files(photo_run):
     (photo_run / "broken.jpg").write_bytes(b"no image")
-    text = ostinato("predict", "runs/photos", "broken.jpg", code=3, cwd=photo_run).stderr
-    assert "broken.jpg" in text
-    assert "Traceback" not in text
+    done = ostinato("predict", "runs/photos", "broken.jpg", "old", code=3, cwd=photo_run)
+    assert "broken.jpg" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("\n") == 8, "the good files of the folder are answered all the same"
     assert "missing.jpg" in ostinato("predict", "runs/photos", "missing.jpg", code=3, cwd=photo_run).stderr
 
 
@@ -137,6 +138,20 @@ def test_eval_on_a_labelled_folder(photo_run):
     assert result["accuracy"] > 0.8
     text = ostinato("eval", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
     assert "'cyan'" in text
+
+
+def test_eval_on_the_very_data_scores_what_was_held_out(photo_run):
+    result = json.loads(ostinato("eval", "runs/photos", "data=photos/", "--json", cwd=photo_run).stdout)
+    summary = json.loads((photo_run / "runs/photos/summary.json").read_text())
+    assert result["images"] == 4, "one of eight images per class was held out"
+    assert result["accuracy"] == pytest.approx(summary["last_accuracy"])
+
+
+def test_a_runs_own_configuration_repeats_it(photo_run, tmp_path):
+    config = photo_run / "runs/photos/config.toml"
+    ostinato("run", "simplecil", "-c", config, "out=again", cwd=tmp_path)
+    for name in ("accuracy_matrix.csv",):
+        assert (tmp_path / "again" / name).read_text() == (photo_run / "runs/photos" / name).read_text()
 
 
 def test_report(photo_run):
@@ -163,6 +178,49 @@ def test_learn_more_classes_months_later(photo_run):
     text = ostinato("learn", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
     assert "'cyan'" in text, "a class that is known already must be named"
     assert "known already" in text
+
+
+def test_learn_twice_from_elsewhere_with_one_image_a_class(photo_run, tmp_path):
+    """Without anything to score on, the classes are learned all the same, and no accuracy is claimed."""
+    photos(tmp_path / "single", {"black": (5, 5, 5)}, n=1)
+    run = photo_run / "runs/photos"
+    result = json.loads(ostinato("learn", run, "data=single", "--json", cwd=tmp_path).stdout)
+    assert result["last_accuracy"] is None
+    assert result["new_accuracy"] is None
+    assert result["run"].endswith("learn-002")
+    file = tmp_path / "single/black/0.jpg"
+    assert json.loads(ostinato("predict", run, file, "--json").stdout)[0]["classes"] == ["black"]
+
+
+def test_an_interrupted_learn_is_resumed(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
+    photos(tmp_path / "more", {"green": GREEN, "white": WHITE}, n=12, seed=1)
+    words = ("train.epochs=4", "train.batch_size=4", "checkpoint.every=1")
+    for out in ("a", "b"):
+        ostinato("run", "dualprompt", "data=photos", "stream.step=2", f"out={out}", *words, cwd=tmp_path)
+    ostinato("learn", "a", "data=more", cwd=tmp_path)
+    victim = process("learn", "b", "data=more", cwd=tmp_path)
+    wait_for(tmp_path / "b/learn-001/events.jsonl", 7, victim)
+    victim.kill()
+    victim.communicate()
+    assert "not finished" in ostinato("learn", "b", "data=more", code=2, cwd=tmp_path).stderr
+    (tmp_path / "more").rename(tmp_path / "moved")
+    assert "moved" not in ostinato("resume", "b", code=2, cwd=tmp_path).stderr
+    ostinato("resume", "b", f"data={tmp_path / 'moved'}", cwd=tmp_path)
+    assert (tmp_path / "b/artifact/artifact.json").exists()
+    one, two = ((tmp_path / r / "artifact/learned.safetensors").read_bytes() for r in "ab")
+    assert one == two
+
+
+def test_resume_refuses_other_data(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
+    victim = process("run", "dualprompt", "data=photos", "stream.step=1", "out=r", "train.epochs=50", cwd=tmp_path)
+    wait_for(tmp_path / "r/events.jsonl", 3, victim)
+    victim.kill()
+    victim.communicate()
+    (tmp_path / "photos/red/0.jpg").unlink()
+    assert "the data changed" in ostinato("resume", "r", code=2, cwd=tmp_path).stderr
+    assert "cannot change in 'resume'" in ostinato("resume", "r", "train.epochs=1", code=2, cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize(

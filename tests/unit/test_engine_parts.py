@@ -606,7 +606,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step():
     watch = Watch(method, stop_at=(0, 3))
     kept = {}
     watch.stepped = lambda position, losses, optimizer, n: kept.update(w=weights(method), at=position)
-    with pytest.raises(DivergedError, match=r"'odd' is not a number. Lower train.lr \(now 0.05\)"):
+    with pytest.raises(DivergedError, match=r"'odd' is not a finite number. Lower train.lr \(now 0.05\)"):
         learn_task(method, task(), SETTINGS, watch)
     assert kept["at"] == Position(0, 3)
     assert torch.equal(weights(method), kept["w"])

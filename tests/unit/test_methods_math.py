@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Edit, LayerPlan, Tokens
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Method, TaskInferring
+from ostinato.methods.base import LearnTask, TaskInferring
 from ostinato.methods.coda_prompt import CODAPrompt
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.finetune import Finetune
@@ -70,12 +70,21 @@ def nudge(method, seed=7):
 # Method
 
 
-def test_labels_are_counted_from_the_newest_task():
-    method = begin(make(Method), 3, 2)
-    assert (method.n_tasks, method.n_seen) == (2, 5)
-    assert method.local_labels(torch.tensor([3, 4, 3])).tolist() == [0, 1, 0]
-    begin(method, 4)
-    assert method.local_labels(torch.tensor([5, 8])).tolist() == [0, 3]
+def test_the_heads_loss_is_local_except_for_a_task_of_one_class():
+    method = begin(make(L2P), 3, 2)
+    nudge(method)
+    features, labels = draw(4, D, seed=3), torch.tensor([3, 4, 4, 3])
+    full = method.head(features)
+    want = torch.nn.functional.cross_entropy(full[:, 3:], labels - 3)
+    torch.testing.assert_close(method.head.loss(features, labels), want)
+    begin(method, 1)
+    nudge(method)
+    labels = torch.full((4,), 5)
+    loss = method.head.loss(features, labels)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(method.head(features), labels))
+    loss.backward()
+    assert method.head.weight[-1].grad.abs().max() > 0
+    assert method.head.weight[0].grad is None
 
 
 def test_queries_are_plain_features_without_gradients_looked_up_only_at_test():

@@ -154,23 +154,23 @@ def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple
         state = read_weights(Path(weights))
         digest = file_sha256(Path(weights))
     else:
-        state, digest = _timm_state(name, weights, options)
+        state, digest = _timm_state(name, weights)
     return backbone, convert_timm(state, backbone), digest, name
 
 
-def _timm_state(name: str, weights: str | Path | None, options: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """State dict read by timm itself: an npz file, or the named weights from the hub."""
+def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
+    """State dict read by timm itself, at the weights' own size: an npz file, or the named weights from the hub."""
     import timm
 
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
             raise InputError(f"backbone.weights: no file at {path}.")
-        model: Any = timm.create_model(name, pretrained=False, **options)
+        model: Any = timm.create_model(name, pretrained=False, num_classes=0)
         model.load_pretrained(str(path))
         return model.state_dict(), file_sha256(path)
     try:
-        model = timm.create_model(name, pretrained=True, **options)
+        model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         raise InputError(
             f"backbone: the weights of {name!r} could not be fetched ({type(error).__name__}). Connect to the "

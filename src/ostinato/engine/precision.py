@@ -38,7 +38,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            fast = (
+                device.type == "cpu"
+                and torch.backends.mkldnn.is_available()
+                and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            )
         return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")

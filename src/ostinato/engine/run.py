@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ostinato.config import RunConfig, build_config
+from ostinato.config import RunConfig, absolute, build_config, flat
 from ostinato.engine.checkpoint import Checkpoints
 from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import Before, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner
 from ostinato.report.console import Reporter
+
+CONTINUATION = "learn-"
+"""How the directories of continuations begin."""
 
 
 def start(config: RunConfig, out: str | Path, reporter: Reporter) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter) -> dict[str, A
     """
     if config.eval.data is not None:
         raise InputError("eval.data: belongs to 'learn'; a run is scored on the test split of its own data.")
+    config = absolute(config)
     dirs = RunDir(out)
     dirs.check_free()
     session = Session(dirs, config, reporter, make_learner(config), before=None)
@@ -40,32 +44,48 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter) -> dict[str, A
     return session.execute()
 
 
-def resume(path: str | Path, reporter: Reporter) -> dict[str, Any]:
-    """Go on with a run, or with the newest unfinished ``learn`` inside it.
+def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Go on with a run, or with the unfinished ``learn`` inside it.
+
+    Args:
+        path: directory of the run.
+        overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``device`` and
+            ``data.workers``. Data and weights must still be the same, which is checked.
+        reporter: shows progress.
+
+    Returns:
+        The run's summary.
 
     Raises:
-        InputError: if there is no run, or it is finished.
+        InputError: if there is no run, it is finished, or its data, weights or precision are not the same.
     """
     dirs = RunDir(path)
     dirs.read_config()
-    for sub in reversed(_continuations(dirs)):
-        if not sub.summary.exists():
-            dirs = sub
-            break
-    config = dirs.read_config()
+    dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
     if dirs.summary.exists():
         raise InputError(f"{dirs.root} is finished; there is nothing to resume. See 'ostinato report {dirs.root}'.")
+    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device"}
+    if wrong := [key for key in flat(overrides) if key not in movable]:
+        raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
     record = dirs.read_record() if dirs.record.exists() else {}
-    before = Before(**record["continues"]) if record.get("continues") else None
-    untouched = Checkpoints(dirs.checkpoints).latest() is None
-    learner = _taught(dirs, config) if before is not None and untouched else make_learner(config)
+    # What "auto" meant on the machine where the run began.
+    fixed = {"precision": record["precision"]} if record else {}
+    config = absolute(build_config(dirs.read_config().to_dict(), overrides, fixed))
+    before = _before(dirs.root.parent) if dirs.root.name.startswith(CONTINUATION) else None
+    fresh = Checkpoints(dirs.checkpoints).latest() is None
+    learner = _taught(dirs, config) if before is not None and fresh else make_learner(config)
     session = Session(dirs, config, reporter, learner, before=before)
     if not record:
         session.write_record()
     elif record["stream"] != session.stream.describe():
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
-            f"be resumed to the same result. Restore {config.data.path!r} or start a new run."
+            f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
+        )
+    elif learner.origin is not None and record["backbone"]["sha256"] != learner.origin.sha256:
+        raise InputError(
+            f"{dirs.root}: the backbone's weights are not the ones that the run started with (SHA-256 differs). "
+            "Give the original file as backbone.weights=FILE."
         )
     return session.execute()
 
@@ -87,9 +107,9 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
     """
     dirs = RunDir(path)
     parent = dirs.read_config()
-    unfinished = [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]
-    if unfinished:
-        raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'.")
+    if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
+        drop = "" if unfinished[0] is dirs else f", or delete {unfinished[0].root} to drop it"
+        raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
     for key in ("method", "preprocess"):
         if key in overrides:
             raise InputError(f"{key}: cannot change in 'learn'; it belongs to what was learned. Leave it out.")
@@ -99,10 +119,13 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
         raise InputError("learn: give the new classes, for example data=more_classes/.")
     base = parent.to_dict()
     keep = {k: v for k, v in base.get("data", {}).items() if k in ("validation", "limit_per_class", "crop", "augment")}
-    config = build_config(base | {"data": keep, "stream": {}}, overrides)
-    artifact = read_json(dirs.artifact / "artifact.json")
-    before = Before(artifact["class_names"], len(artifact["task_sizes"]))
-    sub = RunDir(dirs.root / f"learn-{len(_continuations(dirs)) + 1:03d}")
+    # The artifact knows where the weights are now; the first run's configuration may be out of date.
+    weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
+    where = {"backbone": {"weights": weights}} if weights else {}
+    config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
+    before = _before(dirs.root)
+    number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
+    sub = RunDir(dirs.root / f"{CONTINUATION}{number:03d}")
     learner = _taught(sub, config)
     if learner.method.needs_all_data:
         raise InputError(
@@ -114,8 +137,16 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
     return session.execute()
 
 
+def _before(run: Path) -> Before:
+    """What a continuation of a run goes on from; its artifact stays in place until the continuation is finished."""
+    dirs = RunDir(run)
+    artifact = read_json(dirs.artifact / "artifact.json")
+    config = dirs.read_config()
+    return Before(artifact["class_names"], len(artifact["task_sizes"]), config.data.path, config.seed)
+
+
 def _continuations(dirs: RunDir) -> list[RunDir]:
-    return [RunDir(p) for p in sorted(dirs.root.glob("learn-[0-9]*")) if p.is_dir()]
+    return [RunDir(p) for p in sorted(dirs.root.glob(f"{CONTINUATION}[0-9]*")) if p.is_dir()]
 
 
 def _taught(continuation: RunDir, config: RunConfig) -> Learner:

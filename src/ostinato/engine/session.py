@@ -27,6 +27,10 @@ from ostinato.report.console import Reporter
 from ostinato.streams import Examples, StreamOptions, TaskStream, open_source
 from ostinato.streams.base import known_examples
 
+METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
+
+SHARES = ("task_incremental", "task_id", "oracle_id")
+
 PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -64,10 +68,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class Before:
-    """What a continuation goes on from: the classes and tasks of the run in whose directory it lies."""
+    """What a continuation goes on from: the run in whose directory it lies.
+
+    Attributes:
+        class_names: of all classes learned so far.
+        tasks: learned so far.
+        data: that the run was started with.
+        seed: that the run was started with, which decided what was held out.
+    """
 
     class_names: list[str]
     tasks: int
+    data: str
+    seed: int
 
 
 def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
@@ -108,6 +121,19 @@ def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
     )
 
 
+def old_samples(config: RunConfig, before: Before, reporter: Reporter) -> Examples:
+    """Labelled samples of classes learned before, from ``eval.data``.
+
+    Where that is the very data the run was learned from, only what was held out then is scored.
+    """
+    source = open_source(str(config.eval.data), on_error=config.data.on_error, seed=before.seed)
+    same = config.eval.data == before.data
+    samples = known_examples(source, before.class_names, held_out_only=same)
+    if source.test_was_cut and not same:
+        reporter.message(f"{source.name} has no test folder of its own: all its {len(samples)} images are scored.")
+    return samples
+
+
 class Session:
     """One run in progress.
 
@@ -130,11 +156,8 @@ class Session:
         self.stream = make_stream(config, before)
         self.augment = self.stream.source.augment if config.data.augment == "auto" else config.data.augment
         self.old = self._old_samples()
-        self.tests = [
-            self.stream.test(i) if config.eval.split == "test" else self.stream.task(i).validation
-            for i in range(len(self.stream))
-        ]
-        if not self.old and not len(self.tests[0]):
+        self.tests = [self._held_out(i) for i in range(len(self.stream))]
+        if before is None and not len(self.tests[0]):
             raise InputError(
                 f"eval.split={config.eval.split}: the first task has no image to score on. Give its classes more "
                 f"images, put other classes first, or raise data.validation (now {config.data.validation})."
@@ -143,12 +166,20 @@ class Session:
         self.progress = Progress()
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
 
+    def _held_out(self, i: int) -> Examples:
+        """What task ``i`` is scored on; empty where a continuation brings too few images to set any aside."""
+        task = self.stream.task(i)
+        if self.config.eval.split == "validation":
+            return task.validation
+        if self.before is not None and self.stream.source.test is None:
+            return task.train.subset([])
+        return self.stream.test(i)
+
     def _old_samples(self) -> list[Examples]:
         """Samples of classes learned before, as the first group of every evaluation; empty without."""
         if self.before is None or self.config.eval.data is None:
             return []
-        source = open_source(self.config.eval.data, on_error=self.config.data.on_error, seed=self.config.seed)
-        return [known_examples(source, self.before.class_names)]
+        return [old_samples(self.config, self.before, self.reporter)]
 
     def write_record(self) -> None:
         """Write what the results depend on: data, weights, versions, protocol."""
@@ -245,6 +276,9 @@ class Session:
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.old, *self.tests[: index + 1]]
+        if not sum(len(group) for group in groups):
+            self.reporter.message("There is no image to score on; the classes are learned all the same.")
+            return
         last = index == len(self.stream) - 1
         watcher = _Watcher(self, stop, "evaluation")
         self.reporter.begin("evaluation", sum(len(g) for g in groups))
@@ -273,7 +307,7 @@ class Session:
 
     def _checkpoint(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.progress.events = self.dirs.events_size()
-        self.progress.peak_memory = max(self.progress.peak_memory, peak_memory())
+        self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.learner.settings.device))
         self.checkpoints.save(
             Checkpoint(
                 self.learner.method.learned_state(),
@@ -300,29 +334,33 @@ class Session:
         title = f"{result['method']} on {result['stream']}"
         labels = [*(["earlier classes"] if self.old else []), *(str(i) for i in range(len(self.stream)))]
         incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
-        accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
-        accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
+        if self.matrix.n_rows:
+            accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
+            accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
         self.learner.save(self.dirs.artifact)
         if self.before is not None:
             _promote(self.dirs, RunDir(self.dirs.root.parent))
         write_json(self.dirs.summary, result)
         shutil.rmtree(self.dirs.checkpoints)
-        return result
+        return result | {"run": str(self.dirs.root)}
 
     def _summary(self) -> dict[str, Any]:
         p, learner = self.progress, self.learner
         state = learner.method.learned_state()
-        final = p.evaluations[-1]
+        final = p.evaluations[-1] if p.evaluations else {}
+        # Without samples of the earlier classes nothing can be said about all classes.
+        complete = bool(p.evaluations) and (self.before is None or bool(self.old))
+        unknown: dict[str, float | None] = dict.fromkeys(METRICS)
+        metrics = summary(self.matrix) if complete else unknown
+        shares: dict[str, float | None] = {f"{k}_accuracy": final.get(f"{k}_accuracy") for k in SHARES}
         result: dict[str, Any] = {
             "method": learner.method.name,
             "backbone": learner.spec.name,
             "stream": self.stream.source.name,
             "tasks": learner.method.n_tasks,
             "classes": learner.method.n_seen,
-            **summary(self.matrix),
-            "task_incremental_accuracy": final["task_incremental_accuracy"],
-            "task_id_accuracy": final["task_id_accuracy"],
-            "oracle_id_accuracy": final["oracle_id_accuracy"],
+            **metrics,
+            **shares,
             "protocol": learner.method.protocol,
             "scored_on": self.config.eval.split,
             "data_seen": "all" if learner.method.needs_all_data else "current task",
@@ -332,19 +370,21 @@ class Session:
             "eval_seconds": p.eval_seconds,
             "train_images_per_second": p.train_images / p.train_seconds if p.train_seconds else None,
             "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
-            "peak_memory_bytes": max(p.peak_memory, peak_memory()),
+            "peak_memory_bytes": max(p.peak_memory, peak_memory(learner.settings.device)),
             "seed": self.config.seed,
         }
         if self.before is not None:
-            values = self.matrix.values()
-            result["old_accuracy_before"] = float(values[0, 0]) if self.old else None
-            result["old_accuracy_after"] = float(values[-1, 0]) if self.old else None
+            values = self.matrix.values() if self.matrix.n_rows else None
+            result["old_accuracy_before"] = float(values[0, 0]) if self.old and values is not None else None
+            result["old_accuracy_after"] = float(values[-1, 0]) if self.old and values is not None else None
             result["new_accuracy"] = _mean_over_new(self.matrix, skip=len(self.old))
         return result
 
 
 def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
     """Accuracy after the last task on the samples of this run's own classes."""
+    if not matrix.n_rows:
+        return None
     correct, totals = matrix.correct[-1][skip:], matrix.totals[skip:]
     return sum(correct) / sum(totals) if sum(totals) else None
 
@@ -380,7 +420,7 @@ class _Watcher:
         loss = sum(losses.values())
         self.session.reporter.advance(1, f"loss {loss:.3f}")
         lr = optimizer.param_groups[0]["lr"]
-        self.session.event("step", stage=position.stage, step=position.step, loss=loss, lr=lr, **losses)
+        self.session.event("step", stage=position.stage, step=position.step, loss=loss, lr=lr, losses=losses)
         every = self.session.config.checkpoint.every
         due = every and position.step % every == 0
         if due or self.stop.asked or position.step == self._steps:
@@ -399,9 +439,9 @@ class _Watcher:
         return f"Stopped; the run is saved. Continue it with: ostinato resume {root}"
 
 
-def peak_memory() -> int:
+def peak_memory(device: torch.device) -> int:
     """Largest memory of this process so far, in bytes: on the GPU where it is used, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -181,9 +182,9 @@ def _step(
         for name, term in losses.items():
             means[name] = means.get(name, torch.zeros((), device=term.device)) + term.detach()
     values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
-    if bad := [name for name, value in values.items() if value != value]:
+    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
         raise DivergedError(
-            f"The loss term {bad[0]!r} is not a number. Lower train.lr (now {recipe.lr:g}), or set train.clip."
+            f"The loss term {bad[0]!r} is not a finite number. Lower train.lr (now {recipe.lr:g}), or set train.clip."
         )
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(params, recipe.clip)
@@ -192,7 +193,7 @@ def _step(
 
 
 class DivergedError(OstinatoError):
-    """Training produced a loss that is not a number."""
+    """Training produced a loss that is not a finite number."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

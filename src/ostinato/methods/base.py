@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -44,6 +45,28 @@ class Recipe:
     schedule: Literal["constant", "cosine", "quarter_cosine", "multistep"] = "constant"
     milestones: tuple[float, ...] = ()
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            InputError: naming the field.
+        """
+        rules = {
+            "epochs": (self.epochs >= 1, "be at least 1"),
+            "batch_size": (self.batch_size >= 1, "be at least 1"),
+            "lr": (0 < self.lr < math.inf, "be positive"),
+            "momentum": (0 <= self.momentum < 1, "lie in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "not be negative"),
+            "milestones": (
+                all(0 < m < 1 for m in self.milestones) and (self.schedule != "multistep" or bool(self.milestones)),
+                "be fractions in (0, 1), at least one for the schedule multistep",
+            ),
+            "clip": (self.clip is None or self.clip > 0, "be positive or left out"),
+        }
+        for field, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"train.{field} must {rule}, got {getattr(self, field)}.")
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,7 @@ class Method(Growing):
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
         needs_all_data: True hands the method the data of all tasks so far (upper bounds only); the result
             says so.
+        scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
         protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
     """
 
@@ -118,6 +142,7 @@ class Method(Growing):
     recipe: ClassVar[Recipe] = Recipe()
     needs_all_data: ClassVar[bool] = False
     protocol: ClassVar[str] = "sample"
+    scores_are_logits: ClassVar[bool] = True
 
     task_sizes: Tensor
 
@@ -181,10 +206,6 @@ class Method(Growing):
     def scores(self, x: Tensor) -> Tensor:
         """Scores (B, n_seen) of inputs; row i depends on input i alone."""
         raise NotImplementedError
-
-    def local_labels(self, y: Tensor) -> Tensor:
-        """Labels counted from the first class of the newest task."""
-        return y - (self.n_seen - int(self.task_sizes[-1]))
 
     def learned_state(self) -> dict[str, Tensor]:
         """All learned tensors: the state dict without a frozen backbone."""

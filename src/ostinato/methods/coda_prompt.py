@@ -4,13 +4,14 @@ Smith, Karlinsky, Gutta, Cascante-Bonilla, Kim, Arbelle, Panda, Feris, Kira: "CO
 Attention-based Prompting for Rehearsal-Free Continual Learning", CVPR 2023, https://arxiv.org/abs/2211.13218.
 
 Every prompted layer has components P_m with keys K_m and attention vectors A_m. A sample's prefix is the sum of all
-components weighted by the cosine of q(x) * A_m with K_m (eq. 4-6). Each task adds its own components and trains only
+components weighted by the cosine of q(x) * A_m with K_m. Each task adds its own components and trains only
 them; earlier ones still take part, frozen. New components start orthogonal to all earlier ones (Gram-Schmidt), and an
-optional penalty keeps them so (eq. 7-8).
+optional penalty keeps them so.
 
 Differences from the paper: the paper splits 100 components evenly over a known number of tasks; here every task
-adds ``components`` of them, so that the stream stays open-ended. The penalty is off by default, as in the official
-code (the paper states 0.1). The schedule is applied per step.
+adds ``components`` of them, so that the stream stays open-ended. The penalty is a mean of squares, as in the official
+code, and off by default as there (the paper states 0.1). The schedule is applied per step. Pixels are normalised as
+the weights expect. A task of one class competes with the frozen rows of earlier classes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class CODAPrompt(Method):
         layers: prompted layers, from 0.
         components: components that each task adds, per layer.
         length: rows of a component; the first half are keys, the second half values.
-        ortho: weight of the orthogonality penalty (lambda in eq. 9).
+        ortho: weight of the orthogonality penalty (lambda).
     """
 
     recipe = Recipe(epochs=20, batch_size=128, lr=1e-3, optimizer="adam", schedule="quarter_cosine")
@@ -89,7 +90,7 @@ class CODAPrompt(Method):
         return new
 
     def prefixes(self, query: Tensor) -> Tensor:
-        """Assembled prefixes (B, layers, 2, P, D) of queries (B, D) (eq. 4-6)."""
+        """Assembled prefixes (B, layers, 2, P, D) of queries (B, D)."""
         keys = F.normalize(self.keys.joined(), dim=-1)  # (M, layers, D)
         attention = self.attention.joined()
         # cos(q * A, K) without the (B, M, D) product: both its numerator and its norm are matrix products.
@@ -108,7 +109,7 @@ class CODAPrompt(Method):
         return self.backbone(x, plan)
 
     def penalty(self) -> Tensor:
-        """Mean squared deviation of keys, attention and prompts from orthonormality (eq. 7), summed over layers."""
+        """Mean squared deviation of keys, attention and prompts from orthonormality, summed over layers."""
         terms = []
         for bank in (self.keys, self.attention, self.prompts):
             vectors = bank.joined().transpose(0, 1)  # (layers, M, width)
@@ -118,8 +119,8 @@ class CODAPrompt(Method):
         return torch.stack(terms).sum()
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes, and the penalty where it is on (eq. 9)."""
-        losses = {"ce": F.cross_entropy(self.head.local(self.features(x)), self.local_labels(y))}
+        """Cross-entropy over the task's classes, and the penalty where it is on."""
+        losses = {"ce": self.head.loss(self.features(x), y)}
         if self.ortho:
             losses["ortho"] = self.ortho * self.penalty()
         return losses

@@ -3,22 +3,23 @@
 Wang, Zhang, Ebrahimi, Sun, Zhang, Lee, Ren, Su, Perot, Dy, Pfister: "DualPrompt: Complementary Prompting for
 Rehearsal-free Continual Learning", ECCV 2022, https://arxiv.org/abs/2204.04799.
 
-Prefixes are joined to keys and values after the projections (prefix tuning, eq. 4). Lower layers hold a general
+Prefixes are joined to keys and values after the projections (prefix tuning). Lower layers hold a general
 prefix that all tasks train; further layers hold an expert prefix per task, found at test by the key with the
-largest cosine to the frozen feature q(x) (eq. 5). Training uses the expert of the current task; the loss is
-cross-entropy over its classes plus a pull of its key towards q(x) (eq. 6).
+largest cosine to the frozen feature q(x). Training uses the expert of the current task; the loss is
+cross-entropy over its classes plus a pull of its key towards q(x).
 
-Differences from the paper: layers count from 0, so the paper's 1-2 and 3-5 are (0, 1) and (2, 3, 4). The pool
-grows by one expert per task. A new expert starts as a copy of the one before, and the learning rate is 0.03 scaled
-to batch size 24, as in the common PyTorch code; unlike there, the expert is chosen per sample instead of by a vote
-of the batch, and key and value prefixes keep their roles for every sample.
+Differences from the paper: layers count from 0, so the paper's 1-2 and 3-5 are (0, 1) and (2, 3, 4). The pool grows
+by one expert per task. Lengths and recipe are those of the common PyTorch code for CIFAR-100: 5 positions per prefix
+(the paper uses longer experts), learning rate 0.03 at batch size 256 scaled to batch size 24, gradients clipped at
+norm 1, U(-1, 1) initialisation, a new expert as a copy of the one before. Unlike there, the expert is chosen per
+sample instead of by a vote of the batch, key and value prefixes keep their roles for every sample, and pixels are
+normalised as the weights expect. A task of one class competes with the frozen rows of earlier classes.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, prefix_from
 from ostinato.errors import InputError
@@ -37,7 +38,7 @@ class DualPrompt(TaskInferring):
         e_layers: layers with the expert prefixes, from 0.
         g_length: positions of the general prefix.
         e_length: positions of an expert prefix.
-        pull: weight of the key term (lambda in eq. 6).
+        pull: weight of the key term (lambda).
         warm_start: begin a task's expert as a copy of the one before.
     """
 
@@ -89,13 +90,13 @@ class DualPrompt(TaskInferring):
         return LayerPlan(edits)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes and the pull of its key (eq. 6)."""
+        """Cross-entropy over the task's classes and the pull of its key."""
         similarity = cosine(self.query(x), self.keys[-1][None])
-        logits = self.head.local(self.backbone(x, self.plan(self.experts[-1][None])))
-        return {"ce": F.cross_entropy(logits, self.local_labels(y)), "pull": -self.pull * similarity.mean()}
+        features = self.backbone(x, self.plan(self.experts[-1][None]))
+        return {"ce": self.head.loss(features, y), "pull": -self.pull * similarity.mean()}
 
     def infer_task(self, x: Tensor) -> Tensor:
-        """The task whose key is nearest to q(x) (eq. 5)."""
+        """The task whose key is nearest to q(x)."""
         return cosine(self.query(x), self.keys.stacked()).argmax(1)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from ostinato.backbones import Backbone
-from ostinato.methods.base import LearnTask, Recipe
+from ostinato.methods.base import LearnTask
 from ostinato.methods.finetune import Finetune
 from ostinato.nn import TaskHeads
 from ostinato.registry import register
@@ -31,7 +31,6 @@ class Joint(Finetune):
         restart: start every task from the pre-trained weights and a fresh head.
     """
 
-    recipe = Recipe(epochs=5, batch_size=32, lr=0.01, optimizer="sgd", schedule="cosine", clip=1.0)
     needs_all_data = True
 
     def __init__(self, backbone: Backbone, *, scope: Literal["all", "head"] = "all", restart: bool = False) -> None:

@@ -8,17 +8,18 @@ keys have the largest cosine with it (eq. 3); they are put before the patches (e
 tokens is classified. The loss is cross-entropy over the task's classes plus a pull of the chosen keys towards
 q(x) (eq. 5).
 
-Differences from the paper: the pool holds 10 prompts of 5 tokens with k = 5, the values of the common PyTorch
-code, whose learning rate 0.03 at batch size 256 is scaled to batch size 16. The sum over the chosen keys is kept.
-Prompts are selected per sample, in training and at test; the public code lets a batch vote. Cross-entropy over the
-task's classes equals the masked logits of the public code.
+Differences from the paper: the optional penalty on frequently chosen keys (eq. 4) is left out. The recipe is that of
+the common PyTorch code: learning rate 0.03 at batch size 256 scaled to batch size 16, gradients clipped at norm 1,
+prompts and keys drawn from U(-1, 1), every prompt token at the position of the CLS token. Prompts are selected per
+sample, in training and at test, where that code lets a batch vote; pixels are normalised as the weights expect, where
+it feeds [0, 1]. Cross-entropy over the task's classes equals its masked logits; a task of one class competes with the
+frozen rows of earlier classes.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ostinato.backbones import Backbone
 from ostinato.errors import InputError
@@ -89,9 +90,9 @@ class L2P(Method):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes and the pull of the chosen keys (eq. 5)."""
         ids, similarity = self.select(x)
-        logits = self.head.local(self.features(x, ids))
+        features = self.features(x, ids)
         return {
-            "ce": F.cross_entropy(logits, self.local_labels(y)),
+            "ce": self.head.loss(features, y),
             "pull": -self.pull * similarity.sum(1).mean(),
         }
 

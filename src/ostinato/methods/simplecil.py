@@ -3,7 +3,7 @@
 Zhou, Cai, Ye, Zhan, Liu: "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and
 Adaptivity are All You Need", IJCV 2024, https://arxiv.org/abs/2303.07338.
 
-Nothing is trained. The weight of a class is the mean of the frozen features of its training images (eq. 5); an
+Nothing is trained. The weight of a class is the mean of the frozen features of its training images; an
 image belongs to the class whose mean has the largest cosine with its feature.
 
 Differences from the paper: features are read under the weights' own normalisation (the official code feeds
@@ -24,6 +24,8 @@ from ostinato.registry import register
 class SimpleCIL(Method):
     """Nearest class mean by cosine."""
 
+    scores_are_logits = False
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.classes = ClassMeans(backbone.dim)
@@ -38,7 +40,7 @@ class SimpleCIL(Method):
         return []
 
     def end_task(self, task: LearnTask) -> None:
-        """Average the features of the task's training images (eq. 5)."""
+        """Average the features of the task's training images."""
         for x, y in task.batches():
             self.classes.update(self.query(x), y)
 

@@ -32,6 +32,24 @@ class TaskHeads(nn.Module):
         self.weight.add(nn.init.trunc_normal_(rows, std=0.02))
         self.bias.add(torch.zeros(n_classes, device=device))
 
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over the classes of the newest task.
+
+        A task of a single class leaves nothing to tell apart; there the frozen rows of earlier classes compete.
+
+        Args:
+            features: (B, D) of samples of the newest task.
+            labels: (B,) among all classes.
+
+        Returns:
+            A scalar in fp32.
+        """
+        n_new = len(self.weight[-1])
+        if n_new == 1:
+            return F.cross_entropy(self(features), labels)
+        first = sum(len(rows) for rows in self.weight) - n_new
+        return F.cross_entropy(self.local(features), labels - first)
+
     def local(self, features: Tensor) -> Tensor:
         """Logits (B, classes of the newest task) of features (B, D)."""
         return _linear(features, self.weight[-1], self.bias[-1])

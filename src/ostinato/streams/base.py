@@ -210,6 +210,7 @@ class Task:
         n_seen: classes up to and including this task.
         train: training samples.
         validation: samples for model selection; may be empty.
+        augment: training augmentation that suits the source: "photo", "glyph" or "none".
     """
 
     index: int
@@ -218,6 +219,7 @@ class Task:
     n_seen: int
     train: Examples
     validation: Examples
+    augment: str = "photo"
 
 
 class TaskStream:
@@ -290,6 +292,7 @@ class TaskStream:
             n_seen=start + places.stop,
             train=self._examples(self.source.train, places, self._train),
             validation=self._examples(self.source.train, places, self._validation),
+            augment=self.source.augment,
         )
 
     def test(self, i: int) -> Examples:
@@ -407,28 +410,33 @@ def _check_classes(source: Source, names: list[str], offset: int, known: Sequenc
         raise DataError(f"Each class needs a training image; in {source.name} these have none:{listed(empty)}")
 
 
-def known_examples(source: Source, class_names: Sequence[str]) -> Examples:
-    """Test samples of classes that were learned under the given names.
+def known_examples(source: Source, class_names: Sequence[str], *, held_out_only: bool = False) -> Examples:
+    """Samples of classes that were learned under the given names, for scoring.
 
     Args:
         source: all its classes must be known.
         class_names: position = label.
+        held_out_only: take the test split even where it was cut from the source here; for the very data that was
+            learned from. Otherwise all images of a source without a test split of its own are scored.
 
     Returns:
-        The source's test samples, labelled as learned; all samples where it brought no test split of its own.
+        The samples, labelled as learned.
 
     Raises:
-        DataError: if the source has a class that is not known.
+        DataError: if the source has a class that is not known, or nothing to score.
     """
     label_of = {name: label for label, name in enumerate(class_names)}
     unknown = [name for name in source.class_names if name not in label_of]
     if unknown:
         raise DataError(
-            f"Only classes that were learned can be scored, but {source.name} has "
-            f"{', '.join(map(repr, unknown))}. {did_you_mean(unknown[0], list(class_names))}"
+            f"Only classes that were learned can be scored, but {source.name} has {', '.join(map(repr, unknown))}. "
+            f"{did_you_mean(unknown[0], list(class_names))}"
         )
+    if held_out_only and source.test is None:
+        raise DataError(f"{source.name} has no test images beside the ones that were learned from.")
     to_label = np.array([label_of[name] for name in source.class_names])
-    splits = [source.test] if source.test is not None and not source.test_was_cut else [source.train, source.test]
+    own_test = source.test is not None and (held_out_only or not source.test_was_cut)
+    splits = [source.test] if own_test else [source.train, source.test]
     return Examples.concat(
         [Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits if s is not None]
     )
