@@ -49,6 +49,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name that :func:`resolve_precision` gives the same precision for."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
 def prepare(method: Method, device: torch.device, dtype: torch.dtype) -> None:
     """Move a method to the device; frozen weights are stored in ``dtype``, trained ones stay fp32."""
     method.to(device)

@@ -77,7 +77,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     session = Session(dirs, config, reporter, learner, before=before)
     if not record:
         session.write_record()
-    elif record["stream"] != session.stream.describe():
+    elif not _same_data(record["stream"], session.stream.describe()):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
             f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
@@ -135,6 +135,11 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
     sub.create(config)
     session.write_record()
     return session.execute()
+
+
+def _same_data(recorded: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether two descriptions of a stream tell of the same samples in the same tasks, wherever they lie."""
+    return all(recorded[key] == found[key] for key in ("tasks", "class_order", "options"))
 
 
 def _before(run: Path) -> Before:

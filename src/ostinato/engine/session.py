@@ -16,6 +16,7 @@ import torch
 
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints
+from ostinato.engine.precision import precision_name
 from ostinato.engine.rundir import RunDir, write_json
 from ostinato.engine.stopping import StopRequest, stop_on_signal
 from ostinato.engine.train import Position, Stage, optimizer_tensors
@@ -196,7 +197,7 @@ class Session:
                 "scored_on": self.config.eval.split,
                 "backbone": asdict(origin) if origin else None,
                 "preprocess": asdict(self.learner.method.backbone.preprocess),
-                "precision": str(self.learner.settings.dtype).removeprefix("torch."),
+                "precision": precision_name(self.learner.settings.dtype),
                 "device": str(self.learner.settings.device),
                 "threads": torch.get_num_threads(),
                 "stream": self.stream.describe(),
@@ -238,7 +239,7 @@ class Session:
         self.reporter.message(
             f"{'resuming ' if resumed else ''}{learner.method.name} on {stream.source.name}: "
             f"{len(stream.class_names)} classes in {len(stream)} tasks, {learner.spec.name}, "
-            f"{learner.settings.device}, {str(learner.settings.dtype).removeprefix('torch.')}"
+            f"{learner.settings.device}, {precision_name(learner.settings.dtype)}"
         )
 
     def _restore(self) -> Checkpoint | None:
