@@ -329,12 +329,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
 
 
 def test_demo_shows_forgetting_and_its_cure(tmp_path):
+    stale = tmp_path / "runs/demo/finetune"
+    stale.mkdir(parents=True)
+    assert "not made by the demo" in ostinato("demo", code=2, cwd=tmp_path).stderr
+    (tmp_path / "runs/demo/demo").touch()
     summaries = {s["run"]: s for s in json.loads(ostinato("demo", "--json", cwd=tmp_path).stdout)}
     assert set(summaries) == {"finetune", "simplecil", "dualprompt"}
     assert summaries["finetune"]["forgetting"] > 0.5, "sequential fine-tuning must visibly forget"
     assert summaries["dualprompt"]["last_accuracy"] > summaries["finetune"]["last_accuracy"] + 0.3
     assert (tmp_path / "runs/demo/compare.png").stat().st_size > 1000
-    ostinato("demo", "--json", cwd=tmp_path)  # a second demo replaces the first
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
