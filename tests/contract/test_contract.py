@@ -153,7 +153,9 @@ def test_nothing_is_sized_by_a_total(name, stream):
 def test_a_task_of_one_class_is_learned(name):
     """Its only class has nothing to be told apart from but the classes before."""
     stream = toy_stream(3, 2)
-    settings = Settings(torch.device("cpu"), torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01})
+    settings = Settings(
+        torch.device("cpu"), torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01}
+    )
     method = learn(make(name), stream, upto=1, settings=settings)
     x = torch.stack([stream.test(1).with_view(EvalView(SIDE))[j][0] for j in range(len(stream.test(1)))])
     learn_task(method, learn_view(method, stream, 1), settings)
