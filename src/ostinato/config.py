@@ -164,9 +164,7 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
 
 def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     """Set a dotted key in a nested dict, widening ``data=X`` to ``data.path=X``."""
-    parts = key.split(".")
-    if parts[0] in _SHORT and len(parts) == 1 and not isinstance(value, dict):
-        parts.append(_SHORT[parts[0]])
+    parts = key.split(".") if isinstance(value, dict) else _parts(key)
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
@@ -177,13 +175,15 @@ def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     node[parts[-1]] = value
 
 
+def _parts(key: str) -> list[str]:
+    """The sections of a dotted key, an abbreviated one written out."""
+    return [key, _SHORT[key]] if key in _SHORT else key.split(".")
+
+
 def _is_text(key: str) -> bool:
     """Whether an option must be text, such as a path, which may look like a number."""
-    parts = key.split(".")
-    if parts[0] in _SHORT and len(parts) == 1:
-        parts.append(_SHORT[parts[0]])
     kind: Any = RunConfig
-    for part in parts:
+    for part in _parts(key):
         fields = getattr(kind, "model_fields", {})
         if part not in fields:
             return key == "out"
