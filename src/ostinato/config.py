@@ -103,6 +103,7 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    cache: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values without the unset ones, ready for TOML."""
@@ -131,6 +132,7 @@ def absolute(config: RunConfig) -> RunConfig:
             "data": config.data.model_copy(update={"path": data or full(config.data.path)}),
             "backbone": config.backbone.model_copy(update={"weights": full(config.backbone.weights)}),
             "eval": config.eval.model_copy(update={"data": full(config.eval.data)}),
+            "cache": str(Path(config.cache).expanduser().resolve()) if config.cache else None,
         }
     )
 

@@ -75,6 +75,8 @@ class Learner:
         accumulate: micro-batches per training step.
         workers: loading processes.
         eval_batch_size: samples per batch where nothing is trained.
+        cache: folder of frozen features that all runs on the same weights share; None remembers them in memory
+            for this learner alone.
         options: the method's own options.
 
     Raises:
@@ -95,6 +97,7 @@ class Learner:
         accumulate: int = 1,
         workers: int = 0,
         eval_batch_size: int = 64,
+        cache: str | Path | None = None,
         **options: Any,
     ) -> None:
         cls = get_method(method)
@@ -119,6 +122,8 @@ class Learner:
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         prepare(self.method, where, self.settings.dtype)
+        if cache is not None and self.method.cache is not None:
+            self.method.cache.persist(cache)
 
     @property
     def eval_view(self) -> EvalView:

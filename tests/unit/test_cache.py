@@ -61,7 +61,7 @@ def test_the_same_image_twice_in_a_batch():
     x = images(3)[[0, 1, 0, 2, 1, 0]]
     assert torch.equal(cache.features(backbone, x), Counting()(x))
     assert len(cache) == 3
-    assert cache._bytes == 3 * 16, "counted once"
+    assert cache._kept._bytes == 3 * 16, "counted once"
     assert torch.equal(cache.features(backbone, x), Counting()(x))
     assert backbone.calls == 1
 
@@ -84,7 +84,7 @@ def test_memory_is_bounded_and_the_oldest_go_first(entries):
     for i in range(8):
         cache.features(backbone, x[i : i + 1])
         assert len(cache) <= entries
-        assert cache._bytes == 16 * len(cache)
+        assert cache._kept._bytes == 16 * len(cache)
     assert len(cache) == entries
     cache.features(backbone, x[8 - entries :])
     assert backbone.images == 8, "the newest are remembered"
@@ -104,7 +104,7 @@ def test_a_remembered_row_does_not_keep_its_whole_batch_alive():
     """A view would, and the bound on memory would mean nothing."""
     cache = FeatureCache()
     cache.features(Counting(), images(8))
-    assert {row.untyped_storage().nbytes() for row in cache._rows.values()} == {16}
+    assert {row.untyped_storage().nbytes() for row in cache._kept._rows.values()} == {16}
 
 
 def test_what_is_remembered_does_not_share_memory_with_what_was_given():
@@ -126,3 +126,93 @@ def test_rows_from_inference_mode_can_be_used_outside():
     weight = torch.ones(16, requires_grad=True)
     (features @ weight).sum().backward()
     torch.testing.assert_close(weight.grad, features.sum(0))
+
+
+# On disk
+
+
+def stored(tmp_path):
+    (path,) = tmp_path.glob("*.features")
+    return path
+
+
+def test_a_second_cache_finds_what_the_first_one_wrote(tmp_path, monkeypatch):
+    backbone, x = random_backbone(depth=2), images(7)
+    first = FeatureCache()
+    first.persist(tmp_path)
+    want = first.features(backbone, x)
+    assert torch.equal(want, backbone(x))
+    second = FeatureCache()
+    second.persist(tmp_path)
+    monkeypatch.setattr(type(backbone), "forward", lambda *_: pytest.fail("computed again"))
+    assert torch.equal(second.features(backbone, x.flip(0)), want.flip(0))
+
+
+def test_other_weights_precision_or_normalisation_never_share_a_file(tmp_path):
+    from ostinato.backbones.vision import Preprocess
+
+    x = images(2)
+    base, other, low, unit = (random_backbone(depth=2, seed=s) for s in (0, 1, 0, 0))
+    low.cast(torch.bfloat16)
+    unit.preprocess = Preprocess(8, (0.0,) * 3, (1.0,) * 3)
+    for backbone in (base, other, low, unit):
+        cache = FeatureCache()
+        cache.persist(tmp_path)
+        torch.testing.assert_close(cache.features(backbone, x), backbone(x))
+    assert len(list(tmp_path.glob("*.features"))) == 4
+
+
+@pytest.mark.parametrize("left", [1, 30, 83])
+def test_a_record_cut_short_is_computed_again_and_shifts_nothing(tmp_path, left):
+    backbone, x = random_backbone(depth=2), images(5)
+    cache = FeatureCache()
+    cache.persist(tmp_path)
+    want = cache.features(backbone, x[:3])
+    path = stored(tmp_path)
+    size = path.stat().st_size // 3
+    assert size == 16 + 4 + 4 * backbone.dim
+    path.write_bytes(path.read_bytes()[: 2 * size + left])
+    for rows, known in ((x[:3], 2), (x, 3), (x, 5)):
+        again = FeatureCache()
+        again.persist(tmp_path)
+        torch.testing.assert_close(again.features(backbone, rows)[:3], want)
+        assert len(again._file) == known
+
+
+def test_a_record_that_was_damaged_is_never_used(tmp_path):
+    backbone, x = random_backbone(depth=2), images(3)
+    cache = FeatureCache()
+    cache.persist(tmp_path)
+    want = cache.features(backbone, x)
+    path = stored(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    again = FeatureCache()
+    again.persist(tmp_path)
+    torch.testing.assert_close(again.features(backbone, x), want)
+
+
+def test_passing_images_are_not_written_and_do_not_drive_out_the_others(tmp_path):
+    backbone, kept = Counting(), images(4)
+    cache = FeatureCache(max_bytes=16_000)
+    cache.features(backbone, kept)
+    for seed in range(20):
+        cache.features(backbone, images(8, seed=seed + 1), passing=True)
+    calls = backbone.calls
+    cache.features(backbone, kept)
+    assert backbone.calls == calls
+    real, disk = random_backbone(depth=2), FeatureCache()
+    disk.persist(tmp_path)
+    disk.features(real, kept, passing=True)
+    assert stored(tmp_path).stat().st_size == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    from ostinato.errors import DataError
+
+    (tmp_path / "file").write_text("x")
+    cache = FeatureCache()
+    cache.persist(tmp_path / "file")
+    with pytest.raises(DataError, match="give another folder"):
+        cache.features(random_backbone(depth=2), images(1))

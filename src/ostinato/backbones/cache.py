@@ -3,48 +3,101 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+import zlib
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ostinato.backbones.vision import Backbone
+from ostinato.errors import DataError
+
+KEY_BYTES = 16
 
 
 class FeatureCache:
     """Features of a frozen backbone by the content of each image.
 
-    Test images are scored after every task, and training images are read again for statistics; their frozen
-    features never change. The key is a hash of the very pixels that enter the backbone, so that no image can
-    get the features of another.
+    Test images are scored after every task, training images are read again for statistics and, where nothing is
+    augmented, in every epoch; their frozen features never change. The key is a hash of the very pixels that enter
+    the backbone, so that no image can get the features of another.
 
     Args:
-        max_bytes: memory to use; the images that came first are dropped first.
+        max_bytes: memory for images that come again, and a quarter more for passing ones; the images that came first
+            are dropped first.
     """
 
     def __init__(self, max_bytes: int = 2**28) -> None:
         self.max_bytes = max_bytes
-        self._rows: dict[bytes, Tensor] = {}
-        self._bytes = 0
+        self._kept = _Rows(max_bytes)
+        # Augmented images rarely come again: they must not drive out the ones that do.
+        self._passing = _Rows(max_bytes // 4)
+        self._folder: Path | None = None
+        self._file: FeatureFile | None = None
 
     def __len__(self) -> int:
-        """Images remembered."""
-        return len(self._rows)
+        """Images remembered in memory."""
+        return len(self._kept) + len(self._passing)
 
-    def features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Plain features (B, D) of images (B, 3, S, S); the backbone runs on unknown images only."""
+    def persist(self, folder: str | Path) -> None:
+        """Also remember features in a file in ``folder``, shared by all runs with the same frozen weights.
+
+        Args:
+            folder: made if it does not exist.
+        """
+        self._folder = Path(folder)
+
+    def features(self, backbone: Backbone, images: Tensor, *, passing: bool = False) -> Tensor:
+        """Plain features (B, D) of images (B, 3, S, S); the backbone runs on unknown images only.
+
+        Args:
+            backbone: always the same one.
+            images: pixels as they enter it.
+            passing: images that may never come again, such as augmented ones; they are remembered in memory only.
+        """
         if not len(images):
             return backbone(images)
+        file = self._open(backbone)
         pixels = images.cpu().contiguous().numpy()
-        keys = [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
-        rows: list[Tensor | None] = [self._rows.get(key) for key in keys]
+        keys = [hashlib.blake2b(image, digest_size=KEY_BYTES).digest() for image in pixels]
+        rows = [self._find(key, file) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
             computed = backbone(images[new]).cpu()
             for i, row in zip(new, computed, strict=True):
                 rows[i] = row
-                self._put(keys[i], row.clone())
+                (self._passing if passing else self._kept).put(keys[i], row.clone())
+            if file is not None and not passing:
+                file.append({keys[i]: row for i, row in zip(new, computed, strict=True)})
         return torch.stack([row for row in rows if row is not None]).to(images.device)
 
-    def _put(self, key: bytes, row: Tensor) -> None:
+    def _find(self, key: bytes, file: FeatureFile | None) -> Tensor | None:
+        for rows in (self._kept, self._passing):
+            if (row := rows.get(key)) is not None:
+                return row
+        return file.get(key) if file is not None else None
+
+    def _open(self, backbone: Backbone) -> FeatureFile | None:
+        if self._folder is not None and self._file is None:
+            self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
+        return self._file
+
+
+class _Rows:
+    """Feature rows by key within a budget, first in, first out."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self._bytes = max_bytes, 0
+        self._rows: dict[bytes, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def get(self, key: bytes) -> Tensor | None:
+        return self._rows.get(key)
+
+    def put(self, key: bytes, row: Tensor) -> None:
         if key in self._rows:  # the same image twice in one batch
             return
         self._rows[key] = row
@@ -52,3 +105,71 @@ class FeatureCache:
         # An entry also holds its key and the tensor object, roughly 200 bytes.
         while len(self._rows) > 1 and self._bytes + 200 * len(self._rows) > self.max_bytes:
             self._bytes -= self._rows.pop(next(iter(self._rows))).nbytes
+
+
+class FeatureFile:
+    """Rows of features in a file that several processes may append to.
+
+    A record is the key, a CRC-32 of the row, and the row in fp32. A record cut short by a crash, and any whose
+    checksum does not fit, is left out when the file is opened, and computed again.
+
+    Args:
+        path: the file, made with its folder if there is none.
+        dim: width D of a row.
+
+    Raises:
+        DataError: if the file cannot be made or read.
+    """
+
+    def __init__(self, path: Path, dim: int) -> None:
+        self.path, self.dim = path, dim
+        self._record = np.dtype([("key", f"V{KEY_BYTES}"), ("crc", "<u4"), ("row", "<f4", (dim,))])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            whole = path.stat().st_size // self._record.itemsize
+            # Mapped, not read: rows come into memory when they are asked for.
+            self._map = np.memmap(path, self._record, "r", shape=(whole,)) if whole else np.zeros(0, self._record)
+        except OSError as error:
+            raise DataError(f"cache: {path} cannot be used ({error.strerror}); give another folder.") from None
+        self._where = {bytes(key): i for i, key in enumerate(self._map["key"])}
+
+    def __len__(self) -> int:
+        """Rows that were in the file when it was opened."""
+        return len(self._where)
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The row (D,) of a key, or None where there is no intact one."""
+        i = self._where.get(key)
+        if i is None:
+            return None
+        record = self._map[i]
+        row = np.ascontiguousarray(record["row"])
+        return torch.from_numpy(row.copy()) if zlib.crc32(row.tobytes()) == int(record["crc"]) else None
+
+    def append(self, rows: dict[bytes, Tensor]) -> None:
+        """Add rows in one write, after whole records only."""
+        import fcntl
+
+        parts = []
+        for key, row in rows.items():
+            data = row.to(torch.float32).numpy().astype("<f4").tobytes()
+            parts.append(key + struct.pack("<I", zlib.crc32(data)) + data)
+        with self.path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, 2)
+            # What a crash left behind the last whole record would shift all that follow.
+            file.seek(size - size % self._record.itemsize)
+            file.write(b"".join(parts))
+
+
+def _identity(backbone: Backbone) -> str:
+    """A name that differs wherever features may: weights, precision, device, normalisation, input size, read-out."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    place = backbone.pos_embed.device.type
+    settings = (backbone.arch, backbone.preprocess, backbone.readout, str(backbone.dtype), backbone.patch, place)
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()[:24]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,28 +60,39 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearEdit:
-    """A changed linear map: ``y = x (W * mask)^T + b + bias + (x down^T) up^T``.
+    """A changed linear map: ``y = x (W * mask)^T + b + bias + (x down^T) up^T``, then ``y + gelu(y inner^T) outer^T``.
 
     Shapes are those of one shared edit. Leading axes batch it: ``(B, out, in)`` gives every sample its own
     weights on (B, N, in) inputs, ``(T, 1, out, in)`` every task on (T, B, N, in) inputs; the same holds for
-    ``down`` and ``up``.
+    the factors.
 
     Attributes:
         mask: (out, in), multiplies the frozen weight.
         bias: (out,), added to the frozen bias.
         down: (r, in), the first factor of a low-rank update.
         up: (out, r), the second factor, any scale included.
+        inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
+        outer: (out, r), its second factor.
+        probe: (B, S) zeros; after the backward pass its gradient holds, for every sample, the derivative with
+            respect to the coefficients of ``directions`` added to the weight of this sample alone. Forward, it
+            changes nothing.
+        directions: (S, out, in), what ``probe`` differentiates along.
     """
 
     mask: Tensor | None = None
     bias: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+    probe: Tensor | None = None
+    directions: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check that low-rank factors come in pairs."""
-        if (self.down is None) != (self.up is None):
-            raise InputError("LinearEdit: down and up must be given together; one of them is None.")
+        """Check that what belongs together comes together."""
+        for one, other in (("down", "up"), ("inner", "outer"), ("probe", "directions")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise InputError(f"LinearEdit: {one} and {other} must be given together; one of them is None.")
 
 
 def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEdit | None) -> Tensor:
@@ -111,7 +122,38 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
         y = y + edit.bias.to(x.dtype)
     if edit.down is not None and edit.up is not None:
         y = y + (x @ edit.down.to(x.dtype).mT) @ edit.up.to(x.dtype).mT
+    if edit.probe is not None and edit.directions is not None:
+        y = _Probe.apply(y, x, edit.probe, edit.directions)
+    if edit.inner is not None and edit.outer is not None:
+        y = y + F.gelu(y @ edit.inner.to(x.dtype).mT) @ edit.outer.to(x.dtype).mT
     return y
+
+
+class _Probe(torch.autograd.Function):
+    """The identity on ``y``, whose gradient for ``probe`` is that of ``y + sum_s probe[:, s] x directions[s]^T``.
+
+    With x and the gradient d of y, the weight gradient of sample b is d_b^T x_b, and the derivative along a
+    direction its inner product with it. All directions share that one product, so that the cost does not grow
+    by a pass per direction, and no per-sample weight is ever formed in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, directions: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(x, directions)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (d,) = grads
+        x, directions = ctx.saved_tensors
+        flat = directions.flatten(1).float()
+        # A chunk of samples at a time: the product holds out x in numbers for each of them.
+        size = max(1, 2**25 // flat.shape[1])
+        rows = [
+            (dd.float().mT @ xx.float()).flatten(1) @ flat.T
+            for dd, xx in zip(d.split(size), x.split(size), strict=True)
+        ]
+        return d, None, torch.cat(rows), None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,44 +56,57 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(arch.dim, 3 * arch.dim, bias=arch.qkv_bias)
         self.proj = nn.Linear(arch.dim, arch.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None, edit: Edit) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, edit: Edit, read: slice | None = None) -> Tensor:
         """Attend over N tokens and P prefix positions.
 
         Args:
             x: (..., N, D), already normalised.
             mask: (B, N) bool, True for real tokens, or None.
             edit: what this layer does differently.
+            read: positions whose output is wanted; None for all.
 
         Returns:
-            (..., N, D).
+            (..., N, D), or as many positions as ``read`` names.
         """
         *lead, n, d = x.shape
-        q, k, v = self._project(x, edit)
+        q, k, v = self._project(x, edit, read)
         if edit.prefix is not None:
             k, v = (
                 torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True)
             )
         visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
         # Fused kernels take 4-D inputs: fold tasks and samples into one axis.
-        out = F.scaled_dot_product_attention(
-            q.reshape(-1, *q.shape[-3:]),
-            k.reshape(-1, *k.shape[-3:]),
-            v.reshape(-1, *v.shape[-3:]),
-            attn_mask=visible,
-        )
-        out = out.transpose(1, 2).reshape(*lead, n, d)
+        q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))
+        out = _attend(q, k, v, visible)
+        out = out.transpose(1, 2).reshape(*lead, -1, d)
         return edited_linear(out, self.proj.weight, self.proj.bias, edit.linear.get("proj"))
 
-    def _project(self, x: Tensor, edit: Edit) -> list[Tensor]:
-        """Queries, keys and values, each (..., H, N, D / H); one product unless one of them is edited."""
+    def _project(self, x: Tensor, edit: Edit, read: slice | None = None) -> list[Tensor]:
+        """Queries, keys and values, each (..., H, N, D / H); one product unless they differ in edit or positions."""
         edits = [edit.linear.get(name) for name in "qkv"]
-        if not any(edits):
+        if read is None and not any(edits):
             parts = self.qkv(x).chunk(3, dim=-1)
         else:
-            weights = self.qkv.weight.chunk(3)
-            biases = self.qkv.bias.chunk(3) if self.qkv.bias is not None else (None, None, None)
-            parts = [edited_linear(x, w, b, e) for w, b, e in zip(weights, biases, edits, strict=True)]
+            inputs = (x if read is None else x[..., read, :], x, x)
+            parts = [edited_linear(t, *self.part(i), e) for i, (t, e) in enumerate(zip(inputs, edits, strict=True))]
         return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
+
+    def part(self, i: int) -> tuple[Tensor, Tensor | None]:
+        """Weight (D, D) and bias (D,) of the queries (0), keys (1) or values (2)."""
+        bias = self.qkv.bias.chunk(3)[i] if self.qkv.bias is not None else None
+        return self.qkv.weight.chunk(3)[i], bias
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Attention of (S, H, N, d) queries over (S, H, P + N, d) keys and values."""
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not learns:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    # On CPUs the fused kernel's backward pass in bf16 takes more than twice as long as these products.
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def _lead(prefix: Tensor, lead: list[int]) -> Tensor:
@@ -152,10 +166,13 @@ class Block(nn.Module):
         self.ls1 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
         self.ls2 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
 
-    def forward(self, h: Tensor, mask: Tensor | None = None, edit: Edit | None = None) -> Tensor:
-        """Advance the residual stream (..., N, D) by one layer."""
+    def forward(
+        self, h: Tensor, mask: Tensor | None = None, edit: Edit | None = None, read: slice | None = None
+    ) -> Tensor:
+        """Advance the residual stream (..., N, D) by one layer, at the positions ``read`` alone if given."""
         edit = edit or PLAIN
-        h = h + self.ls1(self.attn(self.norm1(h), mask, edit))
+        kept = h if read is None else h[..., read, :]
+        h = kept + self.ls1(self.attn(self.norm1(h), mask, edit, read))
         out = self.ls2(self.mlp(self.norm2(h), edit))
         if edit.adapter is not None:
             out = out + edit.adapter(h).to(h.dtype)
@@ -174,7 +191,15 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
         self.norm = nn.LayerNorm(arch.dim, eps=arch.eps)
 
-    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
+    def run(
+        self,
+        tokens: Tokens,
+        plan: Plan | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        read: slice | None = None,
+    ) -> Tokens:
         """Run layers ``start`` to ``stop`` - 1, each with the edit that the plan gives it.
 
         Args:
@@ -182,6 +207,8 @@ class Encoder(nn.Module):
             plan: edits per layer; None runs the plain encoder.
             start: first layer, counted from 0.
             stop: layer to stop before; None for the depth.
+            read: positions that are wanted of the last layer run; it then spares the work on the others, whose
+                keys and values still take part. None for all.
 
         Returns:
             The states that leave layer ``stop`` - 1, without the final norm.
@@ -195,8 +222,15 @@ class Encoder(nn.Module):
         h = tokens.h
         for layer in range(start, stop):
             edit = plan(layer, h) if plan is not None else None
-            h = self.blocks[layer](h, tokens.mask, edit)
-        return Tokens(h, tokens.mask)
+            h = self.blocks[layer](h, tokens.mask, edit, read if layer == stop - 1 else None)
+        if read is None or start == stop:
+            return Tokens(h, tokens.mask)
+        return Tokens(h, None if tokens.mask is None else tokens.mask[:, read])
+
+    def queries(self, layer: int, h: Tensor) -> Tensor:
+        """The queries (..., N, D) that a layer forms from the states (..., N, D) that enter it, heads joined."""
+        block = cast(Block, self.blocks[layer])
+        return F.linear(block.norm1(h), *block.attn.part(0))
 
 
 __all__ = ["ACTIVATIONS", "Arch", "Attention", "Block", "Encoder", "LayerScale", "LinearEdit"]

@@ -132,9 +132,29 @@ class Backbone(nn.Module):
         """Position vector (D,) of the CLS token, which prompts share where a paper says so (L2P)."""
         return self.pos_embed[0, 0]
 
-    def run(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0, stop: int | None = None) -> Tokens:
+    def run(
+        self,
+        tokens: Tokens,
+        plan: Plan | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        read: slice | None = None,
+    ) -> Tokens:
         """Layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
-        return self.encoder.run(tokens, plan, start=start, stop=stop)
+        return self.encoder.run(tokens, plan, start=start, stop=stop, read=read)
+
+    def features(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
+        """Features (..., D) of states that enter layer ``start``: the layers left and the model's own read-out.
+
+        The last layer computes nothing but what the read-out needs.
+        """
+        read = slice(0, 1) if self.readout == "cls" and start < self.arch.depth else None
+        return self.pool(self.run(tokens, plan, start=start, read=read))
+
+    def queries(self, layer: int, h: Tensor) -> Tensor:
+        """The queries of a layer, see :meth:`Encoder.queries`."""
+        return self.encoder.queries(layer, h)
 
     def pool(self, tokens: Tokens, at: slice | None = None) -> Tensor:
         """Read features out of the states that leave the last layer.
@@ -154,7 +174,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor, plan: Plan | None = None) -> Tensor:
         """Features (B, D) of images (B, 3, S, S) under a plan; the three steps in one."""
-        return self.pool(self.run(self.embed(images), plan))
+        return self.features(self.embed(images), plan)
 
     def cast(self, dtype: torch.dtype) -> Backbone:
         """Store the weights in ``dtype``; normalisation constants stay fp32."""

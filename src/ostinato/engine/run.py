@@ -49,8 +49,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
 
     Args:
         path: directory of the run.
-        overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``device`` and
-            ``data.workers``. Data and weights must still be the same, which is checked.
+        overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
+            ``device`` and ``data.workers``. Data and weights must still be the same, which is checked.
         reporter: shows progress.
 
     Returns:
@@ -64,7 +64,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
     if dirs.summary.exists():
         raise InputError(f"{dirs.root} is finished; there is nothing to resume. See 'ostinato report {dirs.root}'.")
-    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device"}
+    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device", "cache"}
     if wrong := [key for key in flat(overrides) if key not in movable]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
     record = dirs.read_record() if dirs.record.exists() else {}
@@ -170,6 +170,7 @@ def _machine(config: RunConfig) -> dict[str, Any]:
         "workers": config.data.workers,
         "eval_batch_size": config.eval.batch_size,
         "crop": config.data.crop,
+        "cache": config.cache,
     }
 
 

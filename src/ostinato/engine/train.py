@@ -137,7 +137,8 @@ def _run_stage(
     if stage.prepare is not None and start == 0:
         with seeded(settings.device, settings.seed, "prepare", *where):
             stage.prepare()
-    recipe = settings.recipe(stage.recipe or method.recipe)
+    recipe = stage.recipe or settings.recipe(method.recipe)
+    own = stage.data is not None
     data: Dataset[Any] = stage.data if stage.data is not None else task.train
     params = list(stage.params) if stage.params is not None else [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, params)
@@ -151,7 +152,7 @@ def _run_stage(
         epoch = step // per_epoch
         batches = training_batches(
             data, recipe.batch_size, seed=settings.seed, position=where, epoch=epoch, start=step % per_epoch,
-            device=settings.device, workers=settings.workers,
+            device=settings.device, workers=0 if own else settings.workers,
         )  # fmt: skip
         for x, y in batches:
             set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))

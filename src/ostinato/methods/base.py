@@ -104,8 +104,8 @@ class Stage:
     Attributes:
         loss: (x, y) to named terms, each a scalar mean over the batch.
         name: shown in progress and logs.
-        data: samples as (x, y); None for the task's augmented training set.
-        recipe: None for the method's own.
+        data: samples as (x, y) that the method holds itself; None for the task's augmented training set.
+        recipe: of this stage alone, which the user's ``train.*`` leaves as it is; None for the method's own.
         params: what is optimised; None for everything that requires gradients.
         prepare: runs once before the first step, not again when a run resumes inside the stage.
         backward: from terms to gradients; the place for gradients that differ per term.
@@ -132,6 +132,7 @@ class Method(Growing):
     Attributes:
         recipe: the paper's training recipe.
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
+        cache: of frozen features; None where the backbone learns.
         needs_all_data: True hands the method the data of all tasks so far (upper bounds only); the result
             says so.
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
@@ -151,17 +152,18 @@ class Method(Growing):
         self.trains_backbone = trains_backbone
         self.backbone = backbone.requires_grad_(trains_backbone)
         self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
-        self._cache = None if trains_backbone else FeatureCache()
+        self.cache = None if trains_backbone else FeatureCache()
 
     def query(self, x: Tensor) -> Tensor:
         """Features q(x), (B, D), of the plain backbone, without gradients.
 
-        Un-augmented images come again after every task; a frozen backbone then looks its features up.
+        Images come again, in evaluations after every task and, un-augmented, in every epoch; a frozen backbone
+        then looks its features up.
         """
         with torch.no_grad():
-            if self._cache is None or self.training:
+            if self.cache is None:
                 return self.backbone(x)
-            return self._cache.features(self.backbone, x)
+            return self.cache.features(self.backbone, x, passing=self.training)
 
     @property
     def n_tasks(self) -> int:
