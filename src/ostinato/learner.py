@@ -23,7 +23,7 @@ from ostinato.engine.precision import compute, prepare, resolve_device, resolve_
 from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DataError, InputError
-from ostinato.evaluation.evaluator import Evaluation, evaluate
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
 from ostinato.methods.base import LearnTask, Recipe
 from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TrainView
@@ -203,6 +203,7 @@ class Learner:
         groups: TaskStream | Sequence[Examples],
         *,
         oracle: bool = False,
+        protocol: BatchProtocol | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> Evaluation:
         """Accuracy on test samples of classes learned so far, mixed over tasks.
@@ -210,6 +211,7 @@ class Learner:
         Args:
             groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
             oracle: also score under the true task, for methods that infer one.
+            protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
             tick: called with the number of samples after each batch.
 
         Returns:
@@ -219,7 +221,7 @@ class Learner:
             learned = self.method.n_tasks - groups.offset_tasks
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
         seen = [group.with_view(self.eval_view) for group in groups]
-        return evaluate(self.method, seen, self.settings, oracle=oracle, tick=tick)
+        return evaluate(self.method, seen, self.settings, oracle=oracle, protocol=protocol, tick=tick)
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:

@@ -65,13 +65,22 @@ def get_method(name: str) -> type[Method]:
 
 
 def options_schema(cls: type[Method]) -> type[BaseModel]:
-    """Pydantic model of a method's keyword-only options; the constructor is the schema."""
-    hints = inspect.get_annotations(cls.__init__, eval_str=True)
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], ... if p.default is p.empty else p.default)
-        for p in inspect.signature(cls.__init__).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    }
+    """Pydantic model of a method's keyword-only options; the constructor is the schema.
+
+    A constructor that takes ``**more`` passes it on, so that its base's options belong to it as well.
+    """
+    fields: dict[str, Any] = {}
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        if init is None:
+            continue
+        hints = inspect.get_annotations(init, eval_str=True)
+        parameters = inspect.signature(init).parameters.values()
+        for p in parameters:
+            if p.kind is p.KEYWORD_ONLY and p.name not in fields:
+                fields[p.name] = (hints[p.name], ... if p.default is p.empty else p.default)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
     return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
 
 

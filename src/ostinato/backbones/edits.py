@@ -7,7 +7,7 @@ the call. Shape letters: B batch, N tokens, D width, H heads, P prefix length, T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -74,9 +74,9 @@ class LinearEdit:
         inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
         outer: (out, r), its second factor.
         probe: (B, S) zeros; after the backward pass its gradient holds, for every sample, the derivative with
-            respect to the coefficients of ``directions`` added to the weight of this sample alone. Forward, it
+            respect to the coefficients of ``directions`` in this sample's own mask. Forward, it
             changes nothing.
-        directions: (S, out, in), what ``probe`` differentiates along.
+        directions: (S, out, in), what ``probe`` differentiates along; they are added to the mask.
     """
 
     mask: Tensor | None = None
@@ -115,18 +115,37 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
         # The product is formed in the mask's precision: masks live within a few percent of 1, where bf16
         # would round most of what was learned away.
         masked = (weight * edit.mask).to(x.dtype)
-        y = F.linear(x, masked, bias) if masked.ndim == 2 else x @ masked.mT
+        y = F.linear(x, masked, bias) if masked.ndim == 2 else _times(x, masked)
         if masked.ndim > 2 and bias is not None:
             y = y + bias
     if edit.bias is not None:
         y = y + edit.bias.to(x.dtype)
     if edit.down is not None and edit.up is not None:
-        y = y + (x @ edit.down.to(x.dtype).mT) @ edit.up.to(x.dtype).mT
+        y = y + _times(_times(x, edit.down.to(x.dtype)), edit.up.to(x.dtype))
     if edit.probe is not None and edit.directions is not None:
-        y = _Probe.apply(y, x, edit.probe, edit.directions)
+        y = _Probe.apply(y, x, edit.probe, weight * edit.directions)
     if edit.inner is not None and edit.outer is not None:
-        y = y + F.gelu(y @ edit.inner.to(x.dtype).mT) @ edit.outer.to(x.dtype).mT
+        y = y + _times(F.gelu(_times(y, edit.inner.to(x.dtype))), edit.outer.to(x.dtype))
     return y
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """``x weight^T``; a weight per task (T, 1, out, in) meets all samples of its task in one product, uncopied."""
+    if x.ndim == weight.ndim == 4 and weight.shape[1] == 1:
+        return (x.flatten(1, 2) @ weight[:, 0].mT).unflatten(1, x.shape[1:3])
+    return x @ weight.mT
+
+
+def per_task(edits: Sequence[LinearEdit]) -> LinearEdit:
+    """Edits of one map under T tasks as one edit with leading axes (T, 1), for states (T, B, N, in)."""
+
+    def join(name: str) -> Tensor | None:
+        parts = [getattr(edit, name) for edit in edits]
+        return None if parts[0] is None else torch.stack(parts)[:, None]
+
+    if edits[0].bias is not None or edits[0].probe is not None:
+        raise InputError("per_task: edits with a bias or a probe cannot be joined.")
+    return LinearEdit(**{name: join(name) for name in ("mask", "down", "up", "inner", "outer")})
 
 
 class _Probe(torch.autograd.Function):

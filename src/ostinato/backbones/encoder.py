@@ -46,6 +46,12 @@ class Arch:
         if self.act not in ACTIVATIONS:
             raise InputError(f"Arch: act must be one of {sorted(ACTIVATIONS)}, got {self.act!r}.")
 
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """(out, in) of the weight of a linear map that a ``LinearEdit`` may name."""
+        if name == "fc1":
+            return self.mlp_dim, self.dim
+        return (self.dim, self.mlp_dim) if name == "fc2" else (self.dim, self.dim)
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with optional key/value prefixes and edited projections."""

@@ -66,5 +66,16 @@ def fixed_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample once without augmentation, in the given or the natural order."""
     order = list(range(len(dataset))) if order is None else order  # pyright: ignore[reportArgumentType]
-    batches = [order[b : b + batch_size] for b in range(0, len(order), batch_size)]
+    return given_batches(dataset, cut(order, batch_size), device=device, workers=workers)
+
+
+def cut(order: list[int], size: int) -> list[list[int]]:
+    """Consecutive batches of ``size``; the last one may be smaller."""
+    return [order[b : b + size] for b in range(0, len(order), size)]
+
+
+def given_batches(
+    dataset: Dataset[Any], batches: list[list[int]], *, device: torch.device, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The named samples without augmentation, batch by batch."""
     return _load(dataset, batches, device, workers)

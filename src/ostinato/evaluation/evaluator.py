@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostinato.engine.loader import fixed_batches
+from ostinato.engine.loader import cut, given_batches
 from ostinato.engine.precision import compute
 from ostinato.engine.seeding import generator
 from ostinato.engine.train import Settings
@@ -75,6 +75,41 @@ def _share(correct: Sequence[int], totals: Sequence[int]) -> float:
     return sum(correct) / max(sum(totals), 1)
 
 
+@dataclass(frozen=True)
+class BatchProtocol:
+    """One task id for a whole batch, all of one task: what several papers score, and no class-incremental test.
+
+    A test batch then gives away that its images belong together. Results carry the name of the protocol.
+
+    Attributes:
+        size: images per batch, all from one task.
+        shots: the evidence of this many first images is averaged; 0 takes the vote of all images instead.
+    """
+
+    size: int = 24
+    shots: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.size < 1 or not 0 <= self.shots <= self.size:
+            raise InputError(
+                f"eval.shots must lie in [0, eval.batch_size = {self.size}], which is at least 1; got {self.shots}."
+            )
+
+    @property
+    def name(self) -> str:
+        """For example ``batch(24), 7 shots`` or ``batch(24), majority``."""
+        return f"batch({self.size}), " + (f"{self.shots} shots" if self.shots else "majority")
+
+    def task(self, method: TaskInferring, x: Tensor) -> Tensor:
+        """The one task (B,) that all images of a batch are given; ties go to the earliest task."""
+        if self.shots:
+            one = method.task_scores(x[: self.shots]).mean(0).argmax()
+        else:
+            one = torch.bincount(method.infer_task(x), minlength=method.n_tasks).argmax()
+        return one.expand(len(x))
+
+
 @torch.inference_mode()
 def evaluate(
     method: Method,
@@ -82,22 +117,25 @@ def evaluate(
     settings: Settings,
     *,
     oracle: bool = False,
+    protocol: BatchProtocol | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Score every sample of all groups, mixed and shuffled by a fixed seed.
+    """Score every sample of all groups, mixed and shuffled by a fixed seed unless a protocol says otherwise.
 
     Args:
         method: has seen the classes of all groups.
         groups: test samples, with their deterministic view.
         settings: device, precision, batch size.
         oracle: also score under the true task, for methods that infer one.
+        protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
         tick: called with the number of samples after each batch.
 
     Returns:
         Counts per group.
 
     Raises:
-        InputError: if a label is outside the classes seen, or there is nothing to score.
+        InputError: if a label is outside the classes seen, there is nothing to score, or a batch protocol is
+            asked of a method that infers no task.
     """
     began = time.perf_counter()
     samples = Examples.concat(list(groups)) if groups else None
@@ -111,14 +149,15 @@ def evaluate(
     group_of = torch.repeat_interleave(torch.arange(n_groups), torch.tensor([len(g) for g in groups])).to(device)
     task_of_class = torch.repeat_interleave(torch.arange(method.n_tasks, device=device), method.task_sizes)
     own_classes = task_of_class[None] == torch.arange(method.n_tasks, device=device)[:, None]  # (T, C)
-    order = torch.randperm(len(samples), generator=generator(settings.seed, "evaluation")).tolist()
-
     inferring = method if isinstance(method, TaskInferring) else None
+    if protocol is not None and inferring is None:
+        raise InputError(f"eval.protocol: {method.name} infers no task, so that a batch has none to share.")
+    batches = _batches([len(g) for g in groups], settings, protocol)
+    order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
     method.eval()
     done = 0
-    batches = fixed_batches(samples, settings.eval_batch_size, device=device, order=order, workers=settings.workers)
-    for x, y in batches:
+    for x, y in given_batches(samples, batches, device=device, workers=settings.workers):
         rows = torch.tensor(order[done : done + len(y)], device=device)
         group, task = group_of[rows], task_of_class[y]
         with compute(method, device, settings.dtype):
@@ -126,7 +165,7 @@ def evaluate(
             if inferring is None:
                 scores = method.scores(x)
             else:
-                inferred = inferring.infer_task(x)
+                inferred = inferring.infer_task(x) if protocol is None else protocol.task(inferring, x)
                 scores = inferring.scores_given_task(x, inferred)
                 if oracle:
                     given = _under_true_task(inferring, x, scores, inferred, task)
@@ -154,6 +193,18 @@ def evaluate(
         images=done,
         seconds=time.perf_counter() - began,
     )
+
+
+def _batches(sizes: list[int], settings: Settings, protocol: BatchProtocol | None) -> list[list[int]]:
+    """Positions of all samples in seeded order: mixed over groups, or batch by batch from one group."""
+    draw = generator(settings.seed, "evaluation")
+    if protocol is None:
+        return cut(torch.randperm(sum(sizes), generator=draw).tolist(), settings.eval_batch_size)
+    first, batches = 0, []
+    for size in sizes:
+        batches += cut((first + torch.randperm(size, generator=draw)).tolist(), protocol.size)
+        first += size
+    return batches
 
 
 def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred: Tensor, task: Tensor) -> Tensor:

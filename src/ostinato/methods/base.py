@@ -210,11 +210,11 @@ class Method(Growing):
         raise NotImplementedError
 
     def learned_state(self) -> dict[str, Tensor]:
-        """All learned tensors: the state dict without a frozen backbone."""
+        """All learned tensors: the state dict without a frozen backbone, also where parts of the method hold it."""
         state = self.state_dict()
         if self.trains_backbone:
             return state
-        return {k: v for k, v in state.items() if not k.startswith("backbone.")}
+        return {k: v for k, v in state.items() if not _of_backbone(k)}
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`learned_state` returned, at whatever size it has.
@@ -224,9 +224,13 @@ class Method(Growing):
         """
         missing, unknown = self.load_state_dict(state, strict=False)
         if not self.trains_backbone:
-            missing = [k for k in missing if not k.startswith("backbone.")]
+            missing = [k for k in missing if not _of_backbone(k)]
         if missing or unknown:
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
+
+
+def _of_backbone(key: str) -> bool:
+    return "backbone" in key.split(".")[:-1]
 
 
 def check_layers(option: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -257,9 +261,13 @@ class TaskInferring(Method):
     The evaluator uses both halves to report how often the task is right and what a perfect guess would give.
     """
 
-    def infer_task(self, x: Tensor) -> Tensor:
-        """Task number (B,) of each input; input i alone decides entry i."""
+    def task_scores(self, x: Tensor) -> Tensor:
+        """Evidence (B, T) that each input belongs to each task; row i depends on input i alone."""
         raise NotImplementedError
+
+    def infer_task(self, x: Tensor) -> Tensor:
+        """Task number (B,) of each input: the one with the most evidence."""
+        return self.task_scores(x).argmax(1)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Scores (B, n_seen) when input i is taken to be of task ``tasks[i]``."""

@@ -8,24 +8,52 @@ prefix that all tasks train; further layers hold an expert prefix per task, foun
 largest cosine to the frozen feature q(x). Training uses the expert of the current task; the loss is
 cross-entropy over its classes plus a pull of its key towards q(x).
 
+Option ``pgp``: Qiao, Zhang, Tan, Chen, Qu, Peng, Xie: "Prompt Gradient Projection for Continual Learning", ICLR 2024,
+https://openreview.net/forum?id=EH2O3h7sBI. The attention that old samples x pay to a prefix stays as it is where the
+update of the prefix's keys satisfies (x W_q) dP_K^T = 0; values are free. From the second task on, updates are
+therefore projected off the directions that the queries of earlier tasks use (see ``nn/projection.py``).
+
 Differences from the paper: layers count from 0, so the paper's 1-2 and 3-5 are (0, 1) and (2, 3, 4). The pool grows
 by one expert per task. Lengths and recipe are those of the common PyTorch code for CIFAR-100: 5 positions per prefix
 (the paper uses longer experts), learning rate 0.03 at batch size 256 scaled to batch size 24, gradients clipped at
 norm 1, U(-1, 1) initialisation, a new expert as a copy of the one before. Unlike there, the expert is chosen per
 sample instead of by a vote of the batch, key and value prefixes keep their roles for every sample, and pixels are
-normalised as the weights expect. A task of one class competes with the frozen rows of earlier classes.
+normalised as the weights expect. A task of one class competes with the frozen rows of earlier classes. Key and
+prefixes share no parameter but meet in the clipped gradient norm, so ``keys="mean"`` can set a key to the optimum of
+its pull instead of training it. PGP: the condition holds in every head, since each head attends by itself, not only for
+their sum; the directions come from the covariance of all tokens' queries, where the public code decomposes a matrix
+between samples; and the update is projected, not the gradient, because Adam's rescaling leaves the subspace.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, prefix_from
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, TaskInferring, check_layers, check_positive
+from ostinato.methods.alignment import collect
+from ostinato.methods.base import (
+    LearnTask,
+    Losses,
+    Recipe,
+    Stage,
+    TaskInferring,
+    check_layers,
+    check_positive,
+    plain_step,
+)
 from ostinato.nn import PerTask, TaskHeads, cosine
+from ostinato.nn.projection import Covariance, Subspaces, sampled
 from ostinato.registry import register
+
+IMAGES = 256
+"""Training images of a task whose queries are collected for the projection, with all their tokens."""
 
 
 @register("dualprompt")
@@ -40,6 +68,10 @@ class DualPrompt(TaskInferring):
         e_length: positions of an expert prefix.
         pull: weight of the key term (lambda).
         warm_start: begin a task's expert as a copy of the one before.
+        keys: "learned" trains the key of a task by the pull; "mean" sets it, before training, to the mean of
+            q(x) / |q(x)| over the task's images, which maximises their mean cosine, and drops the pull.
+        pgp: share of the energy of old queries that key prefixes must leave alone, in (0, 1]; 0 is off. Experts
+            begin as copies then, so it needs ``warm_start``.
     """
 
     recipe = Recipe(epochs=5, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
@@ -54,6 +86,8 @@ class DualPrompt(TaskInferring):
         e_length: int = 5,
         pull: float = 1.0,
         warm_start: bool = True,
+        keys: Literal["learned", "mean"] = "learned",
+        pgp: float = 0.0,
     ) -> None:
         super().__init__(backbone)
         check_positive(g_length=g_length, e_length=e_length)
@@ -61,14 +95,21 @@ class DualPrompt(TaskInferring):
         self.e_layers = check_layers("e_layers", e_layers, backbone.arch.depth)
         if shared := set(g_layers) & set(e_layers):
             raise InputError(f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}.")
-        if not e_layers:
+        if g_layers and not e_layers:
             raise InputError("method.e_layers must name at least one layer.")
-        self.pull, self.warm_start = pull, warm_start
+        if keys not in ("learned", "mean"):
+            raise InputError(f"method.keys must be 'learned' or 'mean', got {keys!r}.")
+        if not 0 <= pgp <= 1:
+            raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
+        if pgp and not warm_start:
+            raise InputError("method.pgp keeps experts near the one before: it needs method.warm_start=true.")
+        self.pull, self.warm_start, self.mean_keys, self.pgp = pull, warm_start, keys == "mean", pgp
         self.e_shape = (len(e_layers), 2, e_length, backbone.dim)
         self.general = nn.Parameter(torch.empty(len(g_layers), 2, g_length, backbone.dim).uniform_(-1, 1))
         self.experts = PerTask()  # T of (E layers, 2, P, D)
         self.keys = PerTask()  # T of (D,)
         self.head = TaskHeads(backbone.dim)
+        self.spaces = Subspaces(len(g_layers) + len(e_layers) if pgp else 0, backbone.dim)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's expert, key and rows of the head."""
@@ -89,15 +130,51 @@ class DualPrompt(TaskInferring):
         edits |= {layer: Edit(prefix=prefix_from(experts[:, i], heads)) for i, layer in enumerate(self.e_layers)}
         return LayerPlan(edits)
 
-    def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes and the pull of its key."""
-        similarity = cosine(self.query(x), self.keys[-1][None])
-        features = self.backbone(x, self.plan(self.experts[-1][None]))
-        return {"ce": self.head.loss(features, y), "pull": -self.pull * similarity.mean()}
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """One stage; with ``pgp`` its updates are projected from the second task on."""
+        params = [p for p in self.parameters() if p.requires_grad and not (self.mean_keys and p is self.keys[-1])]
+        prepare = partial(self._set_key, task) if self.mean_keys else None
+        step = self._step if self.pgp and task.index else plain_step
+        return [Stage(self.loss, params=params, prepare=prepare, step=step)]
 
-    def infer_task(self, x: Tensor) -> Tensor:
-        """The task whose key is nearest to q(x)."""
-        return cosine(self.query(x), self.keys.stacked()).argmax(1)
+    @torch.no_grad()
+    def _set_key(self, task: LearnTask) -> None:
+        """The key that maximises mean_b cos(q_b, K) = (mean_b q_b / |q_b|) K^T / |K| over the task's images."""
+        query, _ = collect(self, task, self.query)
+        self.keys[-1].copy_(F.normalize(query.double(), dim=-1).mean(0))
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step, projected for the key half of each layer's prefix (P, D)."""
+        self.spaces.step(optimizer, [*self.general.detach()[:, 0], *self.experts[-1].detach()[:, 0]])
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes and, where the key is learned, the pull of its key."""
+        features = self.backbone(x, self.plan(self.experts[-1][None]))
+        losses = {"ce": self.head.loss(features, y)}
+        if not self.mean_keys:
+            losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
+        return losses
+
+    def end_task(self, task: LearnTask) -> None:
+        """With ``pgp``, add the directions of the task's queries under its trained prompts, layer by layer."""
+        super().end_task(task)
+        if not self.pgp:
+            return
+        layers = (*self.g_layers, *self.e_layers)
+        arch = self.backbone.arch
+        sums = {layer: Covariance(arch.dim, device=self.device, blocks=arch.heads) for layer in layers}
+        plan = self.plan(self.experts[-1][None])
+        n = len(task.train)  # pyright: ignore[reportArgumentType]
+        for x in sampled(task.batches(), n, IMAGES):
+            tokens, at = self.backbone.embed(x), 0
+            for layer in sorted(layers):
+                tokens, at = self.backbone.run(tokens, plan, start=at, stop=layer), layer
+                sums[layer].add(self.backbone.queries(layer, tokens.h).flatten(0, -2))
+        self.spaces.add(sums.values(), [self.pgp] * len(sums))
+
+    def task_scores(self, x: Tensor) -> Tensor:
+        """Cosine (B, T) of q(x) with the key of every task."""
+        return cosine(self.query(x), self.keys.stacked())
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the experts of ``tasks``."""

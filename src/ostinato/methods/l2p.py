@@ -8,24 +8,37 @@ keys have the largest cosine with it (eq. 3); they are put before the patches (e
 tokens is classified. The loss is cross-entropy over the task's classes plus a pull of the chosen keys towards
 q(x) (eq. 5).
 
+Option ``pgp``: Qiao, Zhang, Tan, Chen, Qu, Peng, Xie: "Prompt Gradient Projection for Continual Learning", ICLR 2024,
+https://openreview.net/forum?id=EH2O3h7sBI. With x and p the tokens and prompts that enter the encoder, updates dP of
+the prompts from the second task on must satisfy (x + p) dP^T = 0, and updates dK of the keys q(x) dK^T = 0, for the
+images of earlier tasks (see ``nn/projection.py``).
+
 Differences from the paper: the optional penalty on frequently chosen keys (eq. 4) is left out. The recipe is that of
 the common PyTorch code: learning rate 0.03 at batch size 256 scaled to batch size 16, gradients clipped at norm 1,
 prompts and keys drawn from U(-1, 1), every prompt token at the position of the CLS token. Prompts are selected per
 sample, in training and at test, where that code lets a batch vote; pixels are normalised as the weights expect, where
 it feeds [0, 1]. Cross-entropy over the task's classes equals its masked logits; a task of one class competes with the
-frozen rows of earlier classes.
+frozen rows of earlier classes. PGP: the directions come from the covariance of the tokens, which covers x and p each
+and with them their sum, where the public code decomposes a matrix between samples; and the update is projected, not the
+gradient, because Adam's rescaling leaves the subspace.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from ostinato.backbones import Backbone
+from ostinato.backbones import Backbone, Plan, Tokens
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_positive
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_positive, plain_step
 from ostinato.nn import TaskHeads, cosine
+from ostinato.nn.projection import Covariance, Subspaces, sampled
 from ostinato.registry import register
+
+IMAGES = 256
+"""Training images of a task whose tokens are collected for the projection."""
 
 
 @register("l2p")
@@ -39,6 +52,8 @@ class L2P(Method):
         top_k: prompts chosen per sample.
         pull: weight of the key term (lambda in eq. 5).
         readout: "prompt" classifies the mean of the prompt tokens, "cls" the CLS token.
+        pgp: share of the energy of old tokens that updates of prompts must leave alone, in (0, 1]; 0 is off.
+        pgp_keys: the same for keys and old q(x), in (0, 1]; only used with ``pgp``.
     """
 
     recipe = Recipe(epochs=5, batch_size=16, lr=0.03 * 16 / 256, optimizer="adam", clip=1.0)
@@ -52,6 +67,8 @@ class L2P(Method):
         top_k: int = 5,
         pull: float = 0.1,
         readout: str = "prompt",
+        pgp: float = 0.0,
+        pgp_keys: float = 0.97,
     ) -> None:
         super().__init__(backbone)
         check_positive(length=length)
@@ -59,10 +76,16 @@ class L2P(Method):
             raise InputError(f"method.top_k ({top_k}) must lie in [1, pool_size = {pool_size}].")
         if readout not in ("prompt", "cls"):
             raise InputError(f"method.readout must be 'prompt' or 'cls', got {readout!r}.")
+        if not 0 <= pgp <= 1:
+            raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
+        if not 0 < pgp_keys <= 1:
+            raise InputError(f"method.pgp_keys must be a share of energy in (0, 1], got {pgp_keys}.")
         self.top_k, self.pull, self.readout = top_k, pull, readout
+        self.pgp, self.pgp_keys = pgp, pgp_keys
         self.prompts = nn.Parameter(torch.empty(pool_size, length, backbone.dim).uniform_(-1, 1))
         self.keys = nn.Parameter(torch.empty(pool_size, backbone.dim).uniform_(-1, 1))
         self.head = TaskHeads(backbone.dim)
+        self.spaces = Subspaces(2 if pgp else 0, backbone.dim)  # of the prompts, of the keys
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's rows to the head; the pool is shared."""
@@ -79,13 +102,25 @@ class L2P(Method):
         ids = similarity.topk(self.top_k, dim=1).indices
         return ids, similarity.gather(1, ids)
 
-    def features(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Features (B, D) with the prompts ``ids`` (B, k) before the patches (eq. 2)."""
-        tokens = self.backbone.embed(x)
+    def tokens(self, x: Tensor, ids: Tensor) -> Tokens:
+        """Tokens (B, 1 + k P + patches, D) to encode: prompts ``ids`` (B, k) before the patches (eq. 2)."""
         # As in the public code, every prompt token carries the position of the CLS token.
         prompts = self.prompts[ids].flatten(1, 2) + self.backbone.cls_position().float()
-        tokens = self.backbone.run(tokens.insert(prompts, at=1))
-        return self.backbone.pool(tokens, at=slice(1, 1 + prompts.shape[1]) if self.readout == "prompt" else None)
+        return self.backbone.embed(x).insert(prompts, at=1)
+
+    def features(self, x: Tensor, ids: Tensor, plan: Plan | None = None) -> Tensor:
+        """Features (B, D) with the prompts ``ids`` (B, k), and with the edits of a plan where one is given."""
+        tokens = self.backbone.run(self.tokens(x, ids), plan)
+        prompts = slice(1, 1 + ids.shape[1] * self.prompts.shape[1])
+        return self.backbone.pool(tokens, at=prompts if self.readout == "prompt" else None)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """One stage; with ``pgp`` its updates are projected from the second task on."""
+        return [Stage(self.loss, step=self._step if self.pgp and task.index else plain_step)]
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser's step, projected for prompts and keys."""
+        self.spaces.step(optimizer, [self.prompts.detach(), self.keys.detach()])
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes and the pull of the chosen keys (eq. 5)."""
@@ -95,6 +130,18 @@ class L2P(Method):
             "ce": self.head.loss(features, y),
             "pull": -self.pull * similarity.sum(1).mean(),
         }
+
+    def end_task(self, task: LearnTask) -> None:
+        """With ``pgp``, add the directions of the task's tokens and of its queries to the subspaces."""
+        super().end_task(task)
+        if not self.pgp:
+            return
+        tokens, queries = (Covariance(self.backbone.dim, device=self.device) for _ in range(2))
+        n = len(task.train)  # pyright: ignore[reportArgumentType]
+        for x in sampled(task.batches(), n, IMAGES):
+            tokens.add(self.tokens(x, self.select(x)[0]).h[:, 1:].flatten(0, 1))
+            queries.add(self.query(x))
+        self.spaces.add((tokens, queries), (self.pgp, self.pgp_keys))
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""

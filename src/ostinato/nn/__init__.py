@@ -3,7 +3,7 @@
 from ostinato.nn.gaussians import ClassGaussians
 from ostinato.nn.growing import Growing, PerTask
 from ostinato.nn.heads import TaskHeads
-from ostinato.nn.matching import cosine
+from ostinato.nn.matching import cosine, entropy
 from ostinato.nn.statistics import ClassMeans
 
-__all__ = ["ClassGaussians", "ClassMeans", "Growing", "PerTask", "TaskHeads", "cosine"]
+__all__ = ["ClassGaussians", "ClassMeans", "Growing", "PerTask", "TaskHeads", "cosine", "entropy"]

@@ -1,4 +1,4 @@
-"""Matching queries to keys."""
+"""Matching queries to keys, and how sure a prediction is."""
 
 import torch
 from torch import Tensor
@@ -17,3 +17,20 @@ def cosine(query: Tensor, keys: Tensor) -> Tensor:
     """
     with torch.autocast(query.device.type, enabled=False):
         return F.normalize(query.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T
+
+
+def entropy(logits: Tensor, top: int | None = None) -> Tensor:
+    """Entropy in nats of the softmax over the last axis, in fp32.
+
+    Args:
+        logits: (..., C).
+        top: only the ``top`` largest logits take part; None for all.
+
+    Returns:
+        (...) in [0, log C].
+    """
+    logits = logits.float()
+    if top is not None:
+        logits = logits.topk(min(top, logits.shape[-1]), dim=-1).values
+    log_p = F.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)

@@ -1,0 +1,209 @@
+"""What Soft-TransFormers and its rivals share: a change of the frozen weights per task, over a prompt method.
+
+The prompt method is DualPrompt, L2P or none. It brings prompts, a key per task and the head; a subclass adds what
+the linear maps of chosen layers do differently under each task. At test the task of every sample is inferred by
+
+- ``prompt_id``: the key nearest to the frozen feature q(x);
+- ``gradient_id``: with the weights of all tasks superposed in equal shares alpha, the share whose increase lowers
+  the entropy of the prediction fastest (SupSup; Wortsman et al., NeurIPS 2020, https://arxiv.org/abs/2006.14769);
+- ``min_entropy`` or ``max_score``: the sample is run under every task; the surest prediction wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens, prefix_from
+from ostinato.backbones.edits import per_task
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_layers
+from ostinato.methods.dualprompt import DualPrompt
+from ostinato.methods.l2p import L2P
+from ostinato.nn import cosine, entropy
+
+TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
+LinearEdits = dict[int, dict[str, LinearEdit]]
+
+ROWS = 256
+"""Samples times tasks that run side by side when a sample is run under every task."""
+
+
+class TaskEdits(DualPrompt):
+    """Edits of linear maps per task.
+
+    Args:
+        backbone: the frozen encoder.
+        base: the prompts below and beside the edits: "dualprompt", "l2p" or "none".
+        layers: edited layers, from 0.
+        e_layers: layers of DualPrompt's expert prefixes; None for the edited layers.
+        task_id: how the task of a sample is inferred: "prompt_id", "gradient_id", "min_entropy" or "max_score".
+        entropy_over: logits in the entropy of a prediction: "seen" takes all classes seen, "top" as many of the
+            largest as a task has classes on average, as the public code of Soft-TransFormers does.
+        pool_size: M, prompts in the pool of base "l2p".
+        top_k: prompts per sample of base "l2p".
+        readout: of base "l2p": "prompt" or "cls".
+        keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss.
+        prompts: options of DualPrompt.
+    """
+
+    recipe = Recipe(epochs=20, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        base: Literal["dualprompt", "l2p", "none"] = "dualprompt",
+        layers: tuple[int, ...] = (9, 10, 11),
+        e_layers: tuple[int, ...] | None = None,
+        task_id: TaskId = "prompt_id",
+        entropy_over: Literal["seen", "top"] = "seen",
+        pool_size: int = 10,
+        top_k: int = 5,
+        readout: Literal["prompt", "cls"] = "prompt",
+        keys: Literal["learned", "mean"] = "mean",
+        **prompts: Any,
+    ) -> None:
+        if base not in ("dualprompt", "l2p", "none"):
+            raise InputError(f"method.base must be 'dualprompt', 'l2p' or 'none', got {base!r}.")
+        if task_id not in get_args(TaskId):
+            raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
+        if not layers:
+            raise InputError("method.layers must name at least one layer.")
+        experts: tuple[int, ...] = e_layers if e_layers is not None else layers
+        pgp = prompts.pop("pgp", 0.0)
+        if base != "dualprompt":
+            experts, prompts = (), prompts | {"g_layers": ()}
+            if pgp and base == "none":
+                raise InputError("method.pgp projects the updates of prompts: with method.base=none there are none.")
+        super().__init__(backbone, e_layers=experts, pgp=pgp if base == "dualprompt" else 0.0, keys=keys, **prompts)
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
+        self.task_id, self.entropy_over = task_id, entropy_over
+        pool = L2P(backbone, pool_size=pool_size, top_k=top_k, readout=readout, pgp=pgp) if base == "l2p" else None
+        self.pool = pool
+        if pool is not None:
+            pool.cache = self.cache
+        self.split = min((*self.layers, *self.e_layers))  # below it all tasks compute the same
+
+    def linear(self, task: int) -> LinearEdits:
+        """What the linear maps of each edited layer do differently under a task; -1 is the newest."""
+        raise NotImplementedError
+
+    # Training
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """The prompt method's stage with the edits in its loss."""
+        stage = next(iter(super().stages(task)))
+        if self.pool is not None:
+            stage = replace(stage, step=next(iter(self.pool.stages(task))).step)
+        return [replace(stage, loss=self.loss)]
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes, and the pull of keys that are learned."""
+        losses: Losses = {}
+        if not self.mean_keys:
+            losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
+        if self.pool is None:
+            tokens = self.backbone.embed(x)
+        else:
+            ids, similarity = self.pool.select(x)
+            losses["pool"] = -self.pool.pull * similarity.sum(1).mean()
+            tokens = self.pool.tokens(x, ids)
+        features = self._read(tokens, self._edited(self.experts[-1][None], self.linear(-1)), 0)
+        return {"ce": self.head.loss(features, y)} | losses
+
+    def end_task(self, task: LearnTask) -> None:
+        """The statistics that the prompts need."""
+        super().end_task(task)
+        if self.pool is not None:
+            self.pool.end_task(task)
+
+    # One pass
+
+    def enter(self, x: Tensor) -> Tokens:
+        """States (B, N, D) that enter layer 0, L2P's prompts among them."""
+        return self.backbone.embed(x) if self.pool is None else self.pool.tokens(x, self.pool.select(x)[0])
+
+    def shared(self, x: Tensor) -> Tokens:
+        """States that enter the first layer that differs between tasks."""
+        return self.backbone.run(self.enter(x), self.plan(self.experts[-1][None]), stop=self.split)
+
+    def _edited(self, experts: Tensor, linear: LinearEdits) -> LayerPlan:
+        edits = dict(self.plan(experts).edits)
+        return LayerPlan(edits | {i: replace(edits.get(i, Edit()), linear=linear[i]) for i in linear})
+
+    def _read(self, tokens: Tokens, plan: LayerPlan, start: int) -> Tensor:
+        if self.pool is None or self.pool.readout == "cls":
+            return self.backbone.features(tokens, plan, start=start)
+        prompts = slice(1, 1 + self.pool.top_k * self.pool.prompts.shape[1])
+        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=prompts), at=slice(None))
+
+    # Scoring
+
+    def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Logits (B, n_seen) under the edits of ``tasks``; samples of one task run together."""
+        states = self.shared(x)
+        features = torch.empty(len(x), self.backbone.dim, device=x.device)
+        for task in tasks.unique().tolist():
+            rows = (tasks == task).nonzero().flatten()
+            plan = self._edited(self.experts[task][None], self.linear(task))
+            features[rows] = self._read(Tokens(states.h[rows]), plan, self.split)
+        return self.head(features)
+
+    def scores_all_tasks(self, x: Tensor) -> Tensor:
+        """Logits (T, B, n_seen) under the edits of every task; the layers below the first edit run once."""
+        states = self.shared(x)
+        size = max(1, ROWS // self.n_tasks)
+        parts = [self._all_tasks(h) for h in states.h.split(size)]
+        return self.head(torch.cat(parts, dim=1))
+
+    def _all_tasks(self, h: Tensor) -> Tensor:
+        each = [self.linear(task) for task in range(self.n_tasks)]
+        linear = {i: {name: per_task([e[i][name] for e in each]) for name in each[0][i]} for i in each[0]}
+        plan = self._edited(self.experts[-1][None], linear)
+        experts = self.experts.stacked()  # (T, E layers, 2, P, D)
+        edits = dict(plan.edits)
+        for i, layer in enumerate(self.e_layers):
+            keys, values = prefix_from(experts[:, i], self.backbone.arch.heads)
+            edits[layer] = replace(edits[layer], prefix=(keys[:, None], values[:, None]))
+        return self._read(Tokens(h.expand(self.n_tasks, *h.shape)), LayerPlan(edits), self.split)
+
+    # Which task
+
+    def task_scores(self, x: Tensor) -> Tensor:
+        """Evidence (B, T) for every task; see the module's docstring."""
+        if self.task_id == "prompt_id":
+            return cosine(self.query(x), self.keys.stacked())
+        if self.task_id == "gradient_id":
+            return self.gradient_evidence(x)
+        scores = self.scores_all_tasks(x)
+        return (scores.max(-1).values if self.task_id == "max_score" else -self._entropy(scores)).T
+
+    def _entropy(self, scores: Tensor) -> Tensor:
+        top = max(2, self.n_seen // self.n_tasks) if self.entropy_over == "top" else None
+        return entropy(scores, top)
+
+    def gradient_evidence(self, x: Tensor) -> Tensor:
+        """-dH/d alpha (B, T) at equal shares, less its mean over tasks, for every sample alone.
+
+        One pass forward and one backward, whatever the number of tasks. Prompts are those of the nearest key, as
+        in the public code.
+        """
+        prompts = cosine(self.query(x), self.keys.stacked()).argmax(1)
+        # Evaluation runs in inference mode, where nothing can be differentiated.
+        with torch.inference_mode(False), torch.enable_grad():
+            with torch.no_grad():
+                h = self.shared(x.clone()).h.clone()
+            probe = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
+            experts = self.experts.stacked()[prompts.clone()].detach()
+            plan = self._edited(experts, self.superposed(probe))
+            surprise = self._entropy(self.head(self._read(Tokens(h), plan, self.split))).sum()
+            return -torch.autograd.grad(surprise, probe)[0]
+
+    def superposed(self, probe: Tensor) -> LinearEdits:  # noqa: ARG002 - for methods with masks
+        """All tasks' weights in equal shares, with ``probe`` (B, T) on each task's deviation from their mean."""
+        raise InputError(f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id.")
