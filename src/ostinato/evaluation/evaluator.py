@@ -101,13 +101,11 @@ class BatchProtocol:
         """For example ``batch(24), 7 shots`` or ``batch(24), majority``."""
         return f"batch({self.size}), " + (f"{self.shots} shots" if self.shots else "majority")
 
-    def task(self, method: TaskInferring, x: Tensor) -> Tensor:
-        """The one task (B,) that all images of a batch are given; ties go to the earliest task."""
+    def choose(self, evidence: Tensor) -> Tensor:
+        """The one task, a scalar, of a batch with evidence (B, T); ties go to the earliest task."""
         if self.shots:
-            one = method.task_scores(x[: self.shots]).mean(0).argmax()
-        else:
-            one = torch.bincount(method.infer_task(x), minlength=method.n_tasks).argmax()
-        return one.expand(len(x))
+            return evidence[: self.shots].mean(0).argmax()
+        return torch.bincount(evidence.argmax(1), minlength=evidence.shape[1]).argmax()
 
 
 @torch.inference_mode()
@@ -152,7 +150,12 @@ def evaluate(
     inferring = method if isinstance(method, TaskInferring) else None
     if protocol is not None and inferring is None:
         raise InputError(f"eval.protocol: {method.name} infers no task, so that a batch has none to share.")
-    batches = _batches([len(g) for g in groups], settings, protocol)
+    sizes = [len(g) for g in groups]
+    if protocol is None:
+        mixed = torch.randperm(sum(sizes), generator=generator(settings.seed, "evaluation")).tolist()
+        batches = cut(mixed, settings.eval_batch_size)
+    else:
+        batches = batch_order(sizes, settings.seed, protocol.size)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
     method.eval()
@@ -165,7 +168,10 @@ def evaluate(
             if inferring is None:
                 scores = method.scores(x)
             else:
-                inferred = inferring.infer_task(x) if protocol is None else protocol.task(inferring, x)
+                if protocol is None:
+                    inferred = inferring.infer_task(x)
+                else:
+                    inferred = protocol.choose(inferring.task_scores(x)).expand(len(x))
                 scores = inferring.scores_given_task(x, inferred)
                 if oracle:
                     given = _under_true_task(inferring, x, scores, inferred, task)
@@ -195,15 +201,13 @@ def evaluate(
     )
 
 
-def _batches(sizes: list[int], settings: Settings, protocol: BatchProtocol | None) -> list[list[int]]:
-    """Positions of all samples in seeded order: mixed over groups, or batch by batch from one group."""
-    draw = generator(settings.seed, "evaluation")
-    if protocol is None:
-        return cut(torch.randperm(sum(sizes), generator=draw).tolist(), settings.eval_batch_size)
+def batch_order(sizes: list[int], seed: int, size: int) -> list[list[int]]:
+    """Batches of at most ``size`` positions from one group each, every group of ``sizes`` in seeded order."""
+    draw = generator(seed, "evaluation")
     first, batches = 0, []
-    for size in sizes:
-        batches += cut((first + torch.randperm(size, generator=draw)).tolist(), protocol.size)
-        first += size
+    for n in sizes:
+        batches += cut((first + torch.randperm(n, generator=draw)).tolist(), size)
+        first += n
     return batches
 
 

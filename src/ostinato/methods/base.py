@@ -265,6 +265,10 @@ class TaskInferring(Method):
         """Evidence (B, T) that each input belongs to each task; row i depends on input i alone."""
         raise NotImplementedError
 
+    def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """All ways in which this method can weigh the tasks of inputs, by name, whichever it was told to use."""
+        return {"keys": self.task_scores}
+
     def infer_task(self, x: Tensor) -> Tensor:
         """Task number (B,) of each input: the one with the most evidence."""
         return self.task_scores(x).argmax(1)

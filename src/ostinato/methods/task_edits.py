@@ -11,7 +11,7 @@ the linear maps of chosen layers do differently under each task. At test the tas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -174,14 +174,18 @@ class TaskEdits(DualPrompt):
 
     # Which task
 
+    def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The ways to weigh tasks that the module's docstring lists."""
+        return {
+            "prompt_id": lambda x: cosine(self.query(x), self.keys.stacked()),
+            "gradient_id": self.gradient_evidence,
+            "min_entropy": lambda x: -self._entropy(self.scores_all_tasks(x)).T,
+            "max_score": lambda x: self.scores_all_tasks(x).max(-1).values.T,
+        }
+
     def task_scores(self, x: Tensor) -> Tensor:
-        """Evidence (B, T) for every task; see the module's docstring."""
-        if self.task_id == "prompt_id":
-            return cosine(self.query(x), self.keys.stacked())
-        if self.task_id == "gradient_id":
-            return self.gradient_evidence(x)
-        scores = self.scores_all_tasks(x)
-        return (scores.max(-1).values if self.task_id == "max_score" else -self._entropy(scores)).T
+        """Evidence (B, T) for every task by the rule that ``task_id`` names."""
+        return self.rules()[self.task_id](x)
 
     def _entropy(self, scores: Tensor) -> Tensor:
         top = max(2, self.n_seen // self.n_tasks) if self.entropy_over == "top" else None

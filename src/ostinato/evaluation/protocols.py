@@ -1,0 +1,136 @@
+"""One trained model under several protocols: each sample alone, or one task id for a whole batch of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostinato.engine.loader import cut, given_batches
+from ostinato.engine.precision import compute
+from ostinato.engine.train import Settings
+from ostinato.errors import InputError
+from ostinato.evaluation.evaluator import BatchProtocol, batch_order
+from ostinato.methods.base import Method, TaskInferring
+from ostinato.streams import Examples
+
+SAMPLE = "sample"
+ORACLE = "true task"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one rule reaches under one protocol.
+
+    Attributes:
+        rule: how tasks are weighed.
+        protocol: "sample", the name of a batch protocol, or "true task".
+        accuracy: fraction right among all classes seen.
+        task_id_accuracy: fraction of samples that got their own task.
+    """
+
+    rule: str
+    protocol: str
+    accuracy: float
+    task_id_accuracy: float
+
+
+@torch.inference_mode()
+def compare_protocols(
+    method: Method,
+    groups: Sequence[Examples],
+    settings: Settings,
+    *,
+    size: int = 24,
+    shots: Sequence[int] = (3, 5, 7),
+    rules: Sequence[str] | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> list[Scored]:
+    """Score a model per sample, by the vote of a batch, and by the first images of a batch.
+
+    Batches hold ``size`` images of one task, in an order drawn from the seed. The evidence of every rule is computed
+    once per image, and so are the scores of an image under each task that any protocol gives it.
+
+    Args:
+        method: infers tasks and has seen the classes of all groups.
+        groups: test samples per task, with their deterministic view.
+        settings: device, precision, batch size, seed.
+        size: images per batch.
+        shots: how many first images of a batch decide; the whole batch is added ("m-batch").
+        rules: names of the method's rules; None for all that it has.
+        tick: called with the number of samples after each batch of a pass.
+
+    Returns:
+        Per rule: sample, majority, each number of shots; then the true task once.
+
+    Raises:
+        InputError: if the method infers no task or has no such rule.
+    """
+    if not isinstance(method, TaskInferring):
+        raise InputError(f"{method.name} infers no task, so that no protocol can share one.")
+    known = method.rules()
+    names = list(known) if rules is None else list(rules)
+    if wrong := [name for name in names if name not in known]:
+        raise InputError(f"{method.name} has no rule {wrong[0]!r}; it has {list(known)}.")
+    method.eval()
+    samples = Examples.concat(list(groups))
+    batches = batch_order([len(g) for g in groups], settings.seed, size)
+    order = torch.tensor([i for batch in batches for i in batch])
+    true = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([len(g) for g in groups]))
+
+    evidence = {name: torch.zeros(len(samples), method.n_tasks) for name in names}
+    done = 0
+    for x, _ in given_batches(samples, cut(order.tolist(), settings.eval_batch_size), device=settings.device):
+        rows = order[done : done + len(x)]
+        with compute(method, settings.device, settings.dtype):
+            for name in names:
+                evidence[name][rows] = known[name](x).float().cpu()
+        done += len(x)
+        if tick is not None:
+            tick(len(x))
+
+    protocols = [BatchProtocol(size), *(BatchProtocol(size, k) for k in shots if k < size), BatchProtocol(size, size)]
+    given: dict[tuple[str, str], Tensor] = {}
+    for name in names:
+        given[name, SAMPLE] = evidence[name].argmax(1)
+        for protocol in protocols:
+            tasks = torch.zeros_like(true)
+            for batch in batches:
+                tasks[batch] = protocol.choose(evidence[name][batch])
+            given[name, protocol.name] = tasks
+    given["-", ORACLE] = true
+
+    pairs = torch.stack([torch.cat(list(given.values())), torch.arange(len(samples)).repeat(len(given))])
+    right = _right(method, samples, torch.unique(pairs, dim=1), settings, tick)
+    return [
+        Scored(
+            rule,
+            protocol,
+            right[tasks, torch.arange(len(samples))].float().mean().item(),
+            (tasks == true).float().mean().item(),
+        )
+        for (rule, protocol), tasks in given.items()
+    ]
+
+
+def _right(
+    method: TaskInferring,
+    samples: Examples,
+    pairs: Tensor,
+    settings: Settings,
+    tick: Callable[[int], None] | None,
+) -> Tensor:
+    """Whether sample i is right under task t, (T, samples) bool, for the pairs (2, n) of task and sample asked for."""
+    right = torch.zeros(method.n_tasks, len(samples), dtype=torch.bool)
+    done, (tasks, rows) = 0, pairs
+    for x, y in given_batches(samples, cut(rows.tolist(), settings.eval_batch_size), device=settings.device):
+        part = slice(done, done + len(x))
+        with compute(method, settings.device, settings.dtype):
+            scores = method.scores_given_task(x, tasks[part].to(x.device))
+        right[tasks[part], rows[part]] = (scores.argmax(1) == y).cpu()
+        done += len(x)
+        if tick is not None:
+            tick(len(x))
+    return right
