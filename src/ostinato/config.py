@@ -104,6 +104,7 @@ class RunConfig(_Section):
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: str | None = None
+    state_cache: float = Field(0.0, ge=0)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values without the unset ones, ready for TOML."""

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import save_tensors
@@ -77,6 +78,8 @@ class Learner:
         eval_batch_size: samples per batch where nothing is trained.
         cache: folder of frozen features that all runs on the same weights share; None remembers them in memory
             for this learner alone.
+        state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
+            images that are not augmented; 0 for none.
         options: the method's own options.
 
     Raises:
@@ -98,6 +101,7 @@ class Learner:
         workers: int = 0,
         eval_batch_size: int = 64,
         cache: str | Path | None = None,
+        state_cache: float = 0.0,
         **options: Any,
     ) -> None:
         cls = get_method(method)
@@ -124,6 +128,8 @@ class Learner:
         prepare(self.method, where, self.settings.dtype)
         if cache is not None and self.method.cache is not None:
             self.method.cache.persist(cache)
+        if state_cache:
+            self.method.state_cache = StateCache(round(state_cache * 2**30))
 
     @property
     def eval_view(self) -> EvalView:

@@ -216,3 +216,39 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     cache.persist(tmp_path / "file")
     with pytest.raises(DataError, match="give another folder"):
         cache.features(random_backbone(depth=2), images(1))
+
+
+# States
+
+
+def test_states_are_those_of_the_plain_backbone_and_computed_once(monkeypatch):
+    from ostinato.backbones.cache import StateCache
+
+    backbone, cache, x = random_backbone(depth=4), StateCache(2**20), images(5)
+    want = backbone.run(backbone.embed(x), stop=3).h
+    with torch.inference_mode():
+        torch.testing.assert_close(cache.states(backbone, x[:3], 3).h, want[:3])
+    torch.testing.assert_close(cache.states(backbone, x, 3).h, want)
+    torch.testing.assert_close(cache.states(backbone, x, 2).h, backbone.run(backbone.embed(x), stop=2).h)
+    monkeypatch.setattr(type(backbone), "run", lambda *_, **__: pytest.fail("computed again"))
+    got = cache.states(backbone, x.flip(0), 3).h
+    torch.testing.assert_close(got, want.flip(0))
+    assert not got.is_inference(), "training may use what an evaluation left"
+
+
+def test_training_from_looked_up_states_is_the_same_run():
+    from tests.contract.test_contract import inputs_of, learn, make, scores, toy_stream
+
+    from ostinato.backbones.cache import StateCache
+
+    stream = toy_stream()
+    for base in ("none", "dualprompt"):
+        options = {"base": base} | ({"g_layers": ()} if base == "dualprompt" else {})
+        plain, fast = make("soft_tf", **options), make("soft_tf", **options)
+        fast.state_cache = StateCache(2**22)
+        assert fast.plain_below
+        x = inputs_of(stream)
+        a, b = scores(learn(plain, stream), x), scores(learn(fast, stream), x)
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        assert len(fast.state_cache._rows) == 1
+    assert not make("soft_tf").plain_below, "general prefixes below the masks move"

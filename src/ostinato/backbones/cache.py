@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ostinato.backbones.edits import Tokens
 from ostinato.backbones.vision import Backbone
 from ostinato.errors import DataError
 
@@ -60,8 +61,7 @@ class FeatureCache:
         if not len(images):
             return backbone(images)
         file = self._open(backbone)
-        pixels = images.cpu().contiguous().numpy()
-        keys = [hashlib.blake2b(image, digest_size=KEY_BYTES).digest() for image in pixels]
+        keys = keys_of(images)
         rows = [self._find(key, file) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
             computed = backbone(images[new]).cpu()
@@ -82,6 +82,41 @@ class FeatureCache:
         if self._folder is not None and self._file is None:
             self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
         return self._file
+
+
+def keys_of(images: Tensor) -> list[bytes]:
+    """A hash of the pixels of each image."""
+    return [hashlib.blake2b(x, digest_size=KEY_BYTES).digest() for x in images.cpu().contiguous().numpy()]
+
+
+class StateCache:
+    """Token states that enter a layer of the plain frozen backbone, by the content of each image.
+
+    For methods that change nothing below a layer, on images that come again (un-augmented ones): an image passes the
+    lower layers once. A ViT-B state takes 0.3 MB, so that this is only used where it is asked for.
+
+    Args:
+        max_bytes: memory for states; the images that came first are dropped first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._rows: dict[int, _Rows] = {}
+        self.max_bytes = max_bytes
+
+    @torch.no_grad()
+    def states(self, backbone: Backbone, images: Tensor, layer: int) -> Tokens:
+        """States (B, N, D) that enter ``layer``; the backbone runs on unknown images only."""
+        store = self._rows.setdefault(layer, _Rows(self.max_bytes))
+        keys = keys_of(images)
+        rows = [store.get(key) for key in keys]
+        if new := [i for i, row in enumerate(rows) if row is None]:
+            computed = backbone.run(backbone.embed(images[new]), stop=layer).h
+            for i, row in zip(new, computed, strict=True):
+                # A copy outside inference mode: training may be the next to use it.
+                with torch.inference_mode(False):
+                    rows[i] = torch.empty_like(row).copy_(row)
+                store.put(keys[i], rows[i])  # pyright: ignore[reportArgumentType]
+        return Tokens(torch.stack([row for row in rows if row is not None]))
 
 
 class _Rows:

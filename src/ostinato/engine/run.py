@@ -50,7 +50,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     Args:
         path: directory of the run.
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
-            ``device`` and ``data.workers``. Data and weights must still be the same, which is checked.
+            ``state_cache``, ``device`` and ``data.workers``. Data and weights must still be the same, which is checked.
         reporter: shows progress.
 
     Returns:
@@ -64,7 +64,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
     if dirs.summary.exists():
         raise InputError(f"{dirs.root} is finished; there is nothing to resume. See 'ostinato report {dirs.root}'.")
-    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device", "cache"}
+    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device", "cache", "state_cache"}
     if wrong := [key for key in flat(overrides) if key not in movable]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
     record = dirs.read_record() if dirs.record.exists() else {}
@@ -171,6 +171,7 @@ def _machine(config: RunConfig) -> dict[str, Any]:
         "eval_batch_size": config.eval.batch_size,
         "crop": config.data.crop,
         "cache": config.cache,
+        "state_cache": config.state_cache,
     }
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ostinato.backbones import Backbone
-from ostinato.backbones.cache import FeatureCache
+from ostinato.backbones import Backbone, Tokens
+from ostinato.backbones.cache import FeatureCache, StateCache
 from ostinato.errors import InputError
 from ostinato.nn.growing import Growing
 
@@ -133,6 +133,7 @@ class Method(Growing):
         recipe: the paper's training recipe.
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
         cache: of frozen features; None where the backbone learns.
+        state_cache: of frozen states, where it was asked for.
         needs_all_data: True hands the method the data of all tasks so far (upper bounds only); the result
             says so.
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
@@ -153,6 +154,7 @@ class Method(Growing):
         self.backbone = backbone.requires_grad_(trains_backbone)
         self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
         self.cache = None if trains_backbone else FeatureCache()
+        self.state_cache: StateCache | None = None
 
     def query(self, x: Tensor) -> Tensor:
         """Features q(x), (B, D), of the plain backbone, without gradients.
@@ -164,6 +166,16 @@ class Method(Growing):
             if self.cache is None:
                 return self.backbone(x)
             return self.cache.features(self.backbone, x, passing=self.training)
+
+    def states(self, x: Tensor, layer: int) -> Tokens:
+        """States (B, N, D) that enter a layer of the plain frozen backbone, without gradients.
+
+        They are looked up where the user gave memory for it (``state_cache``).
+        """
+        with torch.no_grad():
+            if self.state_cache is not None and not self.trains_backbone:
+                return self.state_cache.states(self.backbone, x, layer)
+            return self.backbone.run(self.backbone.embed(x), stop=layer)
 
     @property
     def n_tasks(self) -> int:

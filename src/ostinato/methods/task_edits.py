@@ -88,6 +88,7 @@ class TaskEdits(DualPrompt):
         if pool is not None:
             pool.cache = self.cache
         self.split = min((*self.layers, *self.e_layers))  # below it all tasks compute the same
+        self.plain_below = pool is None and not any(i < self.split for i in self.g_layers)
 
     def linear(self, task: int) -> LinearEdits:
         """What the linear maps of each edited layer do differently under a task; -1 is the newest."""
@@ -107,13 +108,16 @@ class TaskEdits(DualPrompt):
         losses: Losses = {}
         if not self.mean_keys:
             losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
-        if self.pool is None:
+        start = self.split if self.plain_below else 0
+        if self.plain_below:
+            tokens = self.states(x, start)
+        elif self.pool is None:
             tokens = self.backbone.embed(x)
         else:
             ids, similarity = self.pool.select(x)
             losses["pool"] = -self.pool.pull * similarity.sum(1).mean()
             tokens = self.pool.tokens(x, ids)
-        features = self._read(tokens, self._edited(self.experts[-1][None], self.linear(-1)), 0)
+        features = self._read(tokens, self._edited(self.experts[-1][None], self.linear(-1)), start)
         return {"ce": self.head.loss(features, y)} | losses
 
     def end_task(self, task: LearnTask) -> None:
@@ -130,6 +134,8 @@ class TaskEdits(DualPrompt):
 
     def shared(self, x: Tensor) -> Tokens:
         """States that enter the first layer that differs between tasks."""
+        if self.plain_below:
+            return self.states(x, self.split)
         return self.backbone.run(self.enter(x), self.plan(self.experts[-1][None]), stop=self.split)
 
     def _edited(self, experts: Tensor, linear: LinearEdits) -> LayerPlan:
