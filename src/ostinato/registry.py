@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -92,7 +92,8 @@ def check_options(cls: type[Method], options: dict[str, Any]) -> dict[str, Any]:
     """
     schema = options_schema(cls)
     # One layer is written method.e_layers=5 as well as [5].
-    tuples = {k for k, f in schema.model_fields.items() if get_origin(f.annotation) is tuple}
+    fields = schema.model_fields.items()
+    tuples = {k for k, f in fields if any(get_origin(a) is tuple for a in (f.annotation, *get_args(f.annotation)))}
     given = {k: (v,) if k in tuples and type(v) in (int, float) else v for k, v in options.items()}
     try:
         model = schema(**given)

@@ -1,0 +1,314 @@
+"""Hierarchical layer-grouped prompts: one root prompt per task generates a prompt for each group of layers.
+
+Jiang, Kong, Qi, Zhang, Yao, Sheng, Liu, Yang: "Teaching Prompts to Coordinate: Hierarchical Layer-Grouped Prompt
+Tuning for Continual Learning", 2025, https://arxiv.org/abs/2511.12090.
+
+Prompts that are independent in every layer can overwrite what old tasks need. Here neighbouring layers form groups
+and share a prompt, told apart by a position encoding, and the prompts S^g of all groups of a task come from one root
+prompt R. With prefixes on keys and values, layer l of group g(l) gets, for an image x and the tasks s seen so far,
+
+    S_s^g = R_s + W_up^g gelu(W_down^g LN(R_s)),    P^l(x) = sum_s w_s(x) (S_s^g(l) + alpha_s E_l).
+
+Reconstruction: only the abstract of the paper could be read. It gives the groups, the position encoding, the root
+prompt, and final prompts that add up those of all tasks; second-hand summaries add key and value parts of length 10,
+a root and a generator that begin as copies of the task before, and soft task matching without task ids. Everything
+else is a choice made here: three contiguous groups over all layers, a bottleneck of width 16 per group without biases
+and with W_up = 0 at first, sinusoids E_l with one learned scale for keys and one for values, weights w from a first
+pass of the model itself (after CAPrompt, or from means of frozen features), a local cross-entropy, the alignment of
+the head, and the recipe. Options switch each choice off, so that independent prompts (``groups`` = number of layers,
+``root`` and ``position`` off, ``fusion`` uniform) turn into the whole method one step at a time. Expect no number of
+the paper to be met.
+
+Differences from the paper: as far as it is known, none is intended but for the weights. Copies of the task before and
+a plain sum exclude each other, because the norm of the prompt would grow with every task: the default weights sum
+to 1, and ``fusion="sum"`` draws each new root and generator anew and small, and adds one encoding in all. Outputs of
+the generator are kept instead of generators. A task of one class competes with the rows of earlier classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
+from ostinato.errors import InputError
+from ostinato.methods.alignment import RECIPE, alignment_stage, collect
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.nn import ClassGaussians, ClassMeans, TaskHeads, cosine
+from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
+from ostinato.registry import register
+
+ALPHA = 0.02
+"""First scale of the position encoding: that of a root prompt, which a larger one would drown."""
+TEMPERATURE = 0.05
+"""Of the match between frozen features and class means."""
+
+
+def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
+    """Encodings (n, dim): entries 2i and 2i + 1 are sine and cosine of l / 10000^(2i / dim) for position l."""
+    i = torch.arange((dim + 1) // 2, dtype=torch.float64)
+    angles = torch.tensor(list(positions), dtype=torch.float64)[:, None] / 10000 ** (2 * i / dim)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim].float()
+
+
+class Generator(nn.Module):
+    """One residual bottleneck per group, shared by keys, values and positions."""
+
+    def __init__(self, groups: int, dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.zeros(groups, rank, dim))
+        self.up = nn.Parameter(torch.zeros(groups, dim, rank))
+
+    def reset(self) -> None:
+        """Start anew: every group's prompt equals the root."""
+        nn.init.normal_(self.down, std=self.down.shape[-1] ** -0.5)
+        nn.init.zeros_(self.up)
+
+    def forward(self, root: Tensor) -> Tensor:
+        """Root (2, P, D) to group prompts (G, 2, P, D)."""
+        hidden = F.gelu(torch.einsum("grd,kpd->gkpr", self.down, F.layer_norm(root, root.shape[-1:])))
+        return root + torch.einsum("gdr,gkpr->gkpd", self.up, hidden)
+
+
+@dataclass(frozen=True)
+class GroupedPlan:
+    """Group prompts plus position encodings, formed when a layer asks for them.
+
+    Attributes:
+        prompts: (B | 1, G, 2, P, D).
+        scale: alpha (B | 1, 2) of keys and values.
+        encoding: E (n, D) of the n prompted layers.
+        places: layer to its row in ``encoding`` and its group.
+        heads: attention heads.
+    """
+
+    prompts: Tensor
+    scale: Tensor
+    encoding: Tensor
+    places: Mapping[int, tuple[int, int]]
+    heads: int
+
+    @property
+    def first(self) -> int:
+        """The lowest prompted layer."""
+        return min(self.places)
+
+    def __call__(self, layer: int, h: Tensor) -> Edit | None:  # noqa: ARG002 - plans may read the state
+        """Key and value prefixes of a prompted layer."""
+        if layer not in self.places:
+            return None
+        row, group = self.places[layer]
+        prompts = self.prompts[:, group] + self.scale[:, :, None, None] * self.encoding[row]
+        return Edit(prefix=prefix_from(prompts, self.heads))
+
+
+@register("layer_grouped")
+class LayerGrouped(Method):
+    """Prompts per group of layers, generated from a root and mixed over tasks.
+
+    Args:
+        backbone: the frozen encoder.
+        length: prompt positions per layer; 0 leaves the plain encoder with a trained head.
+        groups: groups of neighbouring layers, from 1 (all share) to the number of prompted layers (none does).
+        layers: prompted layers, from 0; None for all.
+        bottleneck: width of the generator.
+        root: generate the prompts of all groups from one root; off: every group has a prompt of its own.
+        position: add the scaled position encoding of each layer.
+        fusion: weights of the tasks. "soft_model": the probability that a first pass with equal weights gives to
+            each task's classes; "soft_query": how near frozen features are to each task's class means; "uniform":
+            all equal; "sum": all one, as the abstract literally says.
+        fusion_in_training: off: equal weights in training, which spares the first pass of "soft_model".
+        warm_start: begin a task with the root, generator and alpha of the one before. The sum begins anew all the
+            same, except for its only alpha.
+        root_std: standard deviation of a new root.
+        align: train the head of all classes again after each task from the second on, on features drawn from
+            class Gaussians. These are of features under the task's own prompts, or under the mixture where that
+            is the same for every image.
+        align_epochs: epochs of the alignment.
+        align_lr: its learning rate.
+        align_samples: draws per class and epoch, and batch size.
+        covariance: of the Gaussians: "full" or "diagonal" per class, "shared" halfway to the mean of the task's.
+    """
+
+    recipe = Recipe(epochs=20, batch_size=128, lr=1e-3, optimizer="adam", schedule="cosine", clip=1.0)
+
+    encoding: Tensor
+    prompts: Tensor
+    alphas: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        length: int = 10,
+        groups: int = 3,
+        layers: tuple[int, ...] | None = None,
+        bottleneck: int = 16,
+        root: bool = True,
+        position: bool = True,
+        fusion: Literal["soft_model", "soft_query", "uniform", "sum"] = "soft_model",
+        fusion_in_training: bool = True,
+        warm_start: bool = True,
+        root_std: float = 0.02,
+        align: bool = True,
+        align_epochs: int = 30,
+        align_lr: float = 0.005,
+        align_samples: int = 256,
+        covariance: Literal["full", "shared", "diagonal"] = "full",
+    ) -> None:
+        super().__init__(backbone)
+        d, depth = backbone.dim, backbone.arch.depth
+        self.layers = tuple(sorted(check_layers("layers", range(depth) if layers is None else layers, depth)))
+        if not self.layers:
+            raise InputError("method.layers must name at least one layer; leave it out for all.")
+        if not 1 <= groups <= len(self.layers):
+            raise InputError(
+                f"method.groups must lie in [1, {len(self.layers)}], the number of prompted layers, got {groups}."
+            )
+        if length < 0:
+            raise InputError(f"method.length must not be negative, got {length}.")
+        check_positive(bottleneck=bottleneck, align_epochs=align_epochs, align_samples=align_samples)
+        for option, value in (("root_std", root_std), ("align_lr", align_lr)):
+            if value <= 0:
+                raise InputError(f"method.{option} must be positive, got {value}.")
+        if fusion not in (known := ("soft_model", "soft_query", "uniform", "sum")):
+            raise InputError(f"method.fusion must be one of {list(known)}, got {fusion!r}.")
+        self.fusion, self.fusion_in_training, self.warm_start = fusion, fusion_in_training, warm_start
+        self.root_std, self.position, self.align, self.align_samples = root_std, position, align, align_samples
+        self.align_recipe = replace(RECIPE, epochs=align_epochs, lr=align_lr, batch_size=align_samples)
+        n = len(self.layers)
+        self.places = {layer: (i, i * groups // n) for i, layer in enumerate(self.layers)}
+        # What trains, of the current task alone.
+        shape = (2, length, d)
+        self.root = nn.Parameter(torch.zeros(shape if root else (groups, *shape)))  # without a root: S itself
+        self.generator = Generator(groups, d, bottleneck) if root else None
+        self.alpha = nn.Parameter(torch.zeros(2), requires_grad=position)
+        # What is kept of the tasks before it; constants.
+        self.register_buffer("prompts", torch.zeros(0, groups, *shape))
+        self.register_buffer("alphas", torch.zeros(0, 2))
+        self.register_buffer("encoding", sinusoids(self.layers, d), persistent=False)
+        self.means = ClassMeans(d)
+        self.gaussians = ClassGaussians(d, covariance=covariance)
+        # The alignment trains all rows, the main stage those of the task alone.
+        self.head = TaskHeads(d, freeze_old=not align)
+
+    @torch.no_grad()
+    def begin_task(self, task: LearnTask) -> None:
+        """Add rows of the head; start the prompts anew where they do not go on from the task before."""
+        super().begin_task(task)
+        first = task.index == 0
+        if first or not self.warm_start or self.fusion == "sum":
+            self.root.normal_(std=self.root_std)
+            if self.generator is not None:
+                # In the sum as well: behind the norm its old output would be large, however small the root.
+                self.generator.reset()
+        if self.position and (first or not (self.warm_start or self.fusion == "sum")):
+            self.alpha.fill_(ALPHA)
+        self.head.grow(len(task.classes), device=self.device)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """Prompts and the task's rows of the head; then the alignment of all rows."""
+        trained = [self.root, self.alpha, self.head.weight[-1], self.head.bias[-1]]
+        trained += [] if self.generator is None else list(self.generator.parameters())
+        fit = Stage(
+            self.loss,
+            params=[p for p in trained if p.requires_grad],
+            prepare=(lambda: self._collect_means(task)) if self.fusion == "soft_query" else None,
+        )
+        if not self.align or task.index == 0:
+            return [fit]
+        align = alignment_stage(
+            self.head,
+            self.gaussians,
+            self.n_seen,
+            recipe=self.align_recipe,
+            per_class=self.align_samples,
+            prepare=lambda: self._collect_gaussians(task),
+        )
+        return [fit, align]
+
+    def _collect_means(self, task: LearnTask) -> None:
+        """Class means of frozen features."""
+        self.means.grow(len(task.classes))
+        self.means.update(*collect(self, task, self.query))
+
+    def _collect_gaussians(self, task: LearnTask) -> None:
+        """Gaussians of the newest classes, under weights that are the same for every sample."""
+        if self.fusion in ("uniform", "sum"):
+            weights = self._fixed_weights()
+        else:
+            weights = F.one_hot(torch.tensor([self.n_tasks - 1], device=self.device), self.n_tasks).float()
+        plan = self._plan(self.group_prompts(), weights)
+        self.gaussians.add(*collect(self, task, lambda x: self.backbone(x, plan)), len(task.classes))
+
+    def _generated(self) -> Tensor:
+        """Group prompts (G, 2, P, D) of the current task."""
+        return self.root if self.generator is None else self.generator(self.root)
+
+    def group_prompts(self) -> Tensor:
+        """Group prompts S (T, G, 2, P, D) of all tasks, keys before values; the current task's have a gradient."""
+        if len(self.prompts) == self.n_tasks:
+            return self.prompts
+        return torch.cat([self.prompts, self._generated()[None]])
+
+    def _plan(self, prompts: Tensor, weights: Tensor) -> GroupedPlan:
+        """Prefixes of group prompts (T, G, 2, P, D), mixed over tasks by weights (B | 1, T)."""
+        alphas = self.alphas if len(self.alphas) == self.n_tasks else torch.cat([self.alphas, self.alpha[None]])
+        return GroupedPlan(
+            torch.einsum("bt,tgkpd->bgkpd", weights, prompts),
+            alphas[-1:] if self.fusion == "sum" else weights @ alphas,
+            self.encoding,
+            self.places,
+            self.backbone.arch.heads,
+        )
+
+    def _fixed_weights(self) -> Tensor:
+        """Weights (1, T) that are the same for every sample."""
+        return torch.full((1, self.n_tasks), 1.0 if self.fusion == "sum" else 1 / self.n_tasks, device=self.device)
+
+    @torch.no_grad()
+    def _weights(self, x: Tensor, tokens: Tokens, prompts: Tensor) -> Tensor:
+        """Weights (B | 1, T) of images, whose tokens enter the lowest prompted layer."""
+        fixed = self._fixed_weights()
+        if self.n_tasks == 1 or self.fusion in ("uniform", "sum") or (self.training and not self.fusion_in_training):
+            return fixed
+        sizes = [len(rows) for rows in self.head.weight]
+        if self.fusion == "soft_query":
+            return weights_by_similarity(cosine(self.query(x), self.means.means()), sizes, TEMPERATURE)
+        features = self.backbone.features(tokens, self._plan(prompts, fixed), start=self.layers[0])
+        return weights_by_probability(self.head(features), sizes)
+
+    @torch.no_grad()
+    def _tokens(self, x: Tensor) -> Tokens:
+        """Tokens that enter the lowest prompted layer; no prompt has touched them."""
+        return self.backbone.run(self.backbone.embed(x), stop=self.layers[0])
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (B, D) under each image's own mixture of prompts; the weights pass no gradient."""
+        tokens, prompts = self._tokens(x), self.group_prompts()
+        plan = self._plan(prompts, self._weights(x, tokens, prompts))
+        return self.backbone.features(tokens, plan, start=plan.first)
+
+    def task_weights(self, x: Tensor) -> Tensor:
+        """Weights w (B, T) of the tasks for each image; rows sum to 1, but for the sum, where all are 1."""
+        return self._weights(x, self._tokens(x), self.group_prompts()).expand(len(x), -1)
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes."""
+        return {"ce": self.head.loss(self.features(x), y)}
+
+    def end_task(self, task: LearnTask) -> None:
+        """Keep the group prompts and alpha; they are constants from now on."""
+        if self.align and len(self.gaussians) < self.n_seen:  # the first task, which needs no alignment
+            self._collect_gaussians(task)
+        self.prompts = torch.cat([self.prompts, self._generated().detach()[None]])
+        self.alphas = torch.cat([self.alphas, self.alpha.detach()[None]])
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (B, n_seen)."""
+        return self.head(self.features(x))

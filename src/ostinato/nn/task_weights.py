@@ -1,0 +1,41 @@
+"""How much of each task an input is given, from class scores of all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Share of each task in the predicted probability.
+
+    The softmax runs over all classes; a task counts with the mean over its own, so that tasks with many classes
+    gain nothing from their size. Equal logits give equal weights.
+
+    Args:
+        logits: (B, C), classes in the order of their tasks.
+        sizes: classes of each of the T tasks; they sum to C.
+
+    Returns:
+        (B, T), not negative, rows sum to 1.
+    """
+    probabilities = logits.softmax(1).split(list(sizes), dim=1)
+    means = torch.stack([p.mean(1) for p in probabilities], dim=1)
+    return means / means.sum(1, keepdim=True)
+
+
+def weights_by_similarity(similarity: Tensor, sizes: Sequence[int], temperature: float) -> Tensor:
+    """Softmax over tasks of the similarity to the nearest class of each.
+
+    Args:
+        similarity: (B, C), classes in the order of their tasks.
+        sizes: classes of each of the T tasks; they sum to C.
+        temperature: divides the similarities; small values choose hard.
+
+    Returns:
+        (B, T), not negative, rows sum to 1.
+    """
+    nearest = torch.stack([s.amax(1) for s in similarity.split(list(sizes), dim=1)], dim=1)
+    return (nearest / temperature).softmax(1)
