@@ -89,9 +89,14 @@ def run(
     method: Annotated[str, typer.Argument(help="A method; 'ostinato list' shows them.")],
     options: Options = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file with options.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("-p", "--preset", help="Published options: a benchmark, or benchmark/variant.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Learn a stream of tasks and write everything to a run directory.
+
+    Options win over the file, and the file over the preset. 'ostinato reproduce' lists the presets.
 
     Example: ostinato run dualprompt data=photos/ stream.step=5 out=runs/photos
     """
@@ -101,7 +106,15 @@ def run(
     file = read_toml(config) if config else {}
     out = _take(given, "out") or _take(file, "out")
     file.pop("out", None)
-    checked = build_config(file, given, {"method": {"name": method}})
+    base: dict[str, Any] = {}
+    if preset:
+        from ostinato.presets import DATA, read_preset
+
+        published = read_preset(preset, method)
+        base = published.options
+        if "path" not in given.get("data", {}) and "path" not in file.get("data", {}):
+            raise InputError(f"-p {preset}: give the data as data=PATH, {DATA[published.data]}.")
+    checked = build_config(base, file, given, {"method": {"name": method}})
     if out is None:
         source = Path(checked.data.path).name or "data"
         out = f"runs/{method}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
@@ -272,6 +285,100 @@ def report(
         typer.echo(markdown_table(summaries))
     else:
         _console(False).print(run_table(summaries))
+
+
+@app.command()
+def reproduce(
+    table: Annotated[
+        str | None, typer.Argument(help="A table, or a TOML file of one; without, they are listed.")
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ROW]... [KEY=VALUE]...", help="Rows (all without), and options for every row."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command of every row and run nothing.")] = False,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put what was measured between the table's markers in FILE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a published table row by row, and print what was published beside what was measured.
+
+    The same command goes on after a stop; finished rows are not run again.
+
+    Example: ostinato reproduce soft_tf/table4 data=cifar100 out=runs/table4
+    """
+    from ostinato import reproduce as work
+
+    if table is None:
+        listing = work.listing()
+        typer.echo(json.dumps(listing) if as_json else work.listing_text(listing))
+        return
+    read = work.read_table(table)
+    given = work.sort_options(read, [w for w in words or [] if "=" in w])
+    rows = read.choose([w for w in words or [] if "=" not in w])
+    if collect:
+        work.collect(read, [r for r in work.measured(read, given.out) if r.row in rows], collect)
+        return
+    plans = work.plan_rows(read, rows, given, fetch=not dry_run)
+    failed: dict[str, str] = {}
+    if not dry_run:
+        work.check_runnable(plans)
+        with _reporting(as_json) as (_, reporter):
+            if missing := work.lacking(plans):
+                reporter.message(f"Not run for want of data or weights:\n{missing}")
+            failed = work.run_plans(plans, read, given, reporter)
+    results = work.measured(read, given.out)
+    if as_json:
+        typer.echo(json.dumps(work.as_json(read, rows, plans, results, failed)))
+    elif dry_run:
+        typer.echo(work.dry_text(rows, plans))
+    else:
+        _console(False).print(work.rich_table([r for r in results if r.row in rows]))
+        typer.echo(f"Written to {given.out}: table.md, table.csv, and a run directory per row")
+    if failed:
+        raise DataError("\n".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+@app.command()
+def analyse(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or for layer_sweep a directory of runs.")],
+    kind: Annotated[str | None, typer.Argument(help="What to show; without, what there is.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE]... [KEY=VALUE]...",
+            help="Image files or folders for attention; data=, out=, device=, backbone.weights=, task=, head=.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw what a run has learned, as papers show it, and write the numbers beside it.
+
+    Example: ostinato analyse runs/photos attention new/*.jpg
+    """
+    from ostinato.config import parse_overrides
+
+    keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "task=", "head=")
+    options = [w for w in words or [] if w.startswith(keys)]
+    given = parse_overrides(options)
+    images = list(_files([Path(w) for w in words or [] if w not in options]))
+    for key in ("task", "head"):
+        if key in given and type(given[key]) is not int:
+            raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
+    from ostinato.report import analyses
+
+    machine = {"device": given.pop("device", "auto"), "weights": given.pop("backbone", {}).get("weights")}
+    if kind is None:
+        found = analyses.kinds(run, **machine)
+        typer.echo(json.dumps({"kinds": found}) if as_json else "\n".join(f"{k:17s} {v}" for k, v in found.items()))
+        return
+    data = given.pop("data", {}).get("path")
+    done = analyses.analyse(run, kind, images, data=data, **machine, **given)
+    if as_json:
+        typer.echo(json.dumps({"png": str(done.png), "csv": str(done.csv), "notes": done.notes}))
+        return
+    typer.echo("\n".join([*done.notes, f"Written to {done.png} and {done.csv}"]))
 
 
 @app.command("list")

@@ -363,3 +363,38 @@ def test_options_of_the_prompts_belong_to_the_method():
     assert options["keys"] == "mean"
     with pytest.raises(InputError, match="g_lenght"):
         check_options(SoftTF, {"g_lenght": 3})
+
+
+# Keys per class
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "soft_tf"])
+def test_keys_per_class_find_the_task_of_the_nearest_class_mean(name):
+    stream = toy_stream()
+    method = learn(make(name, keys="classes"), stream)
+    x = pixels(9)
+    with torch.no_grad():
+        query = torch.nn.functional.normalize(method.backbone(x), dim=-1)
+        means = []
+        for i in range(len(stream)):
+            images, labels = zip(*learn_view(method, stream, i).batches(), strict=True)
+            features = torch.nn.functional.normalize(method.backbone(torch.cat(images)).double(), dim=-1)
+            labels = torch.cat(labels)
+            means += [features[labels == c].mean(0) for c in stream.task(i).classes]
+        nearest = (query @ torch.nn.functional.normalize(torch.stack(means), dim=-1).float().T).argmax(1)
+        task_of = torch.tensor([0, 0, 1, 1, 2])
+        assert torch.equal(method.infer_task(x), task_of[nearest])
+    assert [len(k) for k in method.class_keys] == [2, 2, 1]
+
+
+def test_keys_that_are_set_are_not_optimised():
+    stream = toy_stream()
+    method = make("soft_tf", keys="classes")
+    learn(method, stream, upto=2)
+    fresh = make("soft_tf", keys="classes")
+    for i in range(2):
+        task = learn_view(fresh, stream, i)
+        fresh.begin_task(task)
+        fresh._set_keys(task)
+    assert all(torch.equal(a, b) for a, b in zip(method.class_keys, fresh.class_keys, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(method.keys, fresh.keys, strict=True))

@@ -20,7 +20,8 @@ norm 1, U(-1, 1) initialisation, a new expert as a copy of the one before. Unlik
 sample instead of by a vote of the batch, key and value prefixes keep their roles for every sample, and pixels are
 normalised as the weights expect. A task of one class competes with the frozen rows of earlier classes. Key and
 prefixes share no parameter but meet in the clipped gradient norm, so ``keys="mean"`` can set a key to the optimum of
-its pull instead of training it. PGP: the condition holds in every head, since each head attends by itself, not only for
+its pull instead of training it; one key cannot stand for a task of unrelated classes, so ``keys="classes"`` keeps one
+for each. PGP: the condition holds in every head, since each head attends by itself, not only for
 their sum; the directions come from the covariance of all tokens' queries, where the public code decomposes a matrix
 between samples; and the update is projected, not the gradient, because Adam's rescaling leaves the subspace.
 """
@@ -69,7 +70,8 @@ class DualPrompt(TaskInferring):
         pull: weight of the key term (lambda).
         warm_start: begin a task's expert as a copy of the one before.
         keys: "learned" trains the key of a task by the pull; "mean" sets it, before training, to the mean of
-            q(x) / |q(x)| over the task's images, which maximises their mean cosine, and drops the pull.
+            q(x) / |q(x)| over the task's images, which maximises their mean cosine, and drops the pull; "classes"
+            has such a key for every class of the task, of which the nearest counts.
         pgp: share of the energy of old queries that key prefixes must leave alone, in (0, 1]; 0 is off. Experts
             begin as copies then, so it needs ``warm_start``.
     """
@@ -86,7 +88,7 @@ class DualPrompt(TaskInferring):
         e_length: int = 5,
         pull: float = 1.0,
         warm_start: bool = True,
-        keys: Literal["learned", "mean"] = "learned",
+        keys: Literal["learned", "mean", "classes"] = "learned",
         pgp: float = 0.0,
     ) -> None:
         super().__init__(backbone)
@@ -97,17 +99,18 @@ class DualPrompt(TaskInferring):
             raise InputError(f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}.")
         if g_layers and not e_layers:
             raise InputError("method.e_layers must name at least one layer.")
-        if keys not in ("learned", "mean"):
-            raise InputError(f"method.keys must be 'learned' or 'mean', got {keys!r}.")
+        if keys not in ("learned", "mean", "classes"):
+            raise InputError(f"method.keys must be 'learned', 'mean' or 'classes', got {keys!r}.")
         if not 0 <= pgp <= 1:
             raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
         if pgp and not warm_start:
             raise InputError("method.pgp keeps experts near the one before: it needs method.warm_start=true.")
-        self.pull, self.warm_start, self.mean_keys, self.pgp = pull, warm_start, keys == "mean", pgp
+        self.pull, self.warm_start, self.learns_keys, self.pgp = pull, warm_start, keys == "learned", pgp
         self.e_shape = (len(e_layers), 2, e_length, backbone.dim)
         self.general = nn.Parameter(torch.empty(len(g_layers), 2, g_length, backbone.dim).uniform_(-1, 1))
         self.experts = PerTask()  # T of (E layers, 2, P, D)
         self.keys = PerTask()  # T of (D,)
+        self.class_keys = PerTask() if keys == "classes" else None  # T of (classes, D)
         self.head = TaskHeads(backbone.dim)
         self.spaces = Subspaces(len(g_layers) + len(e_layers) if pgp else 0, backbone.dim)
 
@@ -118,6 +121,8 @@ class DualPrompt(TaskInferring):
         copy = self.warm_start and len(self.experts) > 0
         self.experts.add(self.experts[-1].detach().clone() if copy else fresh)
         self.keys.add(torch.empty(self.backbone.dim, device=self.device).uniform_(-1, 1))
+        if self.class_keys is not None:
+            self.class_keys.add(torch.zeros(len(task.classes), self.backbone.dim, device=self.device))
         self.head.grow(len(task.classes), device=self.device)
 
     def plan(self, experts: Tensor) -> LayerPlan:
@@ -132,16 +137,21 @@ class DualPrompt(TaskInferring):
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; with ``pgp`` its updates are projected from the second task on."""
-        params = [p for p in self.parameters() if p.requires_grad and not (self.mean_keys and p is self.keys[-1])]
-        prepare = partial(self._set_key, task) if self.mean_keys else None
+        fixed = [] if self.learns_keys else [self.keys[-1], *(self.class_keys or [])]
+        params = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in fixed)]
+        prepare = None if self.learns_keys else partial(self._set_keys, task)
         step = self._step if self.pgp and task.index else plain_step
         return [Stage(self.loss, params=params, prepare=prepare, step=step)]
 
     @torch.no_grad()
-    def _set_key(self, task: LearnTask) -> None:
+    def _set_keys(self, task: LearnTask) -> None:
         """The key that maximises mean_b cos(q_b, K) = (mean_b q_b / |q_b|) K^T / |K| over the task's images."""
-        query, _ = collect(self, task, self.query)
-        self.keys[-1].copy_(F.normalize(query.double(), dim=-1).mean(0))
+        query, labels = collect(self, task, self.query)
+        query = F.normalize(query.double(), dim=-1)
+        self.keys[-1].copy_(query.mean(0))
+        if self.class_keys is not None:
+            for row, c in zip(self.class_keys[-1], task.classes, strict=True):
+                row.copy_(query[labels == c].mean(0))
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimiser's step, projected for the key half of each layer's prefix (P, D)."""
@@ -151,7 +161,7 @@ class DualPrompt(TaskInferring):
         """Cross-entropy over the task's classes and, where the key is learned, the pull of its key."""
         features = self.backbone(x, self.plan(self.experts[-1][None]))
         losses = {"ce": self.head.loss(features, y)}
-        if not self.mean_keys:
+        if self.learns_keys:
             losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
         return losses
 
@@ -174,7 +184,14 @@ class DualPrompt(TaskInferring):
 
     def task_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, T) of q(x) with the key of every task."""
-        return cosine(self.query(x), self.keys.stacked())
+        return self.match(self.query(x))
+
+    def match(self, query: Tensor) -> Tensor:
+        """Cosine (B, T) of q(x) with the key of every task, or the largest with the keys of its classes."""
+        if self.class_keys is None:
+            return cosine(query, self.keys.stacked())
+        by_task = cosine(query, self.class_keys.joined()).split(self.task_sizes.tolist(), dim=1)
+        return torch.stack([similarity.amax(1) for similarity in by_task], dim=1)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the experts of ``tasks``."""

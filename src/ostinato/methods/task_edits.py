@@ -47,7 +47,8 @@ class TaskEdits(DualPrompt):
         pool_size: M, prompts in the pool of base "l2p".
         top_k: prompts per sample of base "l2p".
         readout: of base "l2p": "prompt" or "cls".
-        keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss.
+        keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
+            "classes" has a key per class, see :class:`DualPrompt`.
         prompts: options of DualPrompt.
     """
 
@@ -65,7 +66,7 @@ class TaskEdits(DualPrompt):
         pool_size: int = 10,
         top_k: int = 5,
         readout: Literal["prompt", "cls"] = "prompt",
-        keys: Literal["learned", "mean"] = "mean",
+        keys: Literal["learned", "mean", "classes"] = "mean",
         **prompts: Any,
     ) -> None:
         if base not in ("dualprompt", "l2p", "none"):
@@ -106,7 +107,7 @@ class TaskEdits(DualPrompt):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes, and the pull of keys that are learned."""
         losses: Losses = {}
-        if not self.mean_keys:
+        if self.learns_keys:
             losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
         start = self.split if self.plain_below else 0
         if self.plain_below:
@@ -183,7 +184,7 @@ class TaskEdits(DualPrompt):
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """The ways to weigh tasks that the module's docstring lists."""
         return {
-            "prompt_id": lambda x: cosine(self.query(x), self.keys.stacked()),
+            "prompt_id": lambda x: self.match(self.query(x)),
             "gradient_id": self.gradient_evidence,
             "min_entropy": lambda x: -self._entropy(self.scores_all_tasks(x)).T,
             "max_score": lambda x: self.scores_all_tasks(x).max(-1).values.T,
@@ -203,7 +204,7 @@ class TaskEdits(DualPrompt):
         One pass forward and one backward, whatever the number of tasks. Prompts are those of the nearest key, as
         in the public code.
         """
-        prompts = cosine(self.query(x), self.keys.stacked()).argmax(1)
+        prompts = self.match(self.query(x)).argmax(1)
         # Evaluation runs in inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             with torch.no_grad():

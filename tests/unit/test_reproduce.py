@@ -1,0 +1,322 @@
+"""Tables that run themselves: what is planned, run, resumed, quoted and written."""
+
+import csv
+import json
+import re
+import shlex
+from contextlib import chdir
+
+import pytest
+from tests.conftest import BLUE, GREEN, RED, WHITE, photos
+
+from ostinato import reproduce
+from ostinato.cli import main
+from ostinato.errors import InputError, Interrupted
+from ostinato.presets import table_names
+from ostinato.report.console import Reporter
+
+TABLE = """
+title = "Colours"
+source = "nobody"
+options = ["stream.step=2", "precision=fp32", "data.limit_per_class=6", "checkpoint.every=1"]
+
+[[row]]
+name = "ncm"
+method = "simplecil"
+options = ["data=photos"]
+published = { last = 90.0, forgetting = 1.5 }
+
+[[row]]
+name = "prompts"
+label = "DualPrompt | short"
+method = "dualprompt"
+options = ["data=photos", "train.epochs=1", "train.batch_size=4", "data.limit_per_class=5", "method.e_layers=5"]
+note = "One epoch."
+
+[[row]]
+name = "vote"
+not_run = "a vote of the batch is not offered."
+published = { last = 99.0 }
+"""
+
+
+def workplace(root):
+    """A directory with a table and its data."""
+    photos(root / "photos", {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}, n=8)
+    (root / "mine.toml").write_text(TABLE)
+    return root
+
+
+def ostinato(capsys, *words, code=0):
+    """What a command printed."""
+    try:
+        main([str(word) for word in words])
+        got = 0
+    except SystemExit as stop:
+        got = stop.code
+    out, err = capsys.readouterr()
+    assert got == code, out + err
+    return out + err
+
+
+def plans(name, *words, rows=(), fetch=False):
+    table = reproduce.read_table(str(name))
+    given = reproduce.sort_options(table, words)
+    return table, given, reproduce.plan_rows(table, table.choose(rows), given, fetch=fetch)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The table after one whole run."""
+    root = workplace(tmp_path_factory.mktemp("done"))
+    with chdir(root):
+        main(["reproduce", "mine.toml", "out=out"])
+    return root
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_every_row_of_every_table_would_run(name, tmp_path, monkeypatch):
+    """Its options are those of its method, and with data and weights at hand it lacks nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.safetensors").touch()
+    table = reproduce.read_table(name)
+    data = [f"data.{d}={tmp_path}" for d in dict.fromkeys(row.data for row in table.rows if row.data)]
+    _, _, planned = plans(name, *data)
+    assert planned
+    assert [plan.missing for plan in planned] == [()] * len(planned)
+    assert len({plan.command for plan in planned}) == len(planned)
+    assert {plan.row.name for plan in planned} == {row.name for row in table.rows if row.not_run is None}
+
+
+def test_two_rows_run_and_one_is_quoted(done):
+    text = (done / "out/table.md").read_text()
+    rows = list(csv.DictReader((done / "out/table.csv").read_text().splitlines()))
+    assert [row["row"] for row in rows] == ["ncm", "prompts", "vote"]
+    assert float(rows[0]["published_last"]) == 0.9
+    assert float(rows[0]["last_accuracy"]) >= 0.5
+    assert rows[2]["last_accuracy"] == rows[2]["command"] == ""
+    assert "| published last % | last % |" in text
+    assert "DualPrompt \\| short" in text
+    assert re.search(r"^\| vote \| vote \| 99\.00 \| - \| - \| - \| - \|", text, re.MULTILINE)
+    assert "- `prompts`: One epoch." in text
+    assert "- `vote`: a vote of the batch" in text
+    assert "Published: nobody." in text
+
+
+def test_the_printed_command_is_the_run(done):
+    """No hidden options: the command, typed by hand, gives the same configuration and the same matrix."""
+    rows = list(csv.DictReader((done / "out/table.csv").read_text().splitlines()))
+    words = shlex.split(rows[1]["command"])
+    assert words[:3] == ["ostinato", "run", "dualprompt"]
+    assert words.count("data.limit_per_class=5") == 1
+    assert "data.limit_per_class=6" not in words
+    with chdir(done):
+        main([*words[1:-1], "out=by_hand"])
+    for name in ("config.toml", "accuracy_matrix.csv"):
+        assert (done / "by_hand" / name).read_text() == (done / "out/prompts" / name).read_text()
+
+
+def test_a_finished_row_is_not_run_again(done, capsys, monkeypatch):
+    monkeypatch.chdir(done)
+    monkeypatch.setattr("ostinato.engine.run.start", None)
+    monkeypatch.setattr("ostinato.engine.run.resume", None)
+    text = ostinato(capsys, "reproduce", "mine.toml", "out=out")
+    assert "90.00" in text
+    result = json.loads(ostinato(capsys, "reproduce", "mine.toml", "prompts", "vote", "out=out", "--json"))
+    assert [row["state"] for row in result["rows"]] == ["finished", "quoted"]
+    assert result["rows"][0]["summary"]["method"] == "dualprompt"
+    assert result["rows"][1]["published_percent"] == {"last": 99.0}
+
+
+def test_a_finished_row_with_other_options_is_refused(done, capsys, monkeypatch):
+    monkeypatch.chdir(done)
+    text = ostinato(capsys, "reproduce", "mine.toml", "ncm", "out=out", "seed=3", code=2)
+    assert "seed was 0 and is 3 now" in text
+    text = ostinato(capsys, "reproduce", "mine.toml", "ncm", "out=out", "data=digits", code=2)
+    assert f"data was {done / 'photos'} and is digits now" in text
+    ostinato(capsys, "reproduce", "mine.toml", "ncm", "out=out", "device=cpu", "checkpoint.every=7")
+
+
+def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    text = ostinato(capsys, "reproduce", "mine.toml", "--dry-run", "seed=1", "data.limit_per_class=3")
+    assert text.count("data.limit_per_class=3") == 2, "options of the command win"
+    assert "ostinato run simplecil stream.step=2" in text
+    assert "seed=1 out=runs/mine/ncm" in text
+    assert "vote: quoted only" in text
+    assert not (tmp_path / "runs").exists()
+
+
+class Killed(BaseException):
+    """Like a power cut: nothing gets a chance to tidy up."""
+
+
+class Killer(Reporter):
+    def __init__(self, after):
+        self.left = after
+
+    def advance(self, n, note=""):
+        self.left -= bool(note)  # training steps have a note, the loss
+        if not self.left:
+            raise Killed
+
+
+def test_a_killed_row_is_resumed_to_the_same_result(done, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    table, given, planned = plans("mine.toml", "out=out")
+    with pytest.raises(Killed):
+        reproduce.run_plans(planned, table, given, Killer(after=3))
+    assert (tmp_path / "out/ncm/summary.json").exists()
+    assert list((tmp_path / "out/prompts/checkpoints").iterdir())
+    assert "| prompts | DualPrompt \\| short | - | - |" in (tmp_path / "out/table.md").read_text()
+    assert "prompts: begun" in ostinato(capsys, "reproduce", "mine.toml", "--dry-run", "out=out")
+    ostinato(capsys, "reproduce", "mine.toml", "out=out")
+    one, two = (root / "out/prompts/accuracy_matrix.csv" for root in (tmp_path, done))
+    assert one.read_text() == two.read_text()
+    started = (tmp_path / "out/prompts/events.jsonl").read_text().count('"event": "stage"')
+    assert started == (done / "out/prompts/events.jsonl").read_text().count('"event": "stage"') + 1, "one resume"
+
+
+def test_asked_to_stop_it_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stopped(*_):
+        raise Interrupted("Stopped.")
+
+    monkeypatch.chdir(workplace(tmp_path))
+    monkeypatch.setattr("ostinato.engine.run.start", stopped)
+    assert "Stopped in row ncm" in ostinato(capsys, "reproduce", "mine.toml", code=130)
+
+
+def test_rows_that_lack_data_are_named_and_the_others_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    (tmp_path / "two.toml").write_text(
+        TABLE + '[[row]]\nname = "far"\npreset = "imagenet_r/simplecil"\n'
+        '[[row]]\nname = "typo"\nmethod = "simplecil"\ndata = "cub200"\n'
+    )
+    text = ostinato(capsys, "reproduce", "two.toml", "ncm", "far", "typo", "out=out", "data.cub200=no/where")
+    assert "data of imagenet_r: give data.imagenet_r=PATH, a folder with train/ and test/" in text
+    assert "LAMDA-PILOT" in text
+    assert "needed by far" in text
+    assert "'no/where' is neither a path" in text
+    assert (tmp_path / "out/ncm/summary.json").exists()
+    assert not (tmp_path / "out/far").exists()
+    text = ostinato(capsys, "reproduce", "two.toml", "far", "vote", "out=out", code=3)
+    assert "No row can run" in text
+    assert "needed by far" in text
+    (row,) = json.loads(ostinato(capsys, "reproduce", "two.toml", "far", "--dry-run", "--json"))["rows"]
+    assert len(row["missing"]) == 1
+
+
+def test_missing_weights_are_found_before_the_first_run(tmp_path, capsys, monkeypatch):
+    def offline(name):
+        raise InputError(f"backbone: the weights of {name!r} could not be fetched.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ostinato.backbones.weights.load_backbone", offline)
+    (tmp_path / "photos").mkdir()
+    text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", code=3)
+    assert text.count("could not be fetched") == 1, "said once, not per row"
+    assert "backbone.weights.vit_base_patch16_224.orig_in21k=FILE" in text
+    assert "needed by xavier-prompt, kaiming-prompt, normal-prompt, ones-prompt, ones-gradient" in text
+    text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", "backbone.weights=w.pth", code=3)
+    assert "there is no file at w.pth" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_and_weights_of_many(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar", "renditions", "w"):
+        (tmp_path / name).mkdir()
+    rows = ("cifar100-l2p", "cifar100_20-l2p", "imagenet_r-l2p")
+    _, _, (a, b, c) = plans("soft_tf/table1", "data=cifar", "data.imagenet_r=renditions", rows=rows)
+    assert [plan.config.data.path for plan in (a, b, c)] == ["cifar", "cifar", "renditions"]
+    assert "-p imagenet_r data=renditions out=runs/soft_tf-table1/imagenet_r-l2p" in c.command
+    _, _, (c,) = plans("soft_tf/table1", "data=renditions", rows=rows[2:])
+    assert c.config.data.path == "renditions"
+    *_, c = plans("soft_tf/table1", "data=cifar", rows=rows)[2]
+    assert len(c.missing) == 1, "a bare data= is not taken for other data"
+    with pytest.raises(InputError, match="has no row on it"):
+        plans("soft_tf/table1", "data.vtab=x")
+    with pytest.raises(InputError, match=r"2 backbones.*backbone\.weights\.vit_base_patch16_224\.augreg_in21k=FILE"):
+        plans("cl_lora/main", "backbone.weights=w")
+    name = "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    (one, two) = plans(
+        "cl_lora/main", f"backbone.weights.{name}=w.pth", rows=("vtab-cl_lora", "imagenet_r_b5_5-cl_lora")
+    )[2]
+    assert (one.config.backbone.weights, two.config.backbone.weights) == ("w.pth", None)
+    assert "backbone.weights=w.pth" in one.command
+
+
+def test_a_failed_row_does_not_keep_others_from_running(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    (tmp_path / "t.toml").write_text(
+        'title = "t"\noptions = ["precision=fp32", "data.limit_per_class=3"]\n'
+        '[[row]]\nname = "bad"\nmethod = "simplecil"\noptions = ["data=photos", "stream.first=5", "stream.step=1"]\n'
+        '[[row]]\nname = "good"\nmethod = "simplecil"\noptions = ["data=photos", "stream.step=2"]\n'
+    )
+    text = ostinato(capsys, "reproduce", "t.toml", "out=o", code=3)
+    assert "bad: first must be at most the 4 classes" in text
+    assert (tmp_path / "o/good/summary.json").exists()
+
+
+def test_collect_replaces_what_is_between_the_markers(done, capsys, monkeypatch):
+    monkeypatch.chdir(done)
+    page = done / "page.md"
+    page.write_text("Before \\1.\n\n<!-- table:mine -->\nold\n<!-- /table:mine -->\n\nAfter.\n")
+    ostinato(capsys, "reproduce", "mine.toml", "out=out", "--collect", page)
+    once = page.read_text()
+    assert once.startswith("Before \\1.\n\n<!-- table:mine -->\n| row |")
+    assert once.endswith("<!-- /table:mine -->\n\nAfter.\n")
+    assert "old" not in once
+    for heading in ("last %", "average %", "forgetting %", "task id %", "task-incremental %", "trainable", "stored"):
+        assert f"| {heading} |" in once
+    assert re.search(r"^ostinato run dualprompt .* out=out/prompts   # prompts$", once, re.MULTILINE)
+    ostinato(capsys, "reproduce", "mine.toml", "out=out", "--collect", page)
+    assert page.read_text() == once
+    page.write_text("no markers")
+    assert "<!-- table:mine -->" in ostinato(capsys, "reproduce", "mine.toml", "out=out", "--collect", page, code=2)
+
+
+def test_without_a_table_they_are_listed(capsys):
+    found = json.loads(ostinato(capsys, "reproduce", "--json"))
+    assert set(found["tables"]) == set(table_names())
+    assert "dualprompt" in found["presets"]["cifar100"]
+    assert "soft_tf/table1" in ostinato(capsys, "reproduce")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('title = "t"', "row"),
+        ('title = "t"\nrows = []\n[[row]]\nname = "a"\nmethod = "l2p"', "Did you mean 'row'"),
+        ('title = "t"\n[[row]]\nname = "a"', "must have a preset or a method"),
+        ('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\nnot_run = "x"', "must have a preset or a method"),
+        ('title = "t"\n[[row]]\nname = "a"\nmethd = "l2p"', "Did you mean 'method'"),
+        ('title = "t"\n[[row]]\nname = "../a"\nmethod = "l2p"', "row.0.name"),
+        ('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\n[[row]]\nname = "a"\nmethod = "l2p"', "twice"),
+        ('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\npublished = { lats = 3.0 }', "row.0.published.lats"),
+        ('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\noptions = ["epochs"]', "key=value"),
+        ("title", "not TOML"),
+    ],
+)
+def test_a_wrong_table_is_refused(text, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)):
+        reproduce.read_table("t.toml")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["method=l2p"], "rows say which method"),
+        (["train.epoch=3"], "Did you mean 'epochs'"),
+        (["method.topk=3"], "Did you mean 'top_k'"),
+        (["seed=1", "seed=2"], "given twice"),
+        (["nonsuch"], "no row 'nonsuch'"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_runs(words, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.toml").write_text('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\noptions = ["data=digits"]')
+    assert says in ostinato(capsys, "reproduce", "t.toml", *words, code=2)
+    assert not (tmp_path / "runs").exists()
