@@ -1,0 +1,247 @@
+"""CL-LoRA: one low-rank adapter that all tasks share in the lower layers, one per task in the upper ones.
+
+He, Duan, Zhu: "CL-LoRA: Continual Low-Rank Adaptation for Rehearsal-Free Class-Incremental Learning", CVPR 2025,
+https://arxiv.org/abs/2505.24816.
+
+Queries and values gain ``m U P x``. In the shared layers m is 1, P is a fixed matrix with orthonormal rows, and all
+tasks go on training U. In the upper layers every task has its own P and U, and learned weights mu per layer take the
+place of m; they freeze when the task ends. Training classifies with a cosine head that lives for one task. From the
+second task on, the features that leave the shared layers are distilled from the adapter as the task found it; the
+gradient of this term is weighted by how strongly the old adapter uses each output channel ("reassignment") and makes an
+optimiser step of its own before the step of the cross-entropy. A test image passes the shared layers once and the upper
+ones under every task; class c of task s scores the cosine of task s's feature with the mean of c's training features.
+
+Differences from the paper and its public code: the recipe is the code's for CIFAR-100, with the cosine per step
+instead of per epoch. Both gradients belong to the same weights; the code changes weights between a forward pass and its
+backward pass, which newer versions of torch refuse. ``train.clip`` bounds the gradient of the cross-entropy, not that
+of distillation. Pixels are normalised as the weights expect (``preprocess=unit`` restores [0, 1]). A task of one class
+has no loss: nothing is trained and its mean is all that is learned. Where the old adapter is zero, reassignment does
+nothing. Kept from the code: P from uniform instead of normal numbers, teacher logits that train the head, two steps and
+so two weight decays per batch for what both gradients reach, weights mu for the unedited keys that only the
+orthogonality term sees, and class means that are not refreshed while the shared adapter moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.nn import ClassMeans, PerTask, cosine
+from ostinato.nn.proxy import CosineProxy, distillation
+from ostinato.registry import register
+
+BUDGET = 2**25
+"""Numbers in the token states (tasks, B, N, D) that are scored at once."""
+
+QV = slice(0, 3, 2)
+"""Rows of q and v in the block weights; the row of k lies between them."""
+
+
+@register("cl_lora")
+class CLLoRA(Method):
+    """Shared and task-specific low-rank adapters.
+
+    Args:
+        backbone: the frozen encoder.
+        rank: r of every adapter.
+        shared_layers: layers with the shared adapter, from 0.
+        specific_layers: layers with an adapter per task, all above the shared ones.
+        kd: weight of distillation; 0 leaves its step out.
+        tau: temperature of distillation.
+        ortho: weight of the term that keeps the block weights of different tasks orthogonal.
+        reassign: weight the gradient of distillation by the old adapter's row norms.
+        block_weights: learn mu; False fixes it to 1, which leaves the orthogonality term out.
+        down_init: P is the orthonormal factor of a matrix with entries from U(0, 1) ("uniform", as in the public code;
+            the first row is then close to constant) or from N(0, 1) ("normal").
+        teacher_detached: keep the gradient of distillation out of the head where the teacher passes through it.
+    """
+
+    recipe = Recipe(
+        epochs=30, batch_size=64, lr=0.03, optimizer="sgd", momentum=0.9, weight_decay=1e-4, schedule="cosine"
+    )
+    scores_are_logits = False
+
+    shared_down: Tensor
+    teacher_up: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        rank: int = 8,
+        shared_layers: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
+        specific_layers: tuple[int, ...] = (6, 7, 8, 9, 10, 11),
+        kd: float = 5.0,
+        tau: float = 2.0,
+        ortho: float = 1e-4,
+        reassign: bool = True,
+        block_weights: bool = True,
+        down_init: Literal["uniform", "normal"] = "uniform",
+        teacher_detached: bool = False,
+    ) -> None:
+        super().__init__(backbone)
+        check_positive(rank=rank)
+        if rank > backbone.dim:
+            raise InputError(f"method.rank must be at most the width {backbone.dim} of the backbone, got {rank}.")
+        self.shared_layers = check_layers("shared_layers", shared_layers, backbone.arch.depth)
+        self.specific_layers = check_layers("specific_layers", specific_layers, backbone.arch.depth)
+        if not shared_layers or not specific_layers or max(shared_layers) >= min(specific_layers):
+            raise InputError(
+                "method.shared_layers and method.specific_layers must each name a layer, and all shared layers must "
+                f"lie below all specific ones, got {list(shared_layers)} and {list(specific_layers)}."
+            )
+        if kd < 0 or ortho < 0 or tau <= 0:
+            raise InputError(
+                f"method.kd and method.ortho must not be negative and method.tau must be positive, got {kd}, {ortho} "
+                f"and {tau}."
+            )
+        self.rank, self.kd, self.tau, self.ortho, self.reassign = rank, kd, tau, ortho, reassign
+        self.learns_weights, self.down_init, self.teacher_detached = block_weights, down_init, teacher_detached
+        self.exit = max(shared_layers) + 1
+        self.register_buffer("shared_down", self._orthonormal(len(shared_layers)))  # (layers, q and v, r, D)
+        self.shared_up = nn.Parameter(torch.zeros(len(shared_layers), 2, backbone.dim, rank))
+        self.register_buffer("teacher_up", torch.zeros_like(self.shared_up))
+        self.downs, self.ups, self.mu = PerTask(), PerTask(), PerTask()  # (layers, 2, r, D), (.., D, r), (3, layers)
+        self.proxy = CosineProxy(backbone.dim)
+        self.classes = ClassMeans(backbone.dim)
+
+    def _orthonormal(self, n_layers: int) -> Tensor:
+        """Matrices P (layers, 2, r, D) with P P^T = I."""
+        draw = torch.rand if self.down_init == "uniform" else torch.randn
+        columns = draw(n_layers, 2, self.backbone.dim, self.rank, device=self.device)
+        return torch.linalg.qr(columns).Q.mT.contiguous()
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Keep the shared adapter as the teacher; add adapters, block weights and a head for the task."""
+        super().begin_task(task)
+        n = len(self.specific_layers)
+        self.teacher_up = self.shared_up.detach().clone()
+        self.downs.add(self._orthonormal(n))
+        self.ups.add(torch.zeros(n, 2, self.backbone.dim, self.rank, device=self.device))
+        if self.learns_weights:
+            self.mu.add(torch.empty(3, n, device=self.device).uniform_(0.5, 1.5))
+        self.proxy.reset(len(task.classes))
+        self.classes.grow(len(task.classes))
+
+    def shared(self, up: Tensor) -> LayerPlan:
+        """Edits of the shared layers with up-projections ``up`` (layers, 2, D, r)."""
+        adapters = zip(self.shared_layers, self.shared_down, up, strict=True)
+        return LayerPlan({layer: _edit(p[0], u[0], p[1], u[1]) for layer, p, u in adapters})
+
+    def specific(self, down: Tensor, up: Tensor, mu: Tensor) -> LayerPlan:
+        """Edits of the specific layers: P (..., layers, 2, r, D), U (..., layers, 2, D, r), mu (..., 3, layers)."""
+        scaled = mu[..., QV, :].mT[..., None, None] * up
+        return LayerPlan(
+            {
+                layer: _edit(*(a[..., i, j, :, :] for j in range(2) for a in (down, scaled)))
+                for i, layer in enumerate(self.specific_layers)
+            }
+        )
+
+    def newest(self, tokens: Tokens) -> Tensor:
+        """Features (B, D) under the newest task's adapters, of states that leave the shared layers."""
+        plan = self.specific(self.downs[-1], self.ups[-1], self.block_weights()[-1])
+        return self.backbone.features(tokens, plan, start=self.exit)
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes; from the second task on, distillation and orthogonality as well."""
+        embedded = self.backbone.embed(x)
+        tokens = self.backbone.run(embedded, self.shared(self.shared_up), stop=self.exit)
+        first = self.n_seen - len(self.proxy.weight)
+        losses = {"ce": F.cross_entropy(self.proxy(self.newest(tokens)), y - first)}
+        if self.n_tasks > 1 and self.kd:
+            with torch.no_grad():
+                old = self.backbone.run(embedded, self.shared(self.teacher_up), stop=self.exit)
+            teacher, student = (self.proxy(self.backbone.pool(t)) for t in (old, tokens))
+            teacher = teacher.detach() if self.teacher_detached else teacher
+            losses["kd"] = self.kd * distillation(student, teacher, self.tau)
+        if len(self.mu) > 1 and self.ortho:
+            mu = self.mu.stacked().flatten(1)
+            losses["ortho"] = self.ortho * cosine(mu[-1:], mu[:-1]).abs().mean()
+        return losses
+
+    def omega(self) -> Tensor:
+        """Weights (layers, 2, D) of the gradient's rows: the teacher's row norms over their mean, 1 where all are 0."""
+        norms = self.teacher_up.norm(dim=-1)
+        mean = norms.mean(-1, keepdim=True)
+        return torch.where(mean > 0, norms / mean, 1.0)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """One stage; with distillation, its batches make two consecutive optimiser steps."""
+        if len(task.classes) == 1:
+            return []
+        if self.n_tasks == 1 or not self.kd:
+            return [Stage(self.loss)]
+        rows = self.omega()[..., None] if self.reassign else 1.0
+        reached = [self.shared_up, self.proxy.weight, self.proxy.scale]
+        distilled: dict[nn.Parameter, Tensor] = {}  # gradient of distillation, summed over the micro-batches of a step
+
+        def backward(losses: Losses) -> None:
+            grads = torch.autograd.grad(losses["kd"], reached, retain_graph=True)
+            for p, g in zip(reached, (rows * grads[0], *grads[1:]), strict=True):
+                distilled[p] = distilled[p] + g if p in distilled else g
+            torch.stack([term for name, term in losses.items() if name != "kd"]).sum().backward()
+
+        def step(optimizer: torch.optim.Optimizer) -> None:
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            grads = [p.grad for p in params]
+            for p in params:
+                p.grad = distilled.get(p)  # without a gradient the optimiser skips it: no decay, no momentum
+            optimizer.step()
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g
+            optimizer.step()
+            distilled.clear()
+
+        return [Stage(self.loss, backward=backward, step=step)]
+
+    def end_task(self, task: LearnTask) -> None:
+        """Average the task's features per class, and drop its head."""
+        for x, y in task.batches():
+            tokens = self.backbone.run(self.backbone.embed(x), self.shared(self.shared_up), stop=self.exit)
+            self.classes.update(self.newest(tokens), y)
+        self.proxy.reset(0)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (T, B, D) of images under the adapters of every task; the layers below are run once."""
+        first = min(self.specific_layers)
+        h = self.backbone.run(self.backbone.embed(x), self.shared(self.shared_up), stop=first).h
+        # A single task needs no more memory than the layers below did, so only tasks are divided.
+        size, mu, parts = max(1, BUDGET // h.numel()), self.block_weights(), []
+        for i in range(0, self.n_tasks, size):
+            some = slice(i, i + size)
+            down, up = (torch.stack(list(bank)[some])[:, None] for bank in (self.downs, self.ups))
+            tokens = Tokens(h.expand(len(down), *h.shape))
+            parts.append(self.backbone.features(tokens, self.specific(down, up, mu[some, None]), start=first))
+        return torch.cat(parts)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Cosine (B, n_seen) of each class's mean with the feature under the adapters of the class's task."""
+        means = self.classes.means().split(self.task_sizes.tolist())
+        return torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
+
+    def block_weights(self) -> Tensor:
+        """Block weights mu (T, 3, specific layers) of all tasks, rows for q, k (unused) and v; 1 where not learned."""
+        if not self.learns_weights:
+            return torch.ones(self.n_tasks, 3, len(self.specific_layers), device=self.device)
+        return self.mu.stacked()
+
+    @torch.no_grad()
+    def adapter_norms(self) -> Tensor:
+        """Frobenius norms ||mu U P|| (T, specific layers, 2) of every task's updates of q and v."""
+        down, up = self.downs.stacked(), self.ups.stacked()
+        # ||U P||^2 = tr(U^T U P P^T), without the D x D product.
+        squares = ((up.mT @ up) * (down @ down.mT)).sum((-2, -1)).clamp(min=0)
+        return self.block_weights()[:, QV].mT.abs() * squares.sqrt()
+
+
+def _edit(q_down: Tensor, q_up: Tensor, v_down: Tensor, v_up: Tensor) -> Edit:
+    """Low-rank updates of queries and values."""
+    return Edit(linear={"q": LinearEdit(down=q_down, up=q_up), "v": LinearEdit(down=v_down, up=v_up)})
