@@ -11,6 +11,7 @@ from ostinato.streams import StreamOptions, TaskStream, open_source
 FASTER = {
     "finetune": {"epochs": 2},
     "joint": {"epochs": 2},
+    "lieprompt": {"epochs": 2},
     "cl_lora": {"epochs": 4, "batch_size": 16},
     "layer_grouped": {"epochs": 6, "batch_size": 32, "lr": 0.005},
     "coda_prompt": {"epochs": 6, "batch_size": 32, "lr": 0.005},

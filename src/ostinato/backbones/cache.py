@@ -50,6 +50,11 @@ class FeatureCache:
         """
         self._folder = Path(folder)
 
+    @property
+    def persistent(self) -> bool:
+        """Whether features are also kept on disk."""
+        return self._folder is not None
+
     def features(self, backbone: Backbone, images: Tensor, *, passing: bool = False) -> Tensor:
         """Plain features (B, D) of images (B, 3, S, S); the backbone runs on unknown images only.
 

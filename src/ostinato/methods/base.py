@@ -159,11 +159,12 @@ class Method(Growing):
     def query(self, x: Tensor) -> Tensor:
         """Features q(x), (B, D), of the plain backbone, without gradients.
 
-        Images come again, in evaluations after every task and, un-augmented, in every epoch; a frozen backbone
-        then looks its features up.
+        Images come again in evaluations after every task, and a frozen backbone then looks its features up. In
+        training it does so only where features are kept on disk: which images of a batch are still unknown decides
+        how many are computed together, and with it the last bits, which a resumed run should repeat.
         """
         with torch.no_grad():
-            if self.cache is None:
+            if self.cache is None or (self.training and not self.cache.persistent):
                 return self.backbone(x)
             return self.cache.features(self.backbone, x, passing=self.training)
 

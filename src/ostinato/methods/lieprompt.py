@@ -1,0 +1,293 @@
+"""LiEPrompt: a pool of prompts per layer, weighted by a router over layers and grown where the router looks most.
+
+Li: "LiEPrompt: Layer-wise Importance Expandable Prompt for Pre-trained Model-based Class-Incremental Learning",
+public code, https://github.com/Frank-lilinjie/LiEPrompt. No text of the paper could be found; what is here was
+written from a description of that code.
+
+Every layer has a pool of key and value prefixes. The state that enters the layer is the query that mixes them
+(by a softmax over cosines with their keys) or selects the nearest. A linear router turns the frozen feature q(x)
+into a share per layer, the softmax g of W q(x) + b: in training g scales the layer's prefix, at test a layer is on
+where g exceeds 1 / layers. Each task has its own router; at test the class whose mean feature is nearest to q(x) tells
+the task. Between tasks the layers with the largest running share freeze their prompts and get new ones. The head
+is then trained again on draws from class Gaussians (classifier alignment).
+
+Differences from the public code: pools grow when the next task begins, not before the evaluation, so that no
+untrained prompt takes part in a prediction. Predictions are the head's logits; there, the best of three read-outs is
+chosen by test accuracy. Prototypes are means of un-augmented images; the task of a class is looked up. The
+running share starts anew with each task. No decay reaches the head's rows of other classes, and alignment moves the
+head alone. The router's mean noise, which no gradient can move, is left out. The alignment's schedule is per step.
+Pixels are normalised as the weights expect. A task of one class competes with the rows of earlier classes, which the
+main stage leaves as they are. As there: at test a layer that is on has its whole prefix, about as many times what it
+was trained with as there are layers (``test_gate``); a layer that is off keeps positions of zeros, which take part in
+its attention (``off``); prompts of layers that are never chosen for growth go on training and drift; a grown pool
+gives its frozen prompts less weight (``restrict``); statistics of old classes are not refreshed. Defaults are those
+for CIFAR-100 with ImageNet-21k weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ostinato.backbones import Backbone, Edit, prefix_from
+from ostinato.errors import InputError
+from ostinato.methods.alignment import alignment_stage, collect
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
+from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine
+from ostinato.nn.pools import PromptPool, shares
+from ostinato.registry import register
+
+RIDGE = 2e-4
+"""On the diagonal of class covariances: 1e-4 where they are estimated and 1e-4 where they are drawn from."""
+
+
+class PoolPlan:
+    """Prefixes that each layer finds by the state that enters it.
+
+    Args:
+        method: whose pools are read.
+        frozen: q(x), (B, D).
+        gate: (B, layers), scales the prefixes.
+        sizes: (B, layers) prompts that may take part; None for all.
+        absent: whether a gate of 0 removes the prefix instead of leaving zeros.
+    """
+
+    first = 0
+
+    def __init__(
+        self, method: LiEPrompt, frozen: Tensor, gate: Tensor, sizes: Tensor | None = None, absent: bool = False
+    ) -> None:
+        self.method, self.frozen, self.gate, self.sizes, self.absent = method, frozen, gate, sizes, absent
+        self.similarity: list[Tensor] = []  # (B, top_k) of each layer, where prompts are selected
+
+    def __call__(self, layer: int, h: Tensor) -> Edit:
+        """The gated prefix of ``layer`` for states (B, N, D)."""
+        method = self.method
+        pool: PromptPool = method.pools[layer]  # pyright: ignore[reportAssignmentType]
+        sizes = None if self.sizes is None else self.sizes[:, layer]
+        query = self._query(h)
+        if method.top_k:
+            # The choice has no gradient; the pull is to move keys, not what they are compared with.
+            prompts, similarity = pool.select(query.detach(), method.top_k, sizes)
+            self.similarity.append(similarity)
+        else:
+            prompts = pool.mix(query, sizes)
+        gate = self.gate[:, layer]
+        on = (gate > 0)[:, None].expand(-1, prompts.shape[2]) if self.absent else None
+        return Edit(prefix=prefix_from(prompts * gate[:, None, None, None], method.heads), prefix_mask=on)
+
+    def _query(self, h: Tensor) -> Tensor:
+        """What is compared with the keys, (B, D)."""
+        if self.method.match == "max":
+            return h.amax(1)
+        return h[:, 0] if self.method.match == "cls" else self.frozen
+
+
+@register("lieprompt")
+class LiEPrompt(TaskInferring):
+    """Expandable prompt pools under a router over layers.
+
+    Args:
+        backbone: the frozen encoder; every layer is prompted.
+        pool_size: prompts per layer at the start.
+        length: positions of a prompt.
+        top_k: 0 mixes all prompts of a pool; otherwise so many are selected per sample and joined.
+        layer_topk: layers that freeze and grow when a further task begins.
+        add_num: prompts that such a layer gets.
+        balance: weight of the squared distance of the mean gate from the uniform one.
+        ortho: weight of the overlap of new keys with frozen ones and each other.
+        test_gate: "hard" switches layers on where their share is above average, "soft" keeps the shares of
+            training, "soft_masked" keeps those above average.
+        off: what a gate of 0 leaves of a prefix: "zero" keys and values, or nothing ("absent").
+        query: what is compared with keys: the "max" over the layer's input tokens, its "cls" token, or the
+            "frozen" feature q(x).
+        key_pull: weight of a pull of selected keys towards their queries, mean(1 - cosine); needs ``top_k``.
+        restrict: at test, use only prompts that were there when the inferred task was learned.
+        align_epochs: passes of the alignment.
+        align_lr: its learning rate at the start (SGD, momentum 0.9, cosine).
+        align_samples: draws per class and epoch, and samples per step.
+        covariance: of the class Gaussians: "full", "shared" or "diagonal".
+        readout: scores are the "linear" head's logits, or cosines with class means of q(x) ("proto").
+    """
+
+    recipe = Recipe(epochs=20, batch_size=24, lr=1e-3, optimizer="adam")
+
+    running: Tensor
+    importance: Tensor
+    sizes: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pool_size: int = 10,
+        length: int = 5,
+        top_k: int = 0,
+        layer_topk: int = 5,
+        add_num: int = 10,
+        balance: float = 0.1,
+        ortho: float = 0.1,
+        test_gate: Literal["hard", "soft", "soft_masked"] = "hard",
+        off: Literal["zero", "absent"] = "zero",
+        query: Literal["max", "cls", "frozen"] = "max",
+        key_pull: float = 0.0,
+        restrict: bool = False,
+        align_epochs: int = 30,
+        align_lr: float = 0.005,
+        align_samples: int = 120,
+        covariance: Literal["full", "shared", "diagonal"] = "full",
+        readout: Literal["linear", "proto"] = "linear",
+    ) -> None:
+        super().__init__(backbone)
+        depth, d = backbone.arch.depth, backbone.dim
+        check_positive(
+            pool_size=pool_size, length=length, add_num=add_num, align_epochs=align_epochs, align_samples=align_samples
+        )
+        if not 0 <= top_k <= pool_size:
+            raise InputError(f"method.top_k must lie in [0, pool_size = {pool_size}], got {top_k}.")
+        if not 0 <= layer_topk <= depth:
+            raise InputError(f"method.layer_topk must lie in [0, {depth}], the layers there are, got {layer_topk}.")
+        if align_lr <= 0:
+            raise InputError(f"method.align_lr must be positive, got {align_lr}.")
+        if key_pull and not top_k:
+            raise InputError("method.key_pull pulls selected keys; set method.top_k to at least 1, or leave it at 0.")
+        self.heads, self.top_k, self.layer_topk, self.add_num = backbone.arch.heads, top_k, layer_topk, add_num
+        self.balance, self.ortho, self.key_pull = balance, ortho, key_pull
+        self.test_gate, self.off, self.match, self.restrict = test_gate, off, query, restrict
+        self.readout = readout
+        self.scores_are_logits = readout == "linear"  # pyright: ignore[reportAttributeAccessIssue] - of this object
+        self.align = Recipe(
+            epochs=align_epochs, batch_size=align_samples, lr=align_lr, optimizer="sgd", schedule="cosine"
+        )
+        self.pools = nn.ModuleList(PromptPool(pool_size, length, d) for _ in range(depth))
+        # T routers (layers, D) and (layers,): the newest trains, the others are the memory of routing patterns.
+        self.weight, self.bias = PerTask(), PerTask()
+        self.noise_std = nn.Parameter(torch.tensor(0.1))
+        self.register_buffer("running", torch.zeros(depth))
+        self.register_buffer("importance", torch.zeros(0, depth))
+        self.register_buffer("sizes", torch.zeros(0, depth, dtype=torch.int64))
+        self.classes = ClassMeans(d)
+        self.gaussians = ClassGaussians(d, covariance=covariance, ridge=RIDGE)
+        self.head = TaskHeads(d, freeze_old=False)
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Grow the most important layers' pools; add a router, rows of the head, and room for class means."""
+        super().begin_task(task)
+        depth, d = self.backbone.arch.depth, self.backbone.dim
+        weight, bias = torch.zeros(depth, d, device=self.device), torch.zeros(depth, device=self.device)
+        if task.index == 0:
+            nn.init.trunc_normal_(weight, std=0.02)
+        else:
+            weight.uniform_(-(d**-0.5), d**-0.5)
+            bias.uniform_(-(d**-0.5), d**-0.5)
+            for layer in self.importance[-1].argsort(descending=True, stable=True)[: self.layer_topk].tolist():
+                self.pools[layer].expand(self.add_num)  # pyright: ignore[reportCallIssue]
+        self.weight.add(weight)
+        self.bias.add(bias)
+        self.running.zero_()
+        self.sizes = torch.cat([self.sizes, self.sizes.new_tensor([self.pool_sizes()])])
+        self.classes.grow(len(task.classes))
+        self.head.grow(len(task.classes), device=self.device)
+
+    def pool_sizes(self) -> list[int]:
+        """Prompts of each layer, frozen and trainable."""
+        return [len(pool) for pool in self.pools]  # pyright: ignore[reportArgumentType]
+
+    def layer_importance(self) -> Tensor:
+        """Running mean share (T, layers) of each layer at the end of each finished task's training."""
+        return self.importance.clone()
+
+    # Training
+
+    def stages(self, task: LearnTask) -> list[Stage]:
+        """Prompts, router and the task's rows of the head; from the second task on, alignment of all rows."""
+        old = {id(rows) for part in (self.head.weight, self.head.bias) for rows in list(part)[:-1]}
+        params = [p for p in self.parameters() if p.requires_grad and id(p) not in old]
+        fit = Stage(self.loss, params=params, prepare=lambda: self._collect_means(task))
+        if task.index == 0:
+            return [fit]
+        align = alignment_stage(
+            self.head, self.gaussians, self.n_seen, recipe=self.align, per_class=self.align.batch_size,
+            prepare=lambda: self._collect_gaussians(task),
+        )  # fmt: skip
+        return [fit, align]
+
+    def _collect_means(self, task: LearnTask) -> None:
+        """Means of q(x); the task is inferred from them as soon as statistics are taken."""
+        self.classes.update(*collect(self, task, self.query))
+
+    def _collect_gaussians(self, task: LearnTask) -> None:
+        """Gaussians of features as they are at test: inferred task, gate of the test."""
+        features, labels = collect(self, task, lambda x: self.features(x, self.infer_task(x)))
+        self.gaussians.add(features, labels, len(task.classes))
+
+    def training_gate(self, frozen: Tensor) -> Tensor:
+        """Shares (B, layers) of the newest router on q(x), (B, D), with noise of a learned size on its logits."""
+        logits = frozen @ self.weight[-1].T + self.bias[-1]
+        return shares(logits + self.noise_std * torch.randn_like(logits))
+
+    def track(self, gate: Tensor) -> None:
+        """Move the running mean share by a batch of gates (B, layers): a tenth of the way, the first all of it."""
+        mean = gate.detach().mean(0)
+        self.running = torch.where(self.running.sum() == 0, mean, 0.9 * self.running + 0.1 * mean)
+
+    def overlap(self) -> Tensor:
+        """Mean overlap of keys over the layers that have grown; 0 where none has."""
+        grown = [pool.overlap() for pool in self.pools if len(pool.frozen_keys)]  # pyright: ignore
+        return torch.stack(grown).mean() if grown else self.running.new_zeros(())
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes, balance of the gate, overlap of keys, and the pull if it is on."""
+        frozen = self.query(x)
+        gate = self.training_gate(frozen)
+        self.track(gate)
+        plan = PoolPlan(self, frozen, gate)
+        losses = {
+            "ce": self.head.loss(self.backbone(x, plan), y),
+            "balance": self.balance * (gate.mean(0) - 1 / gate.shape[1]).square().mean(),
+            "ortho": self.ortho * self.overlap(),
+        }
+        if self.key_pull:
+            losses["pull"] = self.key_pull * (1 - torch.stack(plan.similarity)).mean()
+        return losses
+
+    def end_task(self, task: LearnTask) -> None:
+        """Keep the running shares; the first task, which has no alignment, gets its Gaussians here."""
+        self.importance = torch.cat([self.importance, self.running[None]])
+        if task.index == 0:
+            self._collect_gaussians(task)
+
+    # Test
+
+    def infer_task(self, x: Tensor) -> Tensor:
+        """The task of the class whose mean is nearest to q(x)."""
+        task_of_class = torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
+        return task_of_class[self.prototype_scores(x).argmax(1)]
+
+    def prototype_scores(self, x: Tensor) -> Tensor:
+        """Cosine (B, n_seen) of q(x) with every class mean."""
+        return cosine(self.query(x), self.classes.means())
+
+    def gate(self, frozen: Tensor, tasks: Tensor) -> Tensor:
+        """Gate (B, layers) at test of q(x), (B, D), under the routers of ``tasks``, (B,)."""
+        logits = torch.einsum("bd,bld->bl", frozen, self.weight.stacked()[tasks]) + self.bias.stacked()[tasks]
+        soft = shares(logits)
+        if self.test_gate == "soft":
+            return soft
+        mask = (soft > 1 / soft.shape[1]).float()
+        return mask if self.test_gate == "hard" else soft * mask
+
+    def features(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Features (B, D) at test under the routers of ``tasks``, (B,)."""
+        frozen = self.query(x)
+        sizes = self.sizes[tasks] if self.restrict else None
+        absent = self.off == "absent" and self.test_gate != "soft"
+        return self.backbone(x, PoolPlan(self, frozen, self.gate(frozen, tasks), sizes, absent))
+
+    def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Logits (B, n_seen) under the routers of ``tasks``; prototype cosines, which need no task, for "proto"."""
+        if self.readout == "proto":
+            return self.prototype_scores(x)
+        return self.head(self.features(x, tasks))
