@@ -47,6 +47,7 @@ class DataConfig(_Section):
     on_error: Literal["raise", "skip"] = "raise"
     validation: float = Field(0.1, ge=0, lt=1)
     limit_per_class: int | None = Field(None, ge=1)
+    test_limit_per_class: int | None = Field(None, ge=1)
     image_column: str | None = None
     label_column: str | None = None
     classes: int | None = None

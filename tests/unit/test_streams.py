@@ -398,3 +398,14 @@ def test_shuffles_depend_on_class_name_seed_and_purpose():
     ]
     assert len({tuple(order) for order in orders}) == 4
     assert np.array_equal(orders[0], shuffled(rows, "a", 0))
+
+
+def test_a_limit_on_test_images_keeps_the_same_ones_whatever_the_seed():
+    source = open_source("digits")
+    a, b, full = (
+        TaskStream(source, StreamOptions(step=5, seed=s, test_limit_per_class=k)).test(1)
+        for s, k in ((0, 7), (5, 7), (0, None))
+    )
+    assert a.class_counts() == dict.fromkeys(range(5, 10), 7)
+    assert a.names() == b.names()
+    assert set(a.names()) < set(full.names())

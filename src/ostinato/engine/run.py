@@ -118,7 +118,8 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
     if "path" not in overrides.get("data", {}):
         raise InputError("learn: give the new classes, for example data=more_classes/.")
     base = parent.to_dict()
-    keep = {k: v for k, v in base.get("data", {}).items() if k in ("validation", "limit_per_class", "crop", "augment")}
+    carried = ("validation", "limit_per_class", "test_limit_per_class", "crop", "augment")
+    keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
     weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
     where = {"backbone": {"weights": weights}} if weights else {}

@@ -109,6 +109,7 @@ def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
         order=stream.order,
         validation=data.validation,
         limit_per_class=data.limit_per_class,
+        test_limit_per_class=data.test_limit_per_class,
         seed=config.seed,
     )
     if before is None:

@@ -286,7 +286,7 @@ class LayerGrouped(Method):
     @torch.no_grad()
     def _tokens(self, x: Tensor) -> Tokens:
         """Tokens that enter the lowest prompted layer; no prompt has touched them."""
-        return self.backbone.run(self.backbone.embed(x), stop=self.layers[0])
+        return self.states(x, self.layers[0])
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) under each image's own mixture of prompts; the weights pass no gradient."""
