@@ -17,6 +17,7 @@ from ostinato.errors import DataError, InputError, Interrupted, OstinatoError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ostinato.evaluation.evaluator import BatchProtocol
     from ostinato.learner import Learner
     from ostinato.report.console import Reporter
 
@@ -219,6 +220,77 @@ def _load(run: Path, options: dict[str, Any]) -> Learner:
     return Learner.load(run, weights=weights, device=options.get("device", "auto"))
 
 
+def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
+    """What ``eval.protocol``, ``eval.batch_size`` and ``eval.shots`` ask for; None for one answer per sample."""
+    from ostinato.evaluation.evaluator import BatchProtocol
+
+    kind = scoring.get("protocol", "sample")
+    if kind not in ("sample", "batch"):
+        raise InputError(f"eval.protocol must be 'sample' or 'batch', got {kind!r}.")
+    if kind == "sample":
+        if len(scoring) > ("protocol" in scoring):
+            raise InputError("eval.batch_size and eval.shots belong to eval.protocol=batch; add it or leave them out.")
+        return None
+    size, shots = scoring.get("batch_size", 24), scoring.get("shots", 0)
+    if not isinstance(size, int) or not isinstance(shots, int):
+        raise InputError(f"eval.batch_size and eval.shots must be whole numbers, got {size!r} and {shots!r}.")
+    return BatchProtocol(size, shots)
+
+
+@app.command()
+def protocols(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs of methods that infer tasks.")],
+    rules: Annotated[
+        str | None, typer.Option(help="How tasks are weighed, with commas; all that a method has.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per batch.")] = 24,
+    shots: Annotated[str, typer.Option(help="First images of a batch that decide, with commas.")] = "3,5,7",
+    data: Annotated[str | None, typer.Option(help="Where the runs' data are now.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Where the backbone's weights are now.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    cache: Annotated[str | None, typer.Option(help="Folder of frozen features shared between runs.")] = None,
+    state_cache: Annotated[float, typer.Option(help="GiB for frozen states.")] = 0.0,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put the table between its markers in FILE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score trained models per sample, by the vote of a batch of one task, and by its first images.
+
+    Example: ostinato protocols runs/soft_tf runs/dualprompt
+    """
+    from dataclasses import asdict
+
+    from ostinato.report.protocol import markdown, study
+    from ostinato.report.tables import replace_between
+
+    try:
+        counts = [int(k) for k in shots.split(",") if k]
+    except ValueError:
+        raise InputError(f"--shots must be whole numbers with commas, such as 3,5,7; got {shots!r}.") from None
+    studies = []
+    with _reporting(as_json) as (_, reporter):
+        for run in runs:
+            reporter.message(f"{run}: evidence for each task, then scores under each task that a protocol gives")
+            studies.append(
+                study(
+                    run,
+                    size=batch,
+                    shots=counts,
+                    rules=rules.split(",") if rules else None,
+                    data=data,
+                    device=device,
+                    weights=weights,
+                    cache=cache,
+                    state_cache=state_cache,
+                )
+            )
+    text = markdown(studies)
+    if collect:
+        replace_between(collect, "protocols", text)
+    typer.echo(json.dumps([asdict(s) for s in studies]) if as_json else text)
+
+
 @app.command("eval")
 def evaluate(
     run: RunPath,
@@ -232,11 +304,22 @@ def evaluate(
     from ostinato.config import parse_overrides
 
     given = parse_overrides(options or [])
-    data = given.pop("data", {})
+    data, scoring = given.pop("data", {}), given.pop("eval", {})
     machine = {key: given.pop(key) for key in ("backbone", "device") if key in given}
-    if given or set(data) - {"path", "on_error"} or "path" not in data:
-        raise InputError("eval takes data=FOLDER, data.on_error=skip, backbone.weights=FILE and device=NAME.")
+    if (
+        given
+        or set(data) - {"path", "on_error"}
+        or "path" not in data
+        or set(scoring) - {"protocol", "shots", "batch_size"}
+    ):
+        raise InputError(
+            "eval takes data=FOLDER, data.on_error=skip, backbone.weights=FILE, device=NAME, and eval.protocol=batch "
+            "with eval.batch_size=24 and eval.shots=7."
+        )
+    protocol = _protocol(scoring)
     learner = _load(run, machine)
+    import torch
+
     from ostinato.engine.rundir import RunDir
     from ostinato.streams import open_source
     from ostinato.streams.base import known_examples
@@ -247,8 +330,22 @@ def evaluate(
     same = learned_from is not None and Path(data["path"]).resolve() == Path(learned_from).resolve()
     samples = known_examples(source, learner.class_names, held_out_only=same)
     labels = sorted(set(samples.labels.tolist()))
-    groups = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
-    result = learner.evaluate(groups)
+    parts = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
+    if protocol is None:
+        groups = parts
+    else:  # a batch is of one task, not of one class
+        task_of = torch.repeat_interleave(torch.arange(learner.method.n_tasks), learner.method.task_sizes.cpu())
+        tasks = task_of[samples.labels]
+        groups = [samples.subset((tasks == t).nonzero().flatten()) for t in tasks.unique()]
+    result = learner.evaluate(groups, protocol=protocol)
+    if protocol is not None:
+        stamped = {"accuracy": result.accuracy, "images": result.images, "protocol": protocol.name}
+        stamped["task_id_accuracy"] = result.task_id_accuracy
+        if as_json:
+            typer.echo(json.dumps(stamped))
+        else:
+            typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} images, protocol {protocol.name}")
+        return
     shares = {learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)}
     if as_json:
         typer.echo(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": shares}))

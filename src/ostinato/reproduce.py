@@ -10,7 +10,6 @@ it is only quoted.
 from __future__ import annotations
 
 import csv
-import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, d
 from ostinato.presets import DATA, METRICS, Preset, preset_names, read_preset, table_file, table_names
 from ostinato.registry import check_options, describe_validation, get_method
 from ostinato.report.console import Reporter
-from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, seconds
+from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds
 
 COSTS = {
     "trainable_parameters": ("trainable", human_count),
@@ -542,18 +541,7 @@ def collect(table: Table, results: Sequence[Measured], file: Path) -> None:
     Raises:
         InputError: if the file or a marker is missing, or there are several.
     """
-    first, last = f"<!-- table:{table.name} -->", f"<!-- /table:{table.name} -->"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--collect {file}: cannot be read ({error}).") from None
-    if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
-        raise InputError(f"--collect {file}: must have one line {first} and after it one line {last}; add them.")
-    body = f"{first}\n{markdown(table, results)}{last}"
-    draft = file.with_name(file.name + ".part")
-    pattern = re.escape(first) + ".*?" + re.escape(last)
-    draft.write_text(re.sub(pattern, lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
-    draft.replace(file)
+    replace_between(file, table.name, markdown(table, results))
 
 
 def lacking(plans: Sequence[Plan]) -> str:

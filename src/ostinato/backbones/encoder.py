@@ -87,6 +87,28 @@ class Attention(nn.Module):
         out = out.transpose(1, 2).reshape(*lead, -1, d)
         return edited_linear(out, self.proj.weight, self.proj.bias, edit.linear.get("proj"))
 
+    def weights(self, x: Tensor, mask: Tensor | None, edit: Edit, read: slice | None = None) -> Tensor:
+        """What :meth:`forward` weighs the values with, for looking at; the fused kernels do not give it.
+
+        Args:
+            x: (..., N, D), already normalised.
+            mask: (B, N) bool, True for real tokens, or None.
+            edit: what this layer does differently.
+            read: positions whose weights are wanted; None for all.
+
+        Returns:
+            (..., H, n, P + N) in fp32 for n positions, prefix before tokens; each row sums to 1.
+        """
+        *lead, n, _ = x.shape
+        q, k, _ = self._project(x, edit, read)
+        if edit.prefix is not None:
+            k = torch.cat([_lead(edit.prefix[0].to(x.dtype), lead), k], dim=-2)
+        scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().mT
+        visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
+        if visible is not None:
+            scores = scores.masked_fill(~visible.unflatten(0, lead), -torch.inf)
+        return scores.softmax(-1)
+
     def _project(self, x: Tensor, edit: Edit, read: slice | None = None) -> list[Tensor]:
         """Queries, keys and values, each (..., H, N, D / H); one product unless they differ in edit or positions."""
         edits = [edit.linear.get(name) for name in "qkv"]

@@ -4,8 +4,8 @@ Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gel
 Learning for NLP", ICML 2019, https://arxiv.org/abs/1902.00751; as the baseline of Soft-TransFormers
 (https://arxiv.org/abs/2411.16073) at a matched budget.
 
-In chosen layers y + U gelu(D y) follows the two maps of the MLP: fc1, before its activation, and fc2. There is no bias, and
-U starts at 0, so that training begins at the prompt method.
+In chosen layers y + U gelu(D y) follows the two maps of the MLP: fc1, before its activation, and fc2. There is no
+bias, and U starts at 0, so that training begins at the prompt method.
 
 Differences from the paper: Soft-TransFormers' public code leaves these adapters frozen near the identity, which
 explains why its published rows do not depend on the rank; here they are trained. With ViT-B a layer has 7,680 r

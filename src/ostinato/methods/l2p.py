@@ -98,7 +98,11 @@ class L2P(Method):
         Returns:
             ids (B, k), and their cosines (B, k), differentiable in the keys.
         """
-        similarity = cosine(self.query(x), self.keys)
+        return self._select(self.query(x))
+
+    def _select(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for queries (B, D)."""
+        similarity = cosine(query, self.keys)
         ids = similarity.topk(self.top_k, dim=1).indices
         return ids, similarity.gather(1, ids)
 
@@ -139,8 +143,11 @@ class L2P(Method):
         tokens, queries = (Covariance(self.backbone.dim, device=self.device) for _ in range(2))
         n = len(task.train)  # pyright: ignore[reportArgumentType]
         for x in sampled(task.batches(), n, IMAGES):
-            tokens.add(self.tokens(x, self.select(x)[0]).h[:, 1:].flatten(0, 1))
-            queries.add(self.query(x))
+            # Computed, not looked up: a feature from another batch differs by rounding, and after a resumed run it
+            # would no longer come from the same one.
+            query = self.backbone(x)
+            tokens.add(self.tokens(x, self._select(query)[0]).h[:, 1:].flatten(0, 1))
+            queries.add(query)
         self.spaces.add((tokens, queries), (self.pgp, self.pgp_keys))
 
     def scores(self, x: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ with a mask that starts at exactly 1, so that training begins at the prompt meth
 task's key, its mask and its rows of the head are trained with cross-entropy over the task's classes and the pull of
 the key (eq. 7). Masks are stored per task and never change again; at test the task of every sample is inferred.
 
-Differences from the paper: tasks are inferred for each sample alone, where the paper takes one id for a whole test batch
-of one task (that protocol is ``eval.protocol``, and changes the results a lot). Layers count from 0, so the paper's
+Differences from the paper: tasks are inferred for each sample alone, where the paper takes one id for a whole test
+batch of one task (``ostinato protocols`` measures how many points that adds). Layers count from 0, so the paper's
 10-12 are (9, 10, 11). The public code draws masks from U(0.99, 1) and multiplies biases by uninitialised numbers;
 here masks are exactly 1 (``mask_init`` restores its ablation) and biases plain. It also masks fc1 and fc2
 (``variant=ff``), which the paper's main rows do not. Over L2P, which knows no tasks, the masks bring their own keys.
-A task's key is the closed-form optimum of the
-matching loss (``keys=learned`` trains it as the paper does). The experts' layers follow the masked ones unless ``e_layers`` says otherwise. Projections (``pgp``) take their
-statistics under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three
-layers of ViT-B; exact are 2,359,296 / 4,718,592 / 7,077,888.
+A task's key is the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). The
+experts' layers follow the masked ones unless ``e_layers`` says otherwise. Projections (``pgp``) take their statistics
+under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B;
+exact are 2,359,296 / 4,718,592 / 7,077,888.
 """
 
 from __future__ import annotations

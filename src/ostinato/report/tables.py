@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ostinato.errors import DataError
+from ostinato.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -340,3 +341,27 @@ def _absent(value: Any) -> bool:
 
 def _escape(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|")
+
+
+def replace_between(file: Path, name: str, body: str) -> None:
+    """Put a text between two markers of a file, in place of what is there.
+
+    Args:
+        file: has the lines ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``.
+        name: of the table.
+        body: ends with a newline.
+
+    Raises:
+        InputError: if the file or a marker is missing, or there are several.
+    """
+    first, last = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--collect {file}: cannot be read ({error}).") from None
+    if text.count(first) != 1 or text.count(last) != 1 or text.index(first) > text.index(last):
+        raise InputError(f"--collect {file}: must have one line {first} and after it one line {last}; add them.")
+    draft = file.with_name(file.name + ".part")
+    pattern = re.escape(first) + ".*?" + re.escape(last)
+    draft.write_text(re.sub(pattern, lambda _: f"{first}\n{body}{last}", text, flags=re.DOTALL), encoding="utf-8")
+    draft.replace(file)

@@ -1,0 +1,29 @@
+"""How much weight each layer gets, task by task: the figure of LiEPrompt."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ostinato.report.analyses.base import Analysis, Findings, Subject, having, numbered
+from ostinato.report.figures import Panel, heat_maps
+
+
+def find(subject: Subject) -> Findings:
+    """Read ``method.layer_importance()``, (T, L)."""
+    shares = cast(Any, subject.method).layer_importance().detach().float().cpu()
+    tasks, layers = shares.shape
+    panel = Panel(shares.numpy(), numbered(tasks), numbered(layers))
+
+    def draw(path: Any) -> None:
+        heat_maps(
+            [panel], path, f"Importance of layers: {subject.title}",
+            "share of each layer at the end of each task's training", across="layer", down="task",
+        )  # fmt: skip
+
+    rows = [(t, layer, float(shares[t, layer])) for t in range(tasks) for layer in range(layers)]
+    return Findings(("task", "layer", "importance"), rows, draw)
+
+
+ANALYSIS = Analysis(
+    "layer_importance", "share of each layer, task by task (heat map)", having("layer_importance"), find
+)

@@ -1,0 +1,142 @@
+"""Accuracy against the layers that are edited, over the runs in a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ostinato.engine.rundir import RunDir
+from ostinato.errors import InputError
+from ostinato.registry import check_options, get_method
+from ostinato.report.analyses.base import Findings
+from ostinato.report.figures import Series, placements
+from ostinato.report.tables import read_summary
+
+SHOWS = "accuracy against the edited layers (method.layers), over the finished runs in a directory"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished run.
+
+    Attributes:
+        run: its path below the directory.
+        method: its name.
+        variant: ``method.variant``, empty where the method has none.
+        stream: data, tasks and classes.
+        layers: the edited layers, in order; None for all.
+        last: accuracy on all classes after the last task, a fraction.
+        given: the same where the true task is given, or None.
+    """
+
+    run: str
+    method: str
+    variant: str
+    stream: str
+    layers: tuple[int, ...] | None
+    last: float
+    given: float | None
+
+
+def read_points(folder: Path) -> tuple[list[Point], list[str]]:
+    """The finished runs below a directory.
+
+    Returns:
+        Those with an option ``method.layers``, and the names of those without.
+    """
+    points: list[Point] = []
+    without: list[str] = []
+    for path in sorted(folder.rglob("config.toml")):
+        run = path.parent
+        if not (run / "summary.json").is_file() or (run.parent / "config.toml").is_file():
+            continue  # unfinished, or a continuation, whose layers are those of the run it continues
+        name = str(run.relative_to(folder)) if run != folder else run.resolve().name
+        config, summary = RunDir(run).read_config(), read_summary(run)
+        options = check_options(get_method(config.method.name), config.method.options())
+        if "layers" not in options:
+            without.append(name)
+            continue
+        layers = options["layers"]
+        points.append(
+            Point(
+                name,
+                config.method.name,
+                str(options.get("variant", "")),
+                f"{summary.get('stream')}, {summary.get('tasks')} tasks, {summary.get('classes')} classes",
+                None if layers is None else tuple(sorted(layers)),
+                float(summary["last_accuracy"]),
+                summary.get("task_incremental_accuracy"),
+            )
+        )
+    return points, without
+
+
+def written(layers: Sequence[int] | None) -> str:
+    """Layers in few characters: ``9-11`` for neighbours, else ``0,3,6``."""
+    if layers is None:
+        return "all"
+    neighbours = len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]}-{layers[-1]}" if neighbours else ",".join(map(str, layers))
+
+
+def find(folder: Path) -> Findings:
+    """Read the runs, and draw a line per method, variant and stream; runs that agree in all (seeds) are averaged.
+
+    Raises:
+        InputError: if no finished run has layers to place.
+    """
+    points, without = read_points(folder)
+    if not points:
+        raise InputError(
+            f"layer_sweep: there must be finished runs with an option method.layers below {folder}, found none"
+            + (f" (without it: {', '.join(without[:5])})." if without else ".")
+        )
+    placed = sorted({p.layers for p in points}, key=_place)
+    lines: dict[tuple[str, str, str], list[Point]] = {}
+    for point in points:
+        lines.setdefault((point.method, point.variant, point.stream), []).append(point)
+    # The name of a line holds what tells it from the others.
+    telling = [i for i in range(3) if len({key[i] for key in lines}) > 1]
+    series = []
+    for key, members in lines.items():
+        by_place = [(x, [p for p in members if p.layers == layers]) for x, layers in enumerate(placed)]
+        by_place = [(x, here) for x, here in by_place if here]
+        series.append(
+            Series(
+                " ".join(key[i] for i in telling if key[i]),
+                np.array([x for x, _ in by_place]),
+                np.array([_mean([p.last for p in here]) for _, here in by_place]),
+                np.array([_mean([p.given for p in here]) for _, here in by_place]),
+            )
+        )
+    shared = ", ".join(part for i, part in enumerate(next(iter(lines))) if i not in telling and part)
+
+    def draw(path: Path) -> None:
+        placements(
+            series, [written(layers) for layers in placed], path,
+            f"Accuracy by placement{': ' + shared if shared else ''}",
+            "after the last task; solid: all classes compete   |   dashed: the classes of the true task alone",
+            across="edited layers",
+        )  # fmt: skip
+
+    rows: list[tuple[Any, ...]] = [
+        (p.run, p.method, p.variant, p.stream, written(p.layers), p.last, "" if p.given is None else float(p.given))
+        for p in sorted(points, key=lambda p: (p.method, p.variant, p.stream, _place(p.layers), p.run))
+    ]
+    notes = (f"Left out, without an option method.layers: {', '.join(without)}.",) if without else ()
+    columns = ("run", "method", "variant", "stream", "layers", "last_accuracy", "task_incremental_accuracy")
+    return Findings(columns, rows, draw, notes)
+
+
+def _place(layers: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
+    """Few layers before many, then from below; all layers last."""
+    return (10**6, ()) if layers is None else (len(layers), layers)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else float("nan")

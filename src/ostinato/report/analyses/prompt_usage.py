@@ -1,0 +1,59 @@
+"""Which prompts the images of each task are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato.methods.base import Method, TaskInferring
+from ostinato.report.analyses.base import Analysis, Findings, Subject, having
+from ostinato.report.figures import bar_rows
+
+
+def supports(method: Method) -> bool:
+    """Whether the method tells which prompts an image gets, or has those of an inferred task."""
+    return isinstance(method, TaskInferring) or having("usage")(method) or having("select")(method)
+
+
+def usage(method: Method, x: Tensor) -> Tensor:
+    """How much of each prompt each image gets, (B, M); 1 for a prompt that is chosen.
+
+    The first of these that the method has: ``usage(x)`` itself; ``select(x)``, which begins with the numbers (B, k)
+    of entries in a pool with ``keys`` (M, D); the one prompt of the task that ``infer_task(x)`` tells.
+    """
+    of = cast(Any, method)
+    if having("usage")(method):
+        return of.usage(x).float()
+    if having("select")(method):
+        return F.one_hot(of.select(x)[0], len(of.keys)).sum(1).float()
+    return F.one_hot(of.infer_task(x), method.n_tasks).float()
+
+
+def find(subject: Subject) -> Findings:
+    """Sum the usage over the held-out images of each task."""
+    groups = subject.held_out()
+    parts = [torch.zeros(0)] * len(groups)
+    for i, values in subject.each_batch(groups, lambda x: usage(subject.method, x).sum(0)):
+        parts[i] = parts[i] + values if len(parts[i]) else values
+    used = [(i, len(group), part) for i, (group, part) in enumerate(zip(groups, parts, strict=True)) if len(part)]
+    of_task = not having("usage")(subject.method) and not having("select")(subject.method)
+    kind = "prompt of the inferred task" if of_task else "prompt"
+
+    def draw(path: Path) -> None:
+        bars = {f"task {i}": (part / n).numpy() for i, n, part in used}
+        bar_rows(
+            bars, path, f"Use of prompts: {subject.title}",
+            "mean use per held-out image (1: chosen for every image), one row per true task", across=kind,
+        )  # fmt: skip
+
+    rows = [(i, n, m, float(part[m]), float(part[m]) / n) for i, n, part in used for m in range(len(part))]
+    return Findings(("true_task", "images", kind.replace(" ", "_"), "chosen", "per_image"), rows, draw)
+
+
+ANALYSIS = Analysis(
+    "prompt_usage", "how often each prompt is used for the held-out images of each task", supports, find, ("data",)
+)

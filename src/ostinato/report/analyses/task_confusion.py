@@ -1,0 +1,50 @@
+"""Which task the images of each task are taken for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ostinato.methods.base import TaskInferring
+from ostinato.report.analyses.base import Analysis, Findings, Subject, numbered, task_of_class
+from ostinato.report.figures import Panel, heat_maps
+
+
+def find(subject: Subject) -> Findings:
+    """Count held-out images by true and found task, each image on its own."""
+    method = subject.method
+    groups = subject.held_out()
+    inferring = isinstance(method, TaskInferring)
+    owner = task_of_class(method)
+
+    def found(x: Tensor) -> Tensor:
+        return method.infer_task(x) if isinstance(method, TaskInferring) else owner[method.scores(x).argmax(1)]
+
+    counts = torch.zeros(len(groups), method.n_tasks, dtype=torch.int64)
+    for i, tasks in subject.each_batch(groups, found):
+        counts[i] += torch.bincount(tasks, minlength=method.n_tasks)
+    shares = counts / counts.sum(1, keepdim=True)  # NaN where a task has no images
+    source = "inferred task" if inferring else "task of the predicted class"
+    right = int(counts.diagonal().sum()) / int(counts.sum())
+
+    def draw(path: Path) -> None:
+        panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
+        heat_maps(
+            [panel], path, f"True task and {source}: {subject.title}",
+            f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal",
+            across=source, down="true task",
+        )  # fmt: skip
+
+    rows = [
+        (i, j, source.replace(" ", "_"), int(counts[i, j]), float(shares[i, j]))
+        for i in range(len(groups))
+        for j in range(method.n_tasks)
+    ]
+    return Findings(("true_task", "found_task", "found_by", "images", "share"), rows, draw)
+
+
+ANALYSIS = Analysis(
+    "task_confusion", "true task against inferred task on held-out images (heat map)", lambda _: True, find, ("data",)
+)

@@ -1,0 +1,86 @@
+"""How many points a protocol adds: trained models scored per sample, by vote, and by the first images of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ostinato.evaluation.protocols import SAMPLE, Scored, compare_protocols
+from ostinato.learner import Learner
+from ostinato.report.analyses.base import Subject
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run under all protocols.
+
+    Attributes:
+        run: name of its directory.
+        method: registered name.
+        rows: what was measured.
+    """
+
+    run: str
+    method: str
+    rows: list[Scored]
+
+    def gain(self, row: Scored) -> float | None:
+        """Accuracy over that of the same rule per sample; None where there is no such rule."""
+        alone = [r for r in self.rows if r.rule == row.rule and r.protocol == SAMPLE]
+        return row.accuracy - alone[0].accuracy if alone else None
+
+
+def study(
+    run: str | Path,
+    *,
+    size: int = 24,
+    shots: Sequence[int] = (3, 5, 7),
+    rules: Sequence[str] | None = None,
+    data: str | None = None,
+    device: str = "auto",
+    weights: str | None = None,
+    cache: str | None = None,
+    state_cache: float = 0.0,
+    tick: Callable[[int], None] | None = None,
+) -> Study:
+    """Score a finished run on what it was scored on, under every protocol.
+
+    Args:
+        run: its directory.
+        size: images per batch.
+        shots: how many first images of a batch decide; the whole batch is added.
+        rules: of the method; None for all.
+        data: where the run's data are now; None for where they were.
+        device: where to compute.
+        weights: where the backbone's weights are now, if they moved.
+        cache: folder of frozen features shared between runs.
+        state_cache: GiB for frozen states.
+        tick: called with the number of samples after each batch of a pass.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        InputError: if the run's method infers no task, or has no such rule.
+    """
+    learner = Learner.load(run, weights=weights, device=device, cache=cache, state_cache=state_cache)
+    groups = [group.with_view(learner.eval_view) for group in Subject(Path(run), learner, data=data).held_out()]
+    rows = compare_protocols(learner.method, groups, learner.settings, size=size, shots=shots, rules=rules, tick=tick)
+    return Study(Path(run).resolve().name, learner.method.name, rows)
+
+
+def markdown(studies: Sequence[Study]) -> str:
+    """A table in percent; gains are against the same rule per sample."""
+    lines = [
+        "| run | task by | protocol | accuracy | gain | task right |",
+        "|---|---|---|---:|---:|---:|",
+    ]
+    for one in studies:
+        for row in one.rows:
+            gain = one.gain(row)
+            added = "-" if gain is None or row.protocol == SAMPLE else f"{100 * gain:+.1f}"
+            share = f"{100 * row.task_id_accuracy:.1f} %"
+            rule = f"`{row.rule}`" if gain is not None else "-"
+            lines.append(f"| `{one.run}` | {rule} | {row.protocol} | {100 * row.accuracy:.1f} % | {added} | {share} |")
+    return "\n".join(lines) + "\n"
