@@ -174,7 +174,7 @@ class Method(Growing):
         They are looked up where the user gave memory for it (``state_cache``).
         """
         with torch.no_grad():
-            if self.state_cache is not None and not self.trains_backbone:
+            if self.state_cache is not None and not self.trains_backbone and layer > 0:
                 return self.state_cache.states(self.backbone, x, layer)
             return self.backbone.run(self.backbone.embed(x), stop=layer)
 

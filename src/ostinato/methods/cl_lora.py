@@ -104,7 +104,7 @@ class CLLoRA(Method):
             )
         self.rank, self.kd, self.tau, self.ortho, self.reassign = rank, kd, tau, ortho, reassign
         self.learns_weights, self.down_init, self.teacher_detached = block_weights, down_init, teacher_detached
-        self.exit = max(shared_layers) + 1
+        self.entry, self.exit = min(shared_layers), max(shared_layers) + 1
         self.register_buffer("shared_down", self._orthonormal(len(shared_layers)))  # (layers, q and v, r, D)
         self.shared_up = nn.Parameter(torch.zeros(len(shared_layers), 2, backbone.dim, rank))
         self.register_buffer("teacher_up", torch.zeros_like(self.shared_up))
@@ -152,13 +152,13 @@ class CLLoRA(Method):
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes; from the second task on, distillation and orthogonality as well."""
-        embedded = self.backbone.embed(x)
-        tokens = self.backbone.run(embedded, self.shared(self.shared_up), stop=self.exit)
+        plain = self.states(x, self.entry)
+        tokens = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=self.exit)
         first = self.n_seen - len(self.proxy.weight)
         losses = {"ce": F.cross_entropy(self.proxy(self.newest(tokens)), y - first)}
         if self.n_tasks > 1 and self.kd:
             with torch.no_grad():
-                old = self.backbone.run(embedded, self.shared(self.teacher_up), stop=self.exit)
+                old = self.backbone.run(plain, self.shared(self.teacher_up), start=self.entry, stop=self.exit)
             teacher, student = (self.proxy(self.backbone.pool(t)) for t in (old, tokens))
             teacher = teacher.detach() if self.teacher_detached else teacher
             losses["kd"] = self.kd * distillation(student, teacher, self.tau)
@@ -205,14 +205,16 @@ class CLLoRA(Method):
     def end_task(self, task: LearnTask) -> None:
         """Average the task's features per class, and drop its head."""
         for x, y in task.batches():
-            tokens = self.backbone.run(self.backbone.embed(x), self.shared(self.shared_up), stop=self.exit)
+            tokens = self.states(x, self.entry)
+            tokens = self.backbone.run(tokens, self.shared(self.shared_up), start=self.entry, stop=self.exit)
             self.classes.update(self.newest(tokens), y)
         self.proxy.reset(0)
 
     def features(self, x: Tensor) -> Tensor:
         """Features (T, B, D) of images under the adapters of every task; the layers below are run once."""
         first = min(self.specific_layers)
-        h = self.backbone.run(self.backbone.embed(x), self.shared(self.shared_up), stop=first).h
+        plain = self.states(x, self.entry)
+        h = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=first).h
         # A single task needs no more memory than the layers below did, so only tasks are divided.
         size, mu, parts = max(1, BUDGET // h.numel()), self.block_weights(), []
         for i in range(0, self.n_tasks, size):
