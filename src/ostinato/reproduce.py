@@ -46,7 +46,7 @@ _HEADINGS = {
 }
 
 # What may differ between two calls of the same experiment: where things are, and how often it saves.
-_ELSEWHERE = ("data.path", "data.workers", "backbone.weights", "device", "checkpoint.every")
+_ELSEWHERE = ("data.path", "data.workers", "backbone.weights", "device", "checkpoint.every", "cache", "state_cache")
 
 
 class _Row(BaseModel):
