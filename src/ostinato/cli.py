@@ -509,7 +509,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     import inspect
     from dataclasses import asdict
 
-    from ostinato.registry import get_method, options_schema
+    from ostinato.registry import get_method, options_schema, sources_of_options
 
     cls = get_method(name)
     fields = options_schema(cls).model_fields
@@ -518,7 +518,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
         typer.echo(json.dumps({"method": name, "options": defaults, "recipe": asdict(cls.recipe)}, default=str))
         return
     typer.echo((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
-    typer.echo(inspect.getdoc(cls))
+    typer.echo("\n\n".join(inspect.getdoc(source) or "" for source in sources_of_options(cls)))
     typer.echo("\nOptions and defaults")
     for key, value in defaults.items():
         typer.echo(f"  method.{key}={_written(value)}")

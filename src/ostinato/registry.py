@@ -64,23 +64,27 @@ def get_method(name: str) -> type[Method]:
     return known[name]
 
 
-def options_schema(cls: type[Method]) -> type[BaseModel]:
-    """Pydantic model of a method's keyword-only options; the constructor is the schema.
-
-    A constructor that takes ``**more`` passes it on, so that its base's options belong to it as well.
-    """
-    fields: dict[str, Any] = {}
+def sources_of_options(cls: type[Method]) -> list[type]:
+    """The class and its bases whose constructors' options belong to it: one that takes ``**more`` passes it on."""
+    found: list[type] = []
     for base in cls.__mro__:
-        init = vars(base).get("__init__")
-        if init is None:
+        if "__init__" not in vars(base):
             continue
-        hints = inspect.get_annotations(init, eval_str=True)
-        parameters = inspect.signature(init).parameters.values()
-        for p in parameters:
-            if p.kind is p.KEYWORD_ONLY and p.name not in fields:
-                fields[p.name] = (hints[p.name], ... if p.default is p.empty else p.default)
+        found.append(base)
+        parameters = inspect.signature(base.__init__).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
+    return found
+
+
+def options_schema(cls: type[Method]) -> type[BaseModel]:
+    """Pydantic model of a method's keyword-only options; the constructor is the schema."""
+    fields: dict[str, Any] = {}
+    for base in sources_of_options(cls):
+        hints = inspect.get_annotations(base.__init__, eval_str=True)
+        for p in inspect.signature(base.__init__).parameters.values():
+            if p.kind is p.KEYWORD_ONLY and p.name not in fields:
+                fields[p.name] = (hints[p.name], ... if p.default is p.empty else p.default)
     return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
 
 

@@ -60,7 +60,20 @@ def process(*words: str | Path, cwd: Path, **more) -> subprocess.Popen[str]:
 
 def test_help_names_every_command():
     text = ostinato("--help").stdout
-    for command in ("run", "resume", "eval", "predict", "learn", "report", "list", "show", "demo"):
+    for command in (
+        "run",
+        "resume",
+        "eval",
+        "predict",
+        "learn",
+        "report",
+        "list",
+        "show",
+        "demo",
+        "reproduce",
+        "protocols",
+        "analyse",
+    ):
         assert f"  {command} " in text
 
 
@@ -71,6 +84,10 @@ def test_help_does_not_import_torch():
 
 def test_list_and_show():
     assert "dualprompt" in ostinato("list").stdout
+    shown = ostinato("show", "soft_tf").stdout
+    for option in ("variant", "task_id", "e_length"):  # its own, its base's, and those of the prompts below
+        assert f"{option}:" in shown
+        assert f"method.{option}=" in shown
     assert "simplecil" in json.loads(ostinato("list", "--json").stdout)["methods"]
     text = ostinato("show", "l2p").stdout
     assert "method.top_k=5" in text
@@ -338,6 +355,33 @@ def test_demo_shows_forgetting_and_its_cure(tmp_path):
     assert summaries["finetune"]["forgetting"] > 0.5, "sequential fine-tuning must visibly forget"
     assert summaries["dualprompt"]["last_accuracy"] > summaries["finetune"]["last_accuracy"] + 0.3
     assert (tmp_path / "runs/demo/compare.png").stat().st_size > 1000
+
+
+def test_batch_protocols_are_asked_for_by_name_and_stamped(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}, n=8)
+    ostinato("run", "soft_tf", "data=photos", "stream.step=2", "train.epochs=1", "out=r", cwd=tmp_path)
+    (study,) = json.loads(ostinato("protocols", "r", "--batch", "3", "--shots", "2", "--json", cwd=tmp_path).stdout)
+    named = {(row["rule"], row["protocol"]) for row in study["rows"]}
+    rules = {"prompt_id", "gradient_id", "min_entropy", "max_score"}
+    each = {"sample", "batch(3), majority", "batch(3), 2 shots", "batch(3), 3 shots"}
+    assert named == {(r, p) for r in rules for p in each} | {("-", "true task")}
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:protocols -->\nold\n<!-- /table:protocols -->\nafter\n")
+    ostinato("protocols", "r", "--rules", "prompt_id", "--batch", "3", "--collect", "page.md", cwd=tmp_path)
+    text = page.read_text()
+    assert "| `r` | `prompt_id` | batch(3), majority |" in text
+    assert "old" not in text
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+
+    words = ("eval", "r", "data=photos", "eval.protocol=batch", "eval.batch_size=3", "eval.shots=2", "--json")
+    result = json.loads(ostinato(*words, cwd=tmp_path).stdout)
+    assert result["protocol"] == "batch(3), 2 shots"
+    assert 0 <= result["task_id_accuracy"] <= 1
+    assert "protocol" not in json.loads(ostinato("eval", "r", "data=photos", "--json", cwd=tmp_path).stdout)
+    wrong = ostinato("eval", "r", "data=photos", "eval.shots=2", code=2, cwd=tmp_path).stderr
+    assert "belong to eval.protocol=batch" in wrong
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
