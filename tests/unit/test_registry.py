@@ -47,7 +47,7 @@ def test_built_in_methods_are_found_in_order():
 def test_unknown_methods_get_a_hint():
     with pytest.raises(InputError, match=r"there is no 'l2q'. Did you mean 'l2p'"):
         get_method("l2q")
-    with pytest.raises(InputError, match=r"there is no 'zzzzzz'. Known: coda_prompt, dualprompt"):
+    with pytest.raises(InputError, match=r"there is no 'zzzzzz'. Known: adapter, cl_lora, coda_prompt"):
         get_method("zzzzzz")
 
 
@@ -110,7 +110,32 @@ def test_the_constructor_is_the_schema():
     assert list(fields) == ["rate", "rank", "layers", "kind", "scale", "on"]
     assert [name for name, field in fields.items() if field.is_required()] == ["rate"]
     assert fields["layers"].annotation == tuple[int, ...]
-    assert list(options_schema(L2P).model_fields) == ["pool_size", "length", "top_k", "pull", "readout"]
+    l2p = ["pool_size", "length", "top_k", "pull", "readout", "pgp", "pgp_keys"]
+    assert list(options_schema(L2P).model_fields) == l2p
+
+
+def test_a_constructor_that_passes_more_on_has_its_bases_options_as_well():
+    class Over(Toy):
+        """Own default for the rank.
+
+        Args:
+            top: its own.
+        """
+
+        def __init__(self, backbone, *, top: int = 1, rank: int = 9, **more) -> None:
+            super().__init__(backbone, rank=rank, **more)
+
+    fields = options_schema(Over).model_fields
+    assert list(fields) == ["top", "rank", "rate", "layers", "kind", "scale", "on"]
+    assert fields["rank"].default == 9
+
+    class Closed(Toy):
+        """Passes nothing on."""
+
+        def __init__(self, backbone, *, top: int = 1) -> None:
+            super().__init__(backbone, rate=top)
+
+    assert list(options_schema(Closed).model_fields) == ["top"]
 
 
 def test_defaults_are_filled_in_and_types_converted():
