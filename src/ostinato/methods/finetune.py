@@ -40,10 +40,14 @@ class Finetune(Method):
         super().begin_task(task)
         self.head.grow(len(task.classes), device=self.device)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Features (B, D); those of a frozen backbone may be looked up."""
+        return self.backbone(x) if self.trains_backbone else self.query(x)
+
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over all classes seen."""
-        return {"ce": F.cross_entropy(self.head(self.backbone(x)), y)}
+        return {"ce": F.cross_entropy(self.head(self.features(x)), y)}
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""
-        return self.head(self.backbone(x))
+        return self.head(self.features(x))
