@@ -45,8 +45,11 @@ _HEADINGS = {
     "task_incremental": "task-incremental %",
 }
 
-# What may differ between two calls of the same experiment: where things are, and how often it saves.
-_ELSEWHERE = ("data.path", "data.workers", "backbone.weights", "device", "checkpoint.every", "cache", "state_cache")
+_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache")
+"""Options that say where things are and what the machine has; a resumed row takes them from the command."""
+
+_ELSEWHERE = (*_MOVABLE, "checkpoint.every")
+"""What may differ between two calls of the same experiment."""
 
 
 class _Row(BaseModel):
@@ -434,7 +437,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
 
 def _where(plan: Plan) -> dict[str, Any]:
     """Of a row's options those that say where things are now."""
-    words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _ELSEWHERE[:-1]]
+    words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
     return parse_overrides(words)
 
 
