@@ -318,8 +318,6 @@ def evaluate(
         )
     protocol = _protocol(scoring)
     learner = _load(run, machine)
-    import torch
-
     from ostinato.engine.rundir import RunDir
     from ostinato.streams import open_source
     from ostinato.streams.base import known_examples
@@ -334,8 +332,7 @@ def evaluate(
     if protocol is None:
         groups = parts
     else:  # a batch is of one task, not of one class
-        task_of = torch.repeat_interleave(torch.arange(learner.method.n_tasks), learner.method.task_sizes.cpu())
-        tasks = task_of[samples.labels]
+        tasks = learner.method.task_of_class.cpu()[samples.labels]
         groups = [samples.subset((tasks == t).nonzero().flatten()) for t in tasks.unique()]
     result = learner.evaluate(groups, protocol=protocol)
     if protocol is not None:

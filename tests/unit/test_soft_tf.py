@@ -16,6 +16,7 @@ from ostinato.errors import InputError
 from ostinato.methods.adapter import Adapter
 from ostinato.methods.lora import LoRA
 from ostinato.methods.soft_tf import SoftTF
+from ostinato.methods.task_edits import banked
 from ostinato.methods.wsn import WSN
 from ostinato.nn import entropy
 from ostinato.nn.masks import initial_mask, keep_largest
@@ -70,7 +71,7 @@ def taught(name="soft_tf", tasks=3, **options):
 )
 def test_masks_of_vit_b_have_the_published_sizes(layers, variant, count):
     method = SoftTF(vit_b(), layers=layers, variant=variant)
-    for _, name, bank in method._banks():
+    for _, name, bank in banked(method.masks):
         bank.add(initial_mask(*method.backbone.arch.shape_of(name), "ones", device=CPU))
     assert sum(p.numel() for p in method.masks.parameters()) == count
 

@@ -145,7 +145,7 @@ def evaluate(
         )
     device, n_groups = settings.device, len(groups)
     group_of = torch.repeat_interleave(torch.arange(n_groups), torch.tensor([len(g) for g in groups])).to(device)
-    task_of_class = torch.repeat_interleave(torch.arange(method.n_tasks, device=device), method.task_sizes)
+    task_of_class = method.task_of_class
     own_classes = task_of_class[None] == torch.arange(method.n_tasks, device=device)[:, None]  # (T, C)
     inferring = method if isinstance(method, TaskInferring) else None
     if protocol is not None and inferring is None:

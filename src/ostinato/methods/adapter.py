@@ -16,13 +16,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from ostinato.backbones import Backbone, LinearEdit
 from ostinato.methods.base import LearnTask, check_positive
-from ostinato.methods.task_edits import LinearEdits, TaskEdits
-from ostinato.nn import PerTask
+from ostinato.methods.task_edits import LinearEdits, TaskEdits, bank_of, banked
 from ostinato.registry import register
 
 MAPS = ("fc1", "fc2")
@@ -42,29 +38,16 @@ class Adapter(TaskEdits):
         super().__init__(backbone, **more)
         check_positive(rank=rank)
         self.rank = rank
-        # Layer, then map: T of (r, out) and of (out, r).
-        self.inner, self.outer = (
-            nn.ModuleDict({str(i): nn.ModuleDict({name: PerTask() for name in MAPS}) for i in self.layers})
-            for _ in range(2)
-        )
+        self.inner, self.outer = self.banks(MAPS), self.banks(MAPS)  # T of (r, out) and of (out, r)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's adapters."""
         super().begin_task(task)
-        for i in self.layers:
-            for name in MAPS:
-                out, _ = self.backbone.arch.shape_of(name)
-                bound = (self.rank * out) ** -0.5
-                down = torch.empty(self.rank, out, device=self.device).uniform_(-bound, bound)
-                self.inner[str(i)][name].add(down)  # pyright: ignore
-                self.outer[str(i)][name].add(torch.zeros(out, self.rank, device=self.device))  # pyright: ignore
+        self.add_factors(self.inner, self.outer, self.rank, on_output=True)
 
     def linear(self, task: int) -> LinearEdits:
         """The adapters of a task."""
-        return {
-            i: {
-                name: LinearEdit(inner=self.inner[str(i)][name][task], outer=self.outer[str(i)][name][task])  # pyright: ignore
-                for name in MAPS
-            }
-            for i in self.layers
-        }
+        edits: LinearEdits = {i: {} for i in self.layers}
+        for i, name, inner in banked(self.inner):
+            edits[i][name] = LinearEdit(inner=inner[task], outer=bank_of(self.outer, i, name)[task])
+        return edits

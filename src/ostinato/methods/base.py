@@ -189,6 +189,11 @@ class Method(Growing):
         return int(self.task_sizes.sum())
 
     @property
+    def task_of_class(self) -> Tensor:
+        """The task (n_seen,) of every class."""
+        return torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
+
+    @property
     def device(self) -> torch.device:
         """Where the method computes."""
         return self.task_sizes.device

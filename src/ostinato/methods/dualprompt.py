@@ -50,6 +50,7 @@ from ostinato.methods.base import (
     plain_step,
 )
 from ostinato.nn import PerTask, TaskHeads, cosine
+from ostinato.nn.matching import nearest_per_task
 from ostinato.nn.projection import Covariance, Subspaces, sampled
 from ostinato.registry import register
 
@@ -190,8 +191,7 @@ class DualPrompt(TaskInferring):
         """Cosine (B, T) of q(x) with the key of every task, or the largest with the keys of its classes."""
         if self.class_keys is None:
             return cosine(query, self.keys.stacked())
-        by_task = cosine(query, self.class_keys.joined()).split(self.task_sizes.tolist(), dim=1)
-        return torch.stack([similarity.amax(1) for similarity in by_task], dim=1)
+        return nearest_per_task(cosine(query, self.class_keys.joined()), self.task_sizes.tolist())
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the experts of ``tasks``."""

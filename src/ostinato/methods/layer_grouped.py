@@ -244,7 +244,11 @@ class LayerGrouped(Method):
         else:
             weights = F.one_hot(torch.tensor([self.n_tasks - 1], device=self.device), self.n_tasks).float()
         plan = self._plan(self.group_prompts(), weights)
-        self.gaussians.add(*collect(self, task, lambda x: self.backbone(x, plan)), len(task.classes))
+
+        def features(x: Tensor) -> Tensor:
+            return self.backbone.features(self._tokens(x), plan, start=plan.first)
+
+        self.gaussians.add(*collect(self, task, features), len(task.classes))
 
     def _generated(self) -> Tensor:
         """Group prompts (G, 2, P, D) of the current task."""

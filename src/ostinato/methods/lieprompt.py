@@ -263,8 +263,7 @@ class LiEPrompt(TaskInferring):
 
     def infer_task(self, x: Tensor) -> Tensor:
         """The task of the class whose mean is nearest to q(x)."""
-        task_of_class = torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
-        return task_of_class[self.prototype_scores(x).argmax(1)]
+        return self.task_of_class[self.prototype_scores(x).argmax(1)]
 
     def prototype_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of q(x) with every class mean."""

@@ -16,14 +16,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from ostinato.backbones import Backbone, LinearEdit
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, check_positive
-from ostinato.methods.task_edits import LinearEdits, TaskEdits
-from ostinato.nn import PerTask
+from ostinato.methods.task_edits import LinearEdits, TaskEdits, bank_of, banked
 from ostinato.registry import register
 
 MAPS = ("q", "v", "proj")
@@ -46,28 +42,16 @@ class LoRA(TaskEdits):
         if scale <= 0:
             raise InputError(f"method.scale must be positive, got {scale}.")
         self.rank, self.scale = rank, scale
-        # Layer, then map: T of (r, in) and of (out, r).
-        self.a, self.b = (
-            nn.ModuleDict({str(i): nn.ModuleDict({name: PerTask() for name in MAPS}) for i in self.layers})
-            for _ in range(2)
-        )
+        self.a, self.b = self.banks(MAPS), self.banks(MAPS)  # T of (r, in) and of (out, r)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's factors: A from U(-1/sqrt(r in), 1/sqrt(r in)), B zero."""
         super().begin_task(task)
-        for i in self.layers:
-            for name in MAPS:
-                out, into = self.backbone.arch.shape_of(name)
-                bound = (self.rank * into) ** -0.5
-                self.a[str(i)][name].add(torch.empty(self.rank, into, device=self.device).uniform_(-bound, bound))  # pyright: ignore
-                self.b[str(i)][name].add(torch.zeros(out, self.rank, device=self.device))  # pyright: ignore
+        self.add_factors(self.a, self.b, self.rank, on_output=False)
 
     def linear(self, task: int) -> LinearEdits:
         """The low-rank updates of a task."""
-        return {
-            i: {
-                name: LinearEdit(down=self.a[str(i)][name][task], up=self.scale * self.b[str(i)][name][task])  # pyright: ignore
-                for name in MAPS
-            }
-            for i in self.layers
-        }
+        edits: LinearEdits = {i: {} for i in self.layers}
+        for i, name, a in banked(self.a):
+            edits[i][name] = LinearEdit(down=a[task], up=self.scale * bank_of(self.b, i, name)[task])
+        return edits

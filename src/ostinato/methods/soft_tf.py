@@ -23,13 +23,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostinato.backbones import Backbone, LinearEdit
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
-from ostinato.methods.task_edits import LinearEdits, TaskEdits
-from ostinato.nn import PerTask
+from ostinato.methods.task_edits import LinearEdits, TaskEdits, banked
 from ostinato.nn.masks import INITS, initial_mask
 from ostinato.registry import register
 
@@ -66,37 +65,23 @@ class SoftTF(TaskEdits):
         if mask_init not in INITS:
             raise InputError(f"method.mask_init must be one of {list(INITS)}, got {mask_init!r}.")
         self.mask_init = mask_init
-        maps = VARIANTS[variant]
-        # Layer, then map: T masks (out, in).
-        self.masks = nn.ModuleDict({str(i): nn.ModuleDict({name: PerTask() for name in maps}) for i in self.layers})
-
-    def _banks(self) -> list[tuple[int, str, PerTask]]:
-        return [(int(i), name, bank) for i, maps in self.masks.items() for name, bank in maps.items()]  # pyright: ignore
+        self.masks = self.banks(VARIANTS[variant])  # T masks (out, in)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's masks."""
         super().begin_task(task)
-        for _, name, bank in self._banks():
+        for _, name, bank in banked(self.masks):
             shape = self.backbone.arch.shape_of(name)
             bank.add(initial_mask(*shape, self.mask_init, device=self.device))
 
     def linear(self, task: int) -> LinearEdits:
         """The masks of a task."""
         edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, bank in self._banks():
+        for i, name, bank in banked(self.masks):
             edits[i][name] = LinearEdit(mask=bank[task])
-        return edits
-
-    def superposed(self, probe: Tensor) -> LinearEdits:
-        """The mean of all tasks' masks, with ``probe`` (B, T) on each one's deviation from it."""
-        edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, bank in self._banks():
-            masks = bank.stacked().detach()
-            mean = masks.mean(0)
-            edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=masks - mean)
         return edits
 
     @torch.no_grad()
     def mask_values(self, task: int) -> dict[str, Tensor]:
         """The learned masks of a task by ``layer.map``, for histograms."""
-        return {f"{i}.{name}": bank[task].detach() for i, name, bank in self._banks()}
+        return {f"{i}.{name}": bank[task].detach() for i, name, bank in banked(self.masks)}

@@ -11,12 +11,12 @@ the linear maps of chosen layers do differently under each task. At test the tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens, prefix_from
 from ostinato.backbones.edits import per_task
@@ -24,7 +24,7 @@ from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_layers
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.l2p import L2P
-from ostinato.nn import cosine, entropy
+from ostinato.nn import PerTask, cosine, entropy
 
 TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
 LinearEdits = dict[int, dict[str, LinearEdit]]
@@ -215,6 +215,53 @@ class TaskEdits(DualPrompt):
             surprise = self._entropy(self.head(self._read(Tokens(h), plan, self.split))).sum()
             return -torch.autograd.grad(surprise, probe)[0]
 
-    def superposed(self, probe: Tensor) -> LinearEdits:  # noqa: ARG002 - for methods with masks
-        """All tasks' weights in equal shares, with ``probe`` (B, T) on each task's deviation from their mean."""
-        raise InputError(f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id.")
+    def superposed(self, probe: Tensor) -> LinearEdits:
+        """The mean of all tasks' masks, with ``probe`` (B, T) on each one's deviation from it."""
+        each = [self.linear(task) for task in range(self.n_tasks)]
+        edits: LinearEdits = {i: {} for i in each[0]}
+        for i, maps in each[0].items():
+            for name in maps:
+                masks = [e[i][name].mask for e in each]
+                known = [mask.detach() for mask in masks if mask is not None]
+                if len(known) < len(masks):
+                    raise InputError(
+                        f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id."
+                    )
+                stacked = torch.stack(known)
+                mean = stacked.mean(0)
+                edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=stacked - mean)
+        return edits
+
+    # What subclasses keep
+
+    def banks(self, maps: Sequence[str]) -> nn.ModuleDict:
+        """Room for a parameter per task, for every edited layer and each of ``maps``: layer, then map."""
+        return nn.ModuleDict({str(i): nn.ModuleDict({name: PerTask() for name in maps}) for i in self.layers})
+
+    def add_factors(self, down: nn.ModuleDict, up: nn.ModuleDict, rank: int, *, on_output: bool) -> None:
+        """Add the new task's low-rank factors to every bank.
+
+        Args:
+            down: gets (rank, width) from U(-1, 1) / sqrt(rank width).
+            up: gets zeros (out, rank), so that a new task begins at the prompt method.
+            rank: r.
+            on_output: whether they act on a map's output instead of its input, which decides the width.
+        """
+        for i, name, bank in banked(down):
+            out, into = self.backbone.arch.shape_of(name)
+            width = out if on_output else into
+            bound = (rank * width) ** -0.5
+            bank.add(torch.empty(rank, width, device=self.device).uniform_(-bound, bound))
+            bank_of(up, i, name).add(torch.zeros(out, rank, device=self.device))
+
+
+def banked(banks: nn.ModuleDict) -> Iterator[tuple[int, str, PerTask]]:
+    """The banks of :meth:`TaskEdits.banks` with their layer and map."""
+    for i, maps in banks.items():
+        for name, bank in cast(nn.ModuleDict, maps).items():
+            yield int(i), name, cast(PerTask, bank)
+
+
+def bank_of(banks: nn.ModuleDict, layer: int, name: str) -> PerTask:
+    """The bank of a layer and map."""
+    return cast(PerTask, cast(nn.ModuleDict, banks[str(layer)])[name])

@@ -127,12 +127,3 @@ class WSN(TaskEdits):
         for i, name, bank in self._scored():
             edits[i][name] = LinearEdit(mask=bank.mask(task % self.n_tasks))
         return edits
-
-    def superposed(self, probe: Tensor) -> LinearEdits:
-        """The mean of all tasks' masks, with ``probe`` (B, T) on each one's deviation from it."""
-        edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, bank in self._scored():
-            masks = torch.stack([bank.mask(task) for task in range(self.n_tasks)]).detach()
-            mean = masks.mean(0)
-            edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=masks - mean)
-        return edits

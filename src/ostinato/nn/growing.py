@@ -63,3 +63,11 @@ def _add_tasks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
         while (key := f"{prefix}{len(module)}") in state_dict:
             saved = state_dict[key]
             module.add(torch.empty_like(saved, device=device or saved.device))
+
+
+def resize_parameters(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load hook for modules whose own trainable parameters may have another shape in a checkpoint than now."""
+    for name, old in module._parameters.items():
+        new = state_dict.get(prefix + name)
+        if old is not None and new is not None and old.shape != new.shape:
+            module._parameters[name] = nn.Parameter(old.new_empty(new.shape))

@@ -1,5 +1,7 @@
 """Matching queries to keys, and how sure a prediction is."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,3 +36,13 @@ def entropy(logits: Tensor, top: int | None = None) -> Tensor:
         logits = logits.topk(min(top, logits.shape[-1]), dim=-1).values
     log_p = F.log_softmax(logits, dim=-1)
     return -(log_p.exp() * log_p).sum(-1)
+
+
+def nearest_per_task(similarity: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The largest similarity (B, T) within each task.
+
+    Args:
+        similarity: (B, C), classes in the order of their tasks.
+        sizes: classes of each of the T tasks; they sum to C.
+    """
+    return torch.stack([part.amax(1) for part in similarity.split(list(sizes), dim=1)], dim=1)

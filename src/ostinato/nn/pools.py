@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.nn.growing import Growing
+from ostinato.nn.growing import Growing, resize_parameters
 from ostinato.nn.matching import cosine
 
 
@@ -37,7 +35,7 @@ class PromptPool(Growing):
         self.register_buffer("frozen_keys", torch.zeros(0, dim))
         self.prompts = nn.Parameter(torch.empty(size, 2, length, dim).uniform_(-1, 1))
         self.keys = nn.Parameter(torch.empty(size, dim).uniform_(-1, 1))
-        self.register_load_state_dict_pre_hook(_resize_parameters)
+        self.register_load_state_dict_pre_hook(resize_parameters)
 
     def __len__(self) -> int:
         """Prompts M, frozen and trainable."""
@@ -106,11 +104,3 @@ class PromptPool(Growing):
         new, old = F.normalize(self.keys, dim=-1), F.normalize(self.frozen_keys, dim=-1)
         eye = torch.eye(len(new), device=new.device)
         return (new @ old.T).square().mean() + (new @ new.T - eye).square().mean()
-
-
-def _resize_parameters(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A pool that has grown has another number of trainable prompts than a fresh one."""
-    for name, old in module._parameters.items():
-        new = state_dict.get(prefix + name)
-        if old is not None and new is not None and old.shape != new.shape:
-            module._parameters[name] = nn.Parameter(old.new_empty(new.shape))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ostinato.nn.growing import resize_parameters
 from ostinato.nn.matching import cosine
 
 
@@ -25,7 +24,7 @@ class CosineProxy(nn.Module):
         self.dim = dim
         self.weight = nn.Parameter(torch.zeros(0, dim))
         self.scale = nn.Parameter(torch.ones(()))
-        self.register_load_state_dict_pre_hook(_resize)
+        self.register_load_state_dict_pre_hook(resize_parameters)
 
     def reset(self, n_classes: int) -> None:
         """Replace it by a classifier of ``n_classes``: rows from U(-1, 1) / sqrt(D), scale 1."""
@@ -36,12 +35,6 @@ class CosineProxy(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, classes of the task) of features (B, D)."""
         return self.scale * cosine(features, self.weight)
-
-
-def _resize(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    saved = state_dict.get(f"{prefix}weight")
-    if isinstance(module, CosineProxy) and saved is not None and saved.shape != module.weight.shape:
-        module.weight = nn.Parameter(module.weight.new_empty(saved.shape))
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

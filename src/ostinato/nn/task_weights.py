@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ostinato.nn.matching import nearest_per_task
+
 
 def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     """Share of each task in the predicted probability.
@@ -37,5 +39,4 @@ def weights_by_similarity(similarity: Tensor, sizes: Sequence[int], temperature:
     Returns:
         (B, T), not negative, rows sum to 1.
     """
-    nearest = torch.stack([s.amax(1) for s in similarity.split(list(sizes), dim=1)], dim=1)
-    return (nearest / temperature).softmax(1)
+    return (nearest_per_task(similarity, sizes) / temperature).softmax(1)

@@ -22,7 +22,7 @@ from ostinato.engine.precision import compute
 from ostinato.errors import InputError
 from ostinato.learner import Learner
 from ostinato.methods.base import Method
-from ostinato.report.analyses.base import Analysis, Findings, Subject, task_of_class
+from ostinato.report.analyses.base import Analysis, Findings, Subject
 from ostinato.report.figures import Looked, attention_maps
 from ostinato.streams.decode import decode
 
@@ -116,7 +116,7 @@ def attend(learner: Learner, image: Tensor) -> Attention:
     method, backbone = learner.method, learner.method.backbone
     with watching(method) as seen:
         label = int(learner.scores(image[None]).argmax(1))
-    task = int(task_of_class(method)[label])
+    task = int(method.task_of_class[label])
     side = backbone.preprocess.size // backbone.patch
     patches, cls, prefix = [], [], []
     last = len(backbone.encoder.blocks) - 1

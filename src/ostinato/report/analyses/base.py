@@ -164,11 +164,6 @@ def having(*hooks: str) -> Callable[[Method], bool]:
     return lambda method: all(callable(getattr(method, hook, None)) for hook in hooks)
 
 
-def task_of_class(method: Method) -> Tensor:
-    """The task (C,) of every class seen."""
-    return torch.arange(method.n_tasks, device=method.device).repeat_interleave(method.task_sizes)
-
-
 def numbered(n: int) -> list[str]:
     """Labels 0 to n - 1."""
     return [str(i) for i in range(n)]

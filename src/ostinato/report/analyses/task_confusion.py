@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ostinato.methods.base import TaskInferring
-from ostinato.report.analyses.base import Analysis, Findings, Subject, numbered, task_of_class
+from ostinato.report.analyses.base import Analysis, Findings, Subject, numbered
 from ostinato.report.figures import Panel, heat_maps
 
 
@@ -17,7 +17,7 @@ def find(subject: Subject) -> Findings:
     method = subject.method
     groups = subject.held_out()
     inferring = isinstance(method, TaskInferring)
-    owner = task_of_class(method)
+    owner = method.task_of_class
 
     def found(x: Tensor) -> Tensor:
         return method.infer_task(x) if isinstance(method, TaskInferring) else owner[method.scores(x).argmax(1)]
