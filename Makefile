@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format benchmark lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
@@ -15,6 +15,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+# Speed beside a plain implementation and the machine's own limit, into docs/performance.md; about 15 minutes.
+benchmark: $(STAMP)
+	$(BIN)/python -m benchmarks --write
 
 format: $(STAMP)
 	$(BIN)/ruff format .

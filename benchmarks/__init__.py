@@ -1,0 +1,1 @@
+"""How fast the package is, beside a straightforward implementation and beside what the machine can do."""

@@ -1,0 +1,108 @@
+"""Speed of the package: ``python -m benchmarks``, or ``make benchmark``."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.cases import ARCHS, CASES, Case, Measured, measure
+from benchmarks.limits import multiply_rate
+from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
+from ostinato.report.tables import replace_between
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+HEAD = ("case", "reference images/s", "ours images/s", "ratio", "GFLOP per image", "share of the limit")
+
+
+def row(case: Case, measured: Measured, model: str, limit: float) -> tuple[str, ...]:
+    """A line of the table."""
+    flops = case.flops(ARCHS[model], (224 // 16) ** 2 + 1) if case.flops else None
+    share = f"{flops / measured.ours / limit * 100:.0f} %" if flops else "-"
+    return (
+        case.name,
+        f"{1 / measured.reference:.2f}",
+        f"{1 / measured.ours:.2f}",
+        f"{measured.reference / measured.ours:.1f}",
+        f"{flops / 1e9:.1f}" if flops else "-",
+        share,
+    )
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as Markdown."""
+    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    name = models[0] if models else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory(model: str, batch: int, threads: int) -> str:
+    """Peak resident memory of DualPrompt's training, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", model, str(batch), str(threads)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main(
+    batch: Annotated[int, typer.Option(help="images per step")] = 24,
+    rounds: Annotated[int, typer.Option(help="of which the median counts")] = 5,
+    model: Annotated[str, typer.Option(help="base or tiny: ViT-B/16 or ViT-Ti/16 at 224, random weights")] = "base",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    precision: Annotated[str, typer.Option(help="of our frozen weights: auto, bf16 or fp32")] = "auto",
+    threads: Annotated[int, typer.Option(help="0 for as many as torch takes")] = 0,
+    only: Annotated[str, typer.Option(help="cases whose name has this part")] = "",
+    reference: Annotated[bool, typer.Option(help="measure the reference too")] = True,
+    write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
+) -> None:
+    """Measure our path against the plain one and against the machine, alternately in one process."""
+    if threads:
+        torch.set_num_threads(threads)
+    where = resolve_device(device)
+    dtype = resolve_precision(precision, where)
+    limits = {kind: multiply_rate(kind, where) for kind in (torch.bfloat16, torch.float32)}
+    text = [
+        f"{machine(where)}; torch {torch.__version__.split('+')[0]}; {datetime.date.today()}. ViT "
+        f"{model}/16 at 224, batch {batch}, median of {rounds}, seed 0, our frozen weights in {precision_name(dtype)}.",
+        f"Matrix products: {limits[torch.bfloat16] / 1e9:.0f} GFLOP/s in bf16, "
+        f"{limits[torch.float32] / 1e9:.0f} GFLOP/s in fp32.",
+        "",
+    ]
+    print("\n".join(text), flush=True)
+    rows = []
+    for case in CASES:
+        if only.lower() not in case.name.lower():
+            continue
+        measured = measure(
+            case, model, batch=batch, rounds=rounds, device=where, dtype=dtype, with_reference=reference
+        )
+        rows.append(row(case, measured, model, limits[dtype]))
+        print("  ".join(rows[-1]), flush=True)
+    text.append(table(rows))
+    if where.type == "cpu":
+        text += ["", peak_memory(model, batch, torch.get_num_threads())]
+        print(text[-1])
+    if write:
+        words = [f"--{k} {v}" for k, v in (("batch", batch), ("rounds", rounds), ("model", model))]
+        text += ["", "```sh", f"python -m benchmarks {' '.join(words)} --write", "```"]
+        replace_between(PAGE, f"speed/{model}/{where.type}", "\n".join(text) + "\n")
+        print(f"Written to {PAGE}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    typer.run(main)

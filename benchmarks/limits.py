@@ -1,0 +1,77 @@
+"""What the machine can do at most, and what the arithmetic of a pass comes to."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from ostinato.backbones import Arch
+
+SHAPES = ((4096, 4096, 4096), (4728, 768, 3072), (4728, 3072, 768))
+"""Products (m, k, n) whose best rate counts as the limit: a large square, and the MLP of ViT-B at batch 24."""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything queued on a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call."""
+    synchronise(device)
+    began = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
+    """FLOP/s of matrix products x W^T, the best shape's median."""
+    rates = []
+    for m, k, n in SHAPES:
+        x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
+        times = [seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device) for _ in range(rounds + 2)][2:]
+        rates.append(2 * m * k * n / statistics.median(times))
+    return max(rates)
+
+
+def forward_flops(arch: Arch, tokens: int, *, prefix: int = 0, start: int = 0, patch_inputs: int = 768) -> float:
+    """Least arithmetic of one image's pass: of the last layer, all keys and values but the read-out token's rest.
+
+    Args:
+        arch: sizes of the encoder.
+        tokens: positions N of an image.
+        prefix: mean prefix positions per layer.
+        start: layers below it are known; 0 counts the patches too.
+        patch_inputs: numbers in a patch.
+    """
+    d, n = arch.dim, tokens
+    total = 2.0 * (n - 1) * patch_inputs * d if start == 0 else 0.0
+    for layer in range(start, arch.depth):
+        rows = 1 if layer == arch.depth - 1 else n
+        keys_values = 2 * n * 2 * d * d
+        rest = 2 * rows * (2 * d * d + 2 * d * arch.mlp_dim)  # queries, projection, MLP
+        attention = 2 * 2 * rows * (n + prefix) * d
+        total += keys_values + rest + attention
+    return total
+
+
+def training_flops(arch: Arch, tokens: int, *, prefix: int = 0, first: int = 0, patch_inputs: int = 768) -> float:
+    """Least arithmetic of training what enters layer ``first`` and above: a pass and its gradient for the inputs.
+
+    The weights are frozen, so that a linear map costs as much backward as forward, and attention twice as much. The
+    lowest trained layer needs no gradient for what enters it.
+    """
+    d, n = arch.dim, tokens
+    total = forward_flops(arch, tokens, prefix=prefix, patch_inputs=patch_inputs)
+    for layer in range(first, arch.depth):
+        rows = 1 if layer == arch.depth - 1 else n
+        back = 2 * rows * (d * d + 2 * d * arch.mlp_dim) + 2 * 2 * 2 * rows * (n + prefix) * d
+        if layer > first:
+            back += 2 * (2 * n + rows) * d * d
+        total += back
+    return total
