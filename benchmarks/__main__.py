@@ -87,9 +87,7 @@ def main(
     for case in CASES:
         if only.lower() not in case.name.lower():
             continue
-        measured = measure(
-            case, model, batch=batch, rounds=rounds, device=where, dtype=dtype, with_reference=reference
-        )
+        measured = measure(case, model, batch=batch, rounds=rounds, device=where, dtype=dtype, with_reference=reference)
         rows.append(row(case, measured, model, limits[dtype]))
         print("  ".join(rows[-1]), flush=True)
     text.append(table(rows))

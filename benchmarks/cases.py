@@ -290,9 +290,7 @@ class _FitOnly:
 
 
 @torch.inference_mode()
-def _scoring(
-    case: Case, ours: Method, plain: Method | None, settings: Settings, batch: int, rounds: int
-) -> Measured:
+def _scoring(case: Case, ours: Method, plain: Method | None, settings: Settings, batch: int, rounds: int) -> Measured:
     device = settings.device
     images = Images(batch, ours.backbone.preprocess.size, range(CLASSES))
     x, y = images.batch(batch, device)

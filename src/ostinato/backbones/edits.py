@@ -107,17 +107,21 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
     Returns:
         (..., N, out).
     """
+    if edit is None or edit.mask is None:
+        return edited_output(F.linear(x, weight, bias), x, weight, edit)
+    # The product is formed in the mask's precision: masks live within a few percent of 1, where bf16
+    # would round most of what was learned away.
+    masked = (weight * edit.mask).to(x.dtype)
+    y = F.linear(x, masked, bias) if masked.ndim == 2 else _times(x, masked)
+    if masked.ndim > 2 and bias is not None:
+        y = y + bias
+    return edited_output(y, x, weight, edit)
+
+
+def edited_output(y: Tensor, x: Tensor, weight: Tensor, edit: LinearEdit | None) -> Tensor:
+    """All of an edit but its mask, on what the linear map gave: (..., N, out) for inputs x, (..., N, in)."""
     if edit is None:
-        return F.linear(x, weight, bias)
-    if edit.mask is None:
-        y = F.linear(x, weight, bias)
-    else:
-        # The product is formed in the mask's precision: masks live within a few percent of 1, where bf16
-        # would round most of what was learned away.
-        masked = (weight * edit.mask).to(x.dtype)
-        y = F.linear(x, masked, bias) if masked.ndim == 2 else _times(x, masked)
-        if masked.ndim > 2 and bias is not None:
-            y = y + bias
+        return y
     if edit.bias is not None:
         y = y + edit.bias.to(x.dtype)
     if edit.down is not None and edit.up is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear
+from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear, edited_output
 from ostinato.errors import InputError
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu": F.relu}
@@ -110,13 +110,20 @@ class Attention(nn.Module):
         return scores.softmax(-1)
 
     def _project(self, x: Tensor, edit: Edit, read: slice | None = None) -> list[Tensor]:
-        """Queries, keys and values, each (..., H, N, D / H); one product unless they differ in edit or positions."""
+        """Queries, keys and values, each (..., H, N, D / H); in one product where weights and positions allow it."""
         edits = [edit.linear.get(name) for name in "qkv"]
-        if read is None and not any(edits):
-            parts = self.qkv(x).chunk(3, dim=-1)
-        else:
-            inputs = (x if read is None else x[..., read, :], x, x)
+        inputs = (x if read is None else x[..., read, :], x, x)
+        if any(e is not None and e.mask is not None for e in edits):
             parts = [edited_linear(t, *self.part(i), e) for i, (t, e) in enumerate(zip(inputs, edits, strict=True))]
+        else:
+            if read is None:
+                plain = self.qkv(x).chunk(3, dim=-1)
+            else:
+                d, bias = x.shape[-1], self.qkv.bias
+                keys_values = F.linear(x, self.qkv.weight[d:], None if bias is None else bias[d:])
+                plain = (F.linear(inputs[0], *self.part(0)), *keys_values.chunk(2, dim=-1))
+            weights = self.qkv.weight.chunk(3)
+            parts = [edited_output(*each) for each in zip(plain, inputs, weights, edits, strict=True)]
         return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
 
     def part(self, i: int) -> tuple[Tensor, Tensor | None]:
