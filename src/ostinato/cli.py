@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ostinato.evaluation.evaluator import BatchProtocol
     from ostinato.learner import Learner
     from ostinato.report.console import Reporter
+    from ostinato.world import World
 
 app = typer.Typer(
     help="Teach a frozen pre-trained transformer new classes, task after task.",
@@ -57,6 +58,15 @@ def _reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
         reporter.close()
 
 
+@contextmanager
+def _running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, World]]:
+    """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
+    from ostinato.world import joined
+
+    with joined(device) as world, _reporting(as_json or not world.main) as (console, reporter):
+        yield console, reporter, world
+
+
 def _take(tree: dict[str, Any], key: str) -> Any:
     """Remove a plain top-level option that is not part of the configuration."""
     value = tree.pop(key, None)
@@ -65,9 +75,11 @@ def _take(tree: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _show_result(result: dict[str, Any], console: Console, as_json: bool) -> None:
+def _show_result(result: dict[str, Any], console: Console, as_json: bool, world: World) -> None:
     from ostinato.report.tables import percent, run_table
 
+    if not world.main:
+        return
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -119,11 +131,11 @@ def run(
     if out is None:
         source = Path(checked.data.path).name or "data"
         out = f"runs/{method}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    with _reporting(as_json) as (console, reporter):
+    with _running(as_json, checked.device) as (console, reporter, world):
         from ostinato.engine.run import start
 
-        result = start(checked, str(out), reporter)
-    _show_result(result, console, as_json)
+        result = start(checked, str(out), reporter, world)
+        _show_result(result, console, as_json, world)
 
 
 @app.command()
@@ -136,9 +148,9 @@ def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None
     from ostinato.engine.run import resume as go_on
 
     given = parse_overrides(options or [])
-    with _reporting(as_json) as (console, reporter):
-        result = go_on(run, given, reporter)
-    _show_result(result, console, as_json)
+    with _running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
+        result = go_on(run, given, reporter, world)
+        _show_result(result, console, as_json, world)
 
 
 @app.command()
@@ -150,11 +162,11 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
     from ostinato.config import parse_overrides
 
     given = parse_overrides(options or [])
-    with _reporting(as_json) as (console, reporter):
+    with _running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
         from ostinato.engine.run import learn_more
 
-        result = learn_more(run, given, reporter)
-    _show_result(result, console, as_json)
+        result = learn_more(run, given, reporter, world)
+        _show_result(result, console, as_json, world)
 
 
 @app.command()

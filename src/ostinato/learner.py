@@ -29,6 +29,7 @@ from ostinato.methods.base import LearnTask, Recipe
 from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TrainView
 from ostinato.streams.decode import decode
+from ostinato.world import ALONE, World
 
 FORMAT = 1
 """Version of the artifact's layout."""
@@ -80,6 +81,7 @@ class Learner:
             for this learner alone.
         state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
             images that are not augmented; 0 for none.
+        world: the processes that share the work, see :func:`ostinato.world.joined`.
         options: the method's own options.
 
     Raises:
@@ -102,6 +104,7 @@ class Learner:
         eval_batch_size: int = 64,
         cache: str | Path | None = None,
         state_cache: float = 0.0,
+        world: World = ALONE,
         **options: Any,
     ) -> None:
         cls = get_method(method)
@@ -109,7 +112,7 @@ class Learner:
         train = check_recipe(train or {})
         where = resolve_device(device)
         self.settings = Settings(
-            where, resolve_precision(precision, where), seed, train, accumulate, workers, eval_batch_size
+            where, resolve_precision(precision, where), seed, train, accumulate, workers, eval_batch_size, world
         )
         if isinstance(backbone, BackboneSpec) and weights is not None:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
@@ -166,11 +169,12 @@ class Learner:
         samples = Examples.concat(self._history) if self.method.needs_all_data else task.train
         plain = samples.with_view(self.eval_view)
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in fixed_batches(
                 plain,
                 self.settings.eval_batch_size,
                 device=self.settings.device,
+                order=rows,
                 workers=self.settings.workers,
             ):
                 yield x, y
@@ -180,7 +184,7 @@ class Learner:
         view = TrainView(preprocess.size, preprocess.interpolation, augment or task.augment)  # pyright: ignore[reportArgumentType]
         seconds = learn_task(
             self.method,
-            LearnTask(task.index, task.classes, samples.with_view(view), batches),
+            LearnTask(task.index, task.classes, samples.with_view(view), batches, self.settings.world),
             self.settings,
             watcher,
             resume=resume,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ostinato.engine.seeding import generator
+from ostinato.world import ALONE, World
 
 
 def _load(
@@ -33,9 +34,9 @@ def n_batches(n: int, batch_size: int) -> int:
 
 def training_batches(
     dataset: Dataset[Any], batch_size: int, *, seed: int, position: tuple[int, ...], epoch: int, start: int,
-    device: torch.device, workers: int = 0,
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Batches of one epoch.
+    device: torch.device, workers: int = 0, world: World = ALONE,
+) -> Iterator[tuple[Tensor, Tensor, float]]:  # fmt: skip
+    """Batches of one epoch, or this process's share of each.
 
     Args:
         dataset: indexed by (sample, draw); a new draw is a new augmentation.
@@ -46,14 +47,20 @@ def training_batches(
         start: first batch to give; earlier ones are skipped without loading them.
         device: where the batches go.
         workers: loading processes; the batches do not depend on it.
+        world: the processes that share every batch.
 
     Yields:
-        (x, y).
+        (x, y, share): samples and what part of the batch they are. A process whose part is empty gets one sample
+        with a share of 0, so that it takes the step with the others.
     """
     n = len(dataset)  # pyright: ignore[reportArgumentType]
     order = torch.randperm(n, generator=generator(seed, "order", *position, epoch)).tolist()
     batches = [[(i, epoch) for i in order[b : b + batch_size]] for b in range(start * batch_size, n, batch_size)]
-    return _load(dataset, batches, device, workers)
+    mine = [world.share(batch) for batch in batches]
+    some = [part or batch[:1] for part, batch in zip(mine, batches, strict=True)]
+    shares = [len(part) / len(batch) for part, batch in zip(mine, batches, strict=True)]
+    for (x, y), share in zip(_load(dataset, some, device, workers), shares, strict=True):
+        yield x, y, share
 
 
 def fixed_batches(

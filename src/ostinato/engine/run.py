@@ -12,18 +12,20 @@ from ostinato.engine.session import Before, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner
 from ostinato.report.console import Reporter
+from ostinato.world import ALONE, World
 
 CONTINUATION = "learn-"
 """How the directories of continuations begin."""
 
 
-def start(config: RunConfig, out: str | Path, reporter: Reporter) -> dict[str, Any]:
+def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
     """Start a run in a new directory.
 
     Args:
         config: checked configuration.
         out: directory that does not exist or is empty.
         reporter: shows progress.
+        world: the processes that share the run.
 
     Returns:
         The run's summary.
@@ -36,15 +38,15 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter) -> dict[str, A
     if config.eval.data is not None:
         raise InputError("eval.data: belongs to 'learn'; a run is scored on the test split of its own data.")
     config = absolute(config)
-    dirs = RunDir(out)
+    dirs = RunDir(world.agree(str(out)), writes=world.main)
     dirs.check_free()
-    session = Session(dirs, config, reporter, make_learner(config), before=None)
+    session = Session(dirs, config, reporter, make_learner(config, world), before=None)
     dirs.create(config)
     session.write_record()
     return session.execute()
 
 
-def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
     """Go on with a run, or with the unfinished ``learn`` inside it.
 
     Args:
@@ -52,6 +54,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
             ``state_cache``, ``device`` and ``data.workers``. Data and weights must still be the same, which is checked.
         reporter: shows progress.
+        world: the processes that share the run; it may have been begun by another number of them.
 
     Returns:
         The run's summary.
@@ -59,7 +62,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     Raises:
         InputError: if there is no run, it is finished, or its data, weights or precision are not the same.
     """
-    dirs = RunDir(path)
+    dirs = RunDir(path, writes=world.main)
     dirs.read_config()
     dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
     if dirs.summary.exists():
@@ -72,8 +75,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     fixed = {"precision": record["precision"]} if record else {}
     config = absolute(build_config(dirs.read_config().to_dict(), overrides, fixed))
     before = _before(dirs.root.parent) if dirs.root.name.startswith(CONTINUATION) else None
-    fresh = Checkpoints(dirs.checkpoints).latest() is None
-    learner = _taught(dirs, config) if before is not None and fresh else make_learner(config)
+    fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
+    learner = _taught(dirs, config, world) if before is not None and fresh else make_learner(config, world)
     session = Session(dirs, config, reporter, learner, before=before)
     if not record:
         session.write_record()
@@ -90,7 +93,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> d
     return session.execute()
 
 
-def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
     """Teach a finished run further classes, from new data alone.
 
     The continuation is a run directory ``learn-NNN`` inside the first one, and can be resumed like it. When it
@@ -101,11 +104,12 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
         overrides: ``data.path`` with the new classes; ``eval.data``, a labelled folder of classes learned
             earlier; ``stream``, ``train``, ``checkpoint``, ``seed``, ``device``, ``precision`` as for a run.
         reporter: shows progress.
+        world: the processes that share the run.
 
     Returns:
         The continuation's summary.
     """
-    dirs = RunDir(path)
+    dirs = RunDir(path, writes=world.main)
     parent = dirs.read_config()
     if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
         drop = "" if unfinished[0] is dirs else f", or delete {unfinished[0].root} to drop it"
@@ -126,8 +130,8 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter) 
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     before = _before(dirs.root)
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
-    sub = RunDir(dirs.root / f"{CONTINUATION}{number:03d}")
-    learner = _taught(sub, config)
+    sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
+    learner = _taught(sub, config, world)
     if learner.method.needs_all_data:
         raise InputError(
             f"{config.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
@@ -152,13 +156,13 @@ def _before(run: Path) -> Before:
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:
-    return [RunDir(p) for p in sorted(dirs.root.glob(f"{CONTINUATION}[0-9]*")) if p.is_dir()]
+    return [RunDir(p, writes=dirs.writes) for p in sorted(dirs.root.glob(f"{CONTINUATION}[0-9]*")) if p.is_dir()]
 
 
-def _taught(continuation: RunDir, config: RunConfig) -> Learner:
+def _taught(continuation: RunDir, config: RunConfig, world: World) -> Learner:
     """The learner that a continuation goes on from."""
     artifact = continuation.root.parent / "artifact"
-    return Learner.load(artifact, weights=config.backbone.weights, **_machine(config))
+    return Learner.load(artifact, weights=config.backbone.weights, world=world, **_machine(config))
 
 
 def _machine(config: RunConfig) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _machine(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def make_learner(config: RunConfig) -> Learner:
+def make_learner(config: RunConfig, world: World = ALONE) -> Learner:
     """The untaught learner of a configuration."""
     spec = BackboneSpec(config.backbone.name, config.backbone.weights, config.backbone.size, config.preprocess)
-    return Learner(config.method.name, backbone=spec, **_machine(config), **config.method.options())
+    return Learner(config.method.name, backbone=spec, world=world, **_machine(config), **config.method.options())

@@ -18,10 +18,11 @@ class RunDir:
 
     Args:
         root: the directory; it need not exist yet.
+        writes: off for all but one of the processes that work on a run.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, *, writes: bool = True) -> None:
+        self.root, self.writes = Path(root), writes
         self.config = self.root / "config.toml"
         self.record = self.root / "record.json"
         self.events = self.root / "events.jsonl"
@@ -37,12 +38,14 @@ class RunDir:
         Raises:
             InputError: if there is something in the directory already.
         """
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.writes and self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             hint = f"continue it with 'ostinato resume {self.root}', " if self.config.exists() else ""
             raise InputError(f"out={self.root} exists and is not empty; {hint}choose another name or remove it.")
 
     def create(self, config: RunConfig) -> None:
         """Make the directory and write the configuration."""
+        if not self.writes:
+            return
         self.check_free()
         self.root.mkdir(parents=True, exist_ok=True)
         self.config.write_bytes(tomli_w.dumps(config.to_dict()).encode())
@@ -63,8 +66,15 @@ class RunDir:
 
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
+        if not self.writes:
+            return
         with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
+
+    def write(self, file: Path, value: dict[str, Any]) -> None:
+        """Write one of the JSON files, whole or not at all."""
+        if self.writes:
+            write_json(file, value)
 
     def events_size(self) -> int:
         """Bytes of ``events.jsonl``."""
@@ -72,7 +82,7 @@ class RunDir:
 
     def truncate_events(self, size: int) -> None:
         """Drop events after a checkpoint, which a resumed run will write again."""
-        if self.events_size() > size:
+        if self.writes and self.events_size() > size:
             os.truncate(self.events, size)
 
 

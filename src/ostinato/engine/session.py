@@ -17,7 +17,7 @@ import torch
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.precision import precision_name
-from ostinato.engine.rundir import RunDir, write_json
+from ostinato.engine.rundir import RunDir
 from ostinato.engine.stopping import StopRequest, stop_on_signal
 from ostinato.engine.train import Position, Stage, optimizer_tensors
 from ostinato.errors import InputError, Interrupted
@@ -165,6 +165,7 @@ class Session:
                 f"images, put other classes first, or raise data.validation (now {config.data.validation})."
             )
         self.checkpoints = Checkpoints(dirs.checkpoints)
+        self.world = learner.settings.world
         self.progress = Progress()
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
 
@@ -186,7 +187,7 @@ class Session:
     def write_record(self) -> None:
         """Write what the results depend on: data, weights, versions, protocol."""
         origin = self.learner.origin
-        write_json(
+        self.dirs.write(
             self.dirs.record,
             {
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,6 +202,7 @@ class Session:
                 "precision": precision_name(self.learner.settings.dtype),
                 "device": str(self.learner.settings.device),
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
                 "stream": self.stream.describe(),
                 "continues": asdict(self.before) if self.before else None,
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -244,7 +246,7 @@ class Session:
         )
 
     def _restore(self) -> Checkpoint | None:
-        saved = self.checkpoints.latest()
+        saved = self.world.agree(self.checkpoints.latest() if self.world.main else None)
         if saved is None:
             self.dirs.truncate_events(0)
             return None
@@ -285,6 +287,7 @@ class Session:
         watcher = _Watcher(self, stop, "evaluation")
         self.reporter.begin("evaluation", sum(len(g) for g in groups))
         result: Evaluation = self.learner.evaluate(groups, oracle=last, tick=watcher.tick)
+        watcher.stop_together()
         self.matrix.add_row(result.correct, result.totals)
         self.task_incremental.add_row(result.task_incremental, result.totals)
         row = {
@@ -298,7 +301,8 @@ class Session:
         self.progress.eval_images += result.images
         self.progress.matrix = self.matrix.to_dict()
         self.progress.task_incremental = self.task_incremental.to_dict()
-        self.matrix.to_csv(self.dirs.matrix)
+        if self.world.main:
+            self.matrix.to_csv(self.dirs.matrix)
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
@@ -310,6 +314,8 @@ class Session:
     def _checkpoint(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.progress.events = self.dirs.events_size()
         self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.learner.settings.device))
+        if not self.world.main:
+            return
         self.checkpoints.save(
             Checkpoint(
                 self.learner.method.learned_state(),
@@ -333,6 +339,8 @@ class Session:
         from ostinato.report.plots import accuracy_curve, accuracy_heatmap
 
         result = self._summary()
+        if not self.world.main:
+            return result | {"run": str(self.dirs.root)}
         title = f"{result['method']} on {result['stream']}"
         labels = [*(["earlier classes"] if self.old else []), *(str(i) for i in range(len(self.stream)))]
         incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
@@ -342,7 +350,7 @@ class Session:
         self.learner.save(self.dirs.artifact)
         if self.before is not None:
             _promote(self.dirs, RunDir(self.dirs.root.parent))
-        write_json(self.dirs.summary, result)
+        self.dirs.write(self.dirs.summary, result)
         shutil.rmtree(self.dirs.checkpoints)
         return result | {"run": str(self.dirs.root)}
 
@@ -425,16 +433,26 @@ class _Watcher:
         self.session.event("step", stage=position.stage, step=position.step, loss=loss, lr=lr, losses=losses)
         every = self.session.config.checkpoint.every
         due = every and position.step % every == 0
-        if due or self.stop.asked or position.step == self._steps:
+        asked = self._asked_together()
+        if due or asked or position.step == self._steps:
             self.session.checkpoint_inside(position, optimizer, self._clock() - self._began, self.images)
-        if self.stop.asked:
+        if asked:
             raise Interrupted(self._saved())
 
     def tick(self, n: int) -> None:
         self.images += n
         self.session.reporter.advance(n)
-        if self.stop.asked:
+        # Other processes are elsewhere in their own shares: together they stop where they meet.
+        if self.stop.asked and self.session.world.size == 1:
             raise Interrupted(self._saved())
+
+    def stop_together(self) -> None:
+        """Stop all processes if one was asked to; all of them call this at the same place."""
+        if self.session.world.size > 1 and self._asked_together():
+            raise Interrupted(self._saved())
+
+    def _asked_together(self) -> bool:
+        return self.session.world.any(self.stop.asked, self.session.learner.settings.device)
 
     def _saved(self) -> str:
         root = self.session.dirs.root

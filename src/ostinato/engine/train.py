@@ -18,6 +18,7 @@ from ostinato.engine.precision import compute
 from ostinato.engine.seeding import seeded
 from ostinato.errors import InputError, OstinatoError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
+from ostinato.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Settings:
         accumulate: micro-batches per step; the batch size stays the number of samples per step.
         workers: loading processes.
         eval_batch_size: samples per batch wherever nothing is trained.
+        world: the processes that share every batch.
     """
 
     device: torch.device
@@ -41,6 +43,7 @@ class Settings:
     accumulate: int = 1
     workers: int = 0
     eval_batch_size: int = 64
+    world: World = ALONE
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with the user's fields in place of the paper's."""
@@ -119,6 +122,8 @@ def learn_task(
     seeds = seeded(settings.device, settings.seed, "end", task.index)
     with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
         method.end_task(task)
+    # The same steps on the same sums keep processes equal; unlike machines may differ in the last bits.
+    settings.world.agree_on(list(method.learned_state().values()))
     return time.perf_counter() - began
 
 
@@ -144,7 +149,10 @@ def _run_stage(
     optimizer = make_optimizer(recipe, params)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
-    per_epoch = n_batches(len(data), recipe.batch_size)  # pyright: ignore[reportArgumentType]
+    # What a method draws itself is cheap, and every process does the same.
+    world = ALONE if own else settings.world
+    n = len(data)  # pyright: ignore[reportArgumentType]
+    per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
     watcher.stage_started(task.index, stage, start, steps)
     step = start
@@ -152,14 +160,15 @@ def _run_stage(
         epoch = step // per_epoch
         batches = training_batches(
             data, recipe.batch_size, seed=settings.seed, position=where, epoch=epoch, start=step % per_epoch,
-            device=settings.device, workers=0 if own else settings.workers,
+            device=settings.device, workers=0 if own else settings.workers, world=world,
         )  # fmt: skip
-        for x, y in batches:
+        for x, y, share in batches:
             set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))
-            with seeded(settings.device, settings.seed, "step", *where, step):
-                losses = _step(method, stage, x, y, optimizer, params, recipe, settings)
+            with seeded(settings.device, settings.seed, "step", *where, step, *([world.rank] if world.rank else [])):
+                losses = _step(method, stage, x, y, share, optimizer, params, recipe, settings, world)
+            done = min((step % per_epoch + 1) * recipe.batch_size, n) - step % per_epoch * recipe.batch_size
             step += 1
-            watcher.stepped(Position(number, step), losses, optimizer, len(y))
+            watcher.stepped(Position(number, step), losses, optimizer, done)
 
 
 def _step(
@@ -167,22 +176,32 @@ def _step(
     stage: Stage,
     x: Tensor,
     y: Tensor,
+    part: float,
     optimizer: torch.optim.Optimizer,
     params: Sequence[nn.Parameter],
     recipe: Recipe,
     settings: Settings,
+    world: World,
 ) -> dict[str, float]:
-    """Forward, backward, clip, step; always in this order."""
+    """Forward, backward, sum over processes, clip, step; always in this order.
+
+    Every loss term is a mean over samples, so that ``part`` of a batch counts as much as it holds of it. Terms that
+    look at a batch as a whole look at a process's or a micro-batch's own part of it.
+    """
     optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
     for xs, ys in zip(x.chunk(settings.accumulate), y.chunk(settings.accumulate), strict=True):
-        share = len(ys) / len(y)
+        share = part * len(ys) / len(y)
         with compute(method, settings.device, settings.dtype):
             losses: Losses = {name: share * term for name, term in stage.loss(xs, ys).items()}
         stage.backward(losses)
         for name, term in losses.items():
             means[name] = means.get(name, torch.zeros((), device=term.device)) + term.detach()
-    values = dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+    terms = torch.stack(list(means.values()))
+    world.add_gradients(params)
+    world.add([terms, *stage.gradients()])
+    average(world, stage.averages(), part)
+    values = dict(zip(means, terms.tolist(), strict=True))
     if bad := [name for name, value in values.items() if not math.isfinite(value)]:
         raise DivergedError(
             f"The loss term {bad[0]!r} is not a finite number. Lower train.lr (now {recipe.lr:g}), or set train.clip."
@@ -191,6 +210,14 @@ def _step(
         nn.utils.clip_grad_norm_(params, recipe.clip)
     stage.step(optimizer)
     return values
+
+
+def average(world: World, buffers: Sequence[Tensor], part: float) -> None:
+    """Replace buffers by their mean over processes, each weighted by its part of the batch."""
+    if world.size > 1:
+        for buffer in buffers:
+            buffer.mul_(part)
+        world.add(buffers)
 
 
 class DivergedError(OstinatoError):

@@ -156,6 +156,8 @@ def evaluate(
         batches = cut(mixed, settings.eval_batch_size)
     else:
         batches = batch_order(sizes, settings.seed, protocol.size)
+    total = sum(sizes)
+    batches = settings.world.share(batches)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
     method.eval()
@@ -189,6 +191,9 @@ def evaluate(
         done += len(y)
         if tick is not None:
             tick(len(y))
+    settings.world.add(list(counts.values()))
+    if tick is not None and done < total:  # what other processes scored
+        tick(total - done)
     lists = {name: count.tolist() for name, count in counts.items()}
     return Evaluation(
         totals=[len(g) for g in groups],
@@ -196,7 +201,7 @@ def evaluate(
         task_incremental=lists["til"],
         task_id=lists["id"] if inferring else None,
         oracle_id=lists["oracle"] if inferring and oracle else None,
-        images=done,
+        images=total,
         seconds=time.perf_counter() - began,
     )
 

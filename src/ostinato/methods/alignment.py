@@ -71,17 +71,10 @@ def alignment_stage(
     )
 
 
-@torch.no_grad()
 def collect(method: Method, task: LearnTask, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Features (n, D) and labels (n,) of the task's training images, as they are at test time.
-
-    Args:
-        method: put into evaluation mode meanwhile, so that frozen features are looked up.
-        task: whose images are read once.
-        features: images (B, 3, S, S) to (B, D).
-    """
+    """:meth:`LearnTask.each` with the method in evaluation mode, so that frozen features are looked up."""
     training = method.training
     method.eval()
-    rows, labels = zip(*((features(x), y) for x, y in task.batches()), strict=True)
+    rows, labels = task.each(features)
     method.train(training)
-    return torch.cat(rows), torch.cat(labels)
+    return rows, labels

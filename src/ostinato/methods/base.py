@@ -15,6 +15,7 @@ from ostinato.backbones import Backbone, Tokens
 from ostinato.backbones.cache import FeatureCache, StateCache
 from ostinato.errors import InputError
 from ostinato.nn.growing import Growing
+from ostinato.world import ALONE, World
 
 Losses = dict[str, Tensor]
 
@@ -78,13 +79,31 @@ class LearnTask:
         classes: its labels; they continue where the task before ended.
         train: training samples, augmented anew in every epoch.
         batches: iterates once over the training samples as they are at test time, in a fixed order, as
-            (x, y) on the method's device; for statistics of frozen features.
+            (x, y) on the method's device; over those at the given positions where any are given.
+        world: the processes that learn the task together.
     """
 
     index: int
     classes: range
     train: Dataset[tuple[Tensor, int]]
-    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+    batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
+    world: World = ALONE
+
+    def each(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Features (n, D) and labels (n,) of all training images as they are at test time, without gradients.
+
+        Every process computes its share of the images, and all get the whole.
+
+        Args:
+            features: images (B, 3, S, S) to (B, D).
+        """
+        alone = self.world.size == 1
+        mine = [] if alone else self.world.share(range(len(self.train)))  # pyright: ignore[reportArgumentType]
+        batches = self.batches() if alone else self.batches(mine or [0])
+        with torch.no_grad():
+            rows, labels = zip(*((features(x), y) for x, y in batches), strict=True)
+        kept = None if alone or mine else 0  # a process without a share has looked at one image for the shapes
+        return self.world.rows(torch.cat(rows)[:kept]), self.world.rows(torch.cat(labels)[:kept])
 
 
 def sum_and_backward(losses: Losses) -> None:
@@ -110,6 +129,8 @@ class Stage:
         prepare: runs once before the first step, not again when a run resumes inside the stage.
         backward: from terms to gradients; the place for gradients that differ per term.
         step: takes the optimiser's step; the place for projections of the gradient or of the update.
+        gradients: those that ``backward`` keeps elsewhere than in ``.grad``; processes sum both.
+        averages: buffers that ``loss`` moved by what it saw of the batch; processes average them by their shares.
     """
 
     loss: Callable[[Tensor, Tensor], Losses]
@@ -120,6 +141,8 @@ class Stage:
     prepare: Callable[[], None] | None = None
     backward: Callable[[Losses], None] = sum_and_backward
     step: Callable[[torch.optim.Optimizer], None] = plain_step
+    gradients: Callable[[], Sequence[Tensor]] = tuple
+    averages: Callable[[], Sequence[Tensor]] = tuple
 
 
 class Method(Growing):

@@ -200,14 +200,16 @@ class CLLoRA(Method):
             optimizer.step()
             distilled.clear()
 
-        return [Stage(self.loss, backward=backward, step=step)]
+        return [Stage(self.loss, backward=backward, step=step, gradients=lambda: list(distilled.values()))]
 
     def end_task(self, task: LearnTask) -> None:
         """Average the task's features per class, and drop its head."""
-        for x, y in task.batches():
-            tokens = self.states(x, self.entry)
-            tokens = self.backbone.run(tokens, self.shared(self.shared_up), start=self.entry, stop=self.exit)
-            self.classes.update(self.newest(tokens), y)
+
+        def features(x: Tensor) -> Tensor:
+            plain, plan = self.states(x, self.entry), self.shared(self.shared_up)
+            return self.newest(self.backbone.run(plain, plan, start=self.entry, stop=self.exit))
+
+        self.classes.update(*task.each(features))
         self.proxy.reset(0)
 
     def features(self, x: Tensor) -> Tensor:

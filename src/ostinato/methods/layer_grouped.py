@@ -45,8 +45,6 @@ from ostinato.registry import register
 
 ALPHA = 0.02
 """First scale of the position encoding: that of a root prompt, which a larger one would drown."""
-TEMPERATURE = 0.05
-"""Of the match between frozen features and class means."""
 
 
 def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
@@ -122,6 +120,8 @@ class LayerGrouped(Method):
         fusion: weights of the tasks. "soft_model": the probability that a first pass with equal weights gives to
             each task's classes; "soft_query": how near frozen features are to each task's class means; "uniform":
             all equal; "sum": all one, as the abstract literally says.
+        temperature: of "soft_query". A small one gives an image the prompts of one task, under which the statistics
+            for the alignment were taken; a large one mixes them, and the statistics fit less the more tasks there are.
         fusion_in_training: off: equal weights in training, which spares the first pass of "soft_model".
         warm_start: begin a task with the root, generator and alpha of the one before. The sum begins anew all the
             same, except for its only alpha.
@@ -152,6 +152,7 @@ class LayerGrouped(Method):
         root: bool = True,
         position: bool = True,
         fusion: Literal["soft_model", "soft_query", "uniform", "sum"] = "soft_model",
+        temperature: float = 0.05,
         fusion_in_training: bool = True,
         warm_start: bool = True,
         root_std: float = 0.02,
@@ -173,12 +174,13 @@ class LayerGrouped(Method):
         if length < 0:
             raise InputError(f"method.length must not be negative, got {length}.")
         check_positive(bottleneck=bottleneck, align_epochs=align_epochs, align_samples=align_samples)
-        for option, value in (("root_std", root_std), ("align_lr", align_lr)):
+        for option, value in (("root_std", root_std), ("align_lr", align_lr), ("temperature", temperature)):
             if value <= 0:
                 raise InputError(f"method.{option} must be positive, got {value}.")
         if fusion not in (known := ("soft_model", "soft_query", "uniform", "sum")):
             raise InputError(f"method.fusion must be one of {list(known)}, got {fusion!r}.")
         self.fusion, self.fusion_in_training, self.warm_start = fusion, fusion_in_training, warm_start
+        self.temperature = temperature
         self.root_std, self.position, self.align, self.align_samples = root_std, position, align, align_samples
         self.align_recipe = replace(RECIPE, epochs=align_epochs, lr=align_lr, batch_size=align_samples)
         n = len(self.layers)
@@ -283,7 +285,7 @@ class LayerGrouped(Method):
             return fixed
         sizes = [len(rows) for rows in self.head.weight]
         if self.fusion == "soft_query":
-            return weights_by_similarity(cosine(self.query(x), self.means.means()), sizes, TEMPERATURE)
+            return weights_by_similarity(cosine(self.query(x), self.means.means()), sizes, self.temperature)
         features = self.backbone.features(tokens, self._plan(prompts, fixed), start=self.layers[0])
         return weights_by_probability(self.head(features), sizes)
 

@@ -205,7 +205,9 @@ class LiEPrompt(TaskInferring):
         """Prompts, router and the task's rows of the head; from the second task on, alignment of all rows."""
         old = {id(rows) for part in (self.head.weight, self.head.bias) for rows in list(part)[:-1]}
         params = [p for p in self.parameters() if p.requires_grad and id(p) not in old]
-        fit = Stage(self.loss, params=params, prepare=lambda: self._collect_means(task))
+        fit = Stage(
+            self.loss, params=params, prepare=lambda: self._collect_means(task), averages=lambda: [self.running]
+        )
         if task.index == 0:
             return [fit]
         align = alignment_stage(

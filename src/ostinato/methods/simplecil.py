@@ -41,8 +41,7 @@ class SimpleCIL(Method):
 
     def end_task(self, task: LearnTask) -> None:
         """Average the features of the task's training images."""
-        for x, y in task.batches():
-            self.classes.update(self.query(x), y)
+        self.classes.update(*task.each(self.query))
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) with every class mean."""

@@ -1,0 +1,131 @@
+"""The processes that work on one run: ``torchrun`` or ``accelerate launch`` starts them, on one or many machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from ostinato.errors import InputError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class World:
+    """One of ``size`` processes that share the work; alone, nothing is exchanged.
+
+    All processes hold the same method and take the same steps in the same order. Each computes its share of a batch;
+    what is learned, counted and decided is combined.
+
+    Attributes:
+        rank: number of this process.
+        size: of all of them.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes logs, checkpoints and plots."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's consecutive part of items; the parts differ by at most one item, and may be empty."""
+        return list(items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size])
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over processes, in one exchange per dtype and device."""
+        if self.size == 1:
+            return
+        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for t in tensors:
+            groups.setdefault((t.dtype, t.device), []).append(t)
+        for group in groups.values():
+            flat = torch.cat([t.detach().reshape(-1) for t in group])
+            dist.all_reduce(flat)
+            for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                t.detach().copy_(part.view_as(t))
+
+    def add_gradients(self, params: Sequence[torch.nn.Parameter]) -> None:
+        """Sum the gradients; a parameter that no process has a gradient for keeps none."""
+        if self.size == 1 or not params:
+            return
+        present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
+        self.add([present])
+        for p, n in zip(params, present.tolist(), strict=True):
+            if n and p.grad is None:
+                p.grad = torch.zeros_like(p)
+        self.add([p.grad for p in params if p.grad is not None])
+
+    def rows(self, local: Tensor) -> Tensor:
+        """Rows (n_r, ...) of all processes one after another, by rank; sizes may differ."""
+        if self.size == 1:
+            return local
+        sizes = torch.zeros(self.size, dtype=torch.int64, device=local.device)
+        sizes[self.rank] = len(local)
+        self.add([sizes])
+        longest = int(sizes.max())
+        padded = local.new_zeros(longest, *local.shape[1:])
+        padded[: len(local)] = local
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:n] for part, n in zip(parts, sizes.tolist(), strict=True)])
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether any process says yes."""
+        if self.size == 1:
+            return flag
+        said = torch.tensor([int(flag)], device=device)
+        self.add([said])
+        return bool(said.item())
+
+    def agree(self, value: Item) -> Item:
+        """What the main process has; any object that can be pickled."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def agree_on(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by those of the main process."""
+        if self.size > 1:
+            for t in tensors:
+                dist.broadcast(t.detach(), 0)
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[World]:
+    """Join the processes that a launcher started together, for the length of the block; alone without a launcher.
+
+    Args:
+        device: "auto" or "cuda" gives every process of a machine its own GPU where there are any.
+
+    Raises:
+        InputError: if the device is a numbered one, which two processes would share.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    if device.startswith("cuda:"):
+        raise InputError(f"device: {device} would be shared by {size} processes; use auto, cuda or cpu.")
+    cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

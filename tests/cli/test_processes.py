@@ -1,0 +1,98 @@
+"""Runs on several processes: the same results as on one, written once, and resumable with another number."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ostinato.errors import InputError
+from ostinato.world import World, joined
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+OPTIONS = (
+    "data=digits", "data.limit_per_class=12", "data.test_limit_per_class=12", "stream.first=4", "stream.step=3",
+    "train.epochs=1", "train.batch_size=8", "precision=fp32",
+)  # fmt: skip
+
+
+def launched(n: int, *words: str | Path) -> subprocess.Popen[str]:
+    """A command on ``n`` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if n > 1 else []), "-m", "ostinato", *map(str, words)],
+        env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.parametrize("method", ["dualprompt", "cl_lora", "lieprompt"])
+def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
+    finished(launched(1, "run", method, *OPTIONS, f"out={tmp_path / 'one'}"))
+    text = finished(launched(2, "run", method, *OPTIONS, f"out={tmp_path / 'two'}"))
+    one, two = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("one", "two"))
+    assert one == two
+    events = [(tmp_path / run / "events.jsonl").read_text().splitlines() for run in ("one", "two")]
+    assert len(events[0]) == len(events[1]), "every step is logged once"
+    losses = [[json.loads(line).get("loss") for line in lines] for lines in events]
+    for a, b in zip(*losses, strict=True):
+        assert a == b or abs(a - b) < 0.01 + 0.02 * abs(a), "both see the loss over the whole batch"
+    assert text.count("task 2 (3 of 3)") == 1, "one process speaks"
+    record = json.loads((tmp_path / "two" / "record.json").read_text())
+    assert record["processes"] == 2
+
+
+def test_a_run_stops_together_and_goes_on_with_another_number(tmp_path: Path):
+    words = ("run", "dualprompt", *OPTIONS, "data.limit_per_class=40", "train.epochs=3")
+    finished(launched(1, *words, f"out={tmp_path / 'whole'}"))
+    cut = launched(2, *words, f"out={tmp_path / 'cut'}")
+    events = tmp_path / "cut" / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (events.exists() and events.read_text().count('"step"') >= 20):
+        time.sleep(0.05)
+    cut.send_signal(signal.SIGTERM)
+    cut.communicate(timeout=120)
+    assert not (tmp_path / "cut" / "summary.json").exists(), "it was stopped before its end"
+    assert any((tmp_path / "cut" / "checkpoints").iterdir())
+    finished(launched(1, "resume", tmp_path / "cut"))
+    whole, cut_ = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("whole", "cut"))
+    assert whole == cut_
+
+
+def test_a_numbered_gpu_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="cuda:0 would be shared by 2 processes"), joined("cuda:0"):
+        pass
+
+
+def test_shares_cover_everything_once():
+    for n in (0, 1, 5, 8):
+        parts = [World(rank, 3).share(range(n)) for rank in range(3)]
+        assert [i for part in parts for i in part] == list(range(n))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_alone_nothing_is_exchanged():
+    alone, rows = World(), torch.ones(2, 3)
+    assert alone.rows(rows) is rows
+    assert alone.any(True, torch.device("cpu"))
+    assert alone.agree("x") == "x"
+    alone.add([rows])
+    assert rows.sum() == 6
