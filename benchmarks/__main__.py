@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import subprocess
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -15,10 +13,10 @@ import typer
 
 from benchmarks.cases import ARCHS, CASES, Case, Measured, measure
 from benchmarks.limits import multiply_rate
+from benchmarks.machine import PAGE, machine, markdown
 from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
 from ostinato.report.tables import replace_between
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 HEAD = ("case", "reference images/s", "ours images/s", "ratio", "GFLOP per image", "share of the limit")
 
 
@@ -34,22 +32,6 @@ def row(case: Case, measured: Measured, model: str, limit: float) -> tuple[str, 
         f"{flops / 1e9:.1f}" if flops else "-",
         share,
     )
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as Markdown."""
-    lines = [HEAD, ("---", *["---:"] * (len(HEAD) - 1)), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def machine(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
 def peak_memory(model: str, batch: int, threads: int) -> str:
@@ -90,7 +72,7 @@ def main(
         measured = measure(case, model, batch=batch, rounds=rounds, device=where, dtype=dtype, with_reference=reference)
         rows.append(row(case, measured, model, limits[dtype]))
         print("  ".join(rows[-1]), flush=True)
-    text.append(table(rows))
+    text.append(markdown(HEAD, rows))
     if where.type == "cpu":
         text += ["", peak_memory(model, batch, torch.get_num_threads())]
         print(text[-1])

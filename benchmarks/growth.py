@@ -1,0 +1,151 @@
+"""What a further task costs after many of them: ``python -m benchmarks.growth``."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import statistics
+import time
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.cases import CLASSES, Images
+from benchmarks.limits import seconds
+from benchmarks.machine import PAGE, machine, markdown
+from ostinato.backbones.weights import load_backbone
+from ostinato.engine.precision import prepare, resolve_precision
+from ostinato.engine.train import Settings, learn_task
+from ostinato.methods.base import LearnTask, Method
+from ostinato.registry import get_method
+from ostinato.report.tables import replace_between
+
+CPU = torch.device("cpu")
+METHODS: dict[str, dict[str, Any]] = {
+    "simplecil": {},
+    "dualprompt": {},
+    "cl_lora": {},
+    "soft_tf": {},
+    "layer_grouped": {"align": False},
+}
+HEAD = (
+    "method",
+    "task",
+    "train s",
+    "of the first",
+    "ms per predicted image",
+    "passes it is worth",
+    "stored MB",
+    "in memory MB",
+)
+PER_TASK = 100
+"""Training images of a task."""
+
+
+class Trained:
+    """A method that learns task after task on random images of the bundled backbone's size.
+
+    Args:
+        name: of the method.
+        options: its options.
+        dtype: of the frozen weights.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.method: Method = get_method(name)(load_backbone(), **options)
+        prepare(self.method, CPU, dtype)
+        self.settings = Settings(CPU, dtype, overrides={"epochs": 1, "batch_size": 20})
+        self.x = Images(PER_TASK, self.method.backbone.preprocess.size, range(CLASSES))
+
+    def learn(self) -> float:
+        """Seconds of a further task."""
+        i = self.method.n_tasks
+        classes = range(i * CLASSES, (i + 1) * CLASSES)
+        images = Images.__new__(Images)
+        images.x, images.y = self.x.x, [classes[j % CLASSES] for j in range(PER_TASK)]
+
+        def batches(rows: list[int] | None = None) -> Any:  # noqa: ARG001 - one process takes all
+            yield images.batch(PER_TASK, CPU)
+
+        return learn_task(self.method, LearnTask(i, classes, images, batches), self.settings)
+
+    @torch.inference_mode()
+    def predict(self, n: int = 16) -> tuple[float, float]:
+        """Seconds per image of scores, and of one plain pass."""
+        self.method.eval()
+        cache, self.method.cache = self.method.cache, None
+        x = self.x.x[:n]
+        times = [
+            (seconds(lambda: self.method.scores(x), CPU), seconds(lambda: self.method.backbone(x), CPU))
+            for _ in range(5)
+        ]
+        self.method.cache = cache
+        ours, plain = zip(*times, strict=True)
+        return statistics.median(ours) / n, statistics.median(plain) / n
+
+    def stored(self) -> int:
+        """Bytes that the learned model takes."""
+        return sum(t.numel() * t.element_size() for t in self.method.learned_state().values())
+
+    def held(self) -> int:
+        """Bytes of all tensors that the method keeps alive, the backbone's and the caches' left out."""
+        self.method.cache = None
+        gc.collect()
+        frozen = {id(t) for t in self.method.backbone.state_dict(keep_vars=True).values()} | {id(self.x.x)}
+        seen: dict[int, int] = {}
+        for t in gc.get_objects():
+            if issubclass(type(t), torch.Tensor) and id(t) not in frozen:
+                storage = t.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
+                if t.grad is not None:
+                    seen[t.grad.untyped_storage().data_ptr()] = t.grad.untyped_storage().nbytes()
+        return sum(seen.values())
+
+
+def main(
+    tasks: Annotated[int, typer.Option(help="tasks of five classes")] = 200,
+    only: Annotated[str, typer.Option(help="a single method")] = "",
+    write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
+) -> None:
+    """Learn many tasks and measure some of them."""
+    marks = sorted({m for m in (1, 10, 20, 50, 100, 200) if m <= tasks} | {tasks})
+    rows: list[tuple[str, ...]] = []
+    for name, options in METHODS.items():
+        if only and name != only:
+            continue
+        trained = Trained(name, options, resolve_precision("auto", CPU))
+        first, recent = 0.0, []
+        began = time.perf_counter()
+        for task in range(1, tasks + 1):
+            recent = [*recent[-4:], trained.learn()]
+            # The second task is the first with everything that later ones have.
+            first = statistics.median(recent) if task == 6 else first
+            if task in marks:
+                ours, plain = trained.predict()
+                took = statistics.median(recent)
+                share = f"{took / first:.2f}" if task > 6 else "-"
+                rows.append(
+                    (name, str(task), f"{took:.3f}", share, f"{ours * 1e3:.2f}", f"{ours / plain:.1f}",
+                     f"{trained.stored() / 1e6:.1f}", f"{trained.held() / 1e6:.1f}")
+                )  # fmt: skip
+                print("  ".join(rows[-1]), f" [{time.perf_counter() - began:.0f} s]", flush=True)
+    text = "\n".join(
+        [
+            f"{machine(CPU)}; {datetime.date.today()}. Bundled backbone, {tasks} tasks of {CLASSES} classes, "
+            f"{PER_TASK} images a task, one epoch, batches of 20, predictions in batches of 16, seed 0.",
+            "",
+            markdown(HEAD, rows),
+            "",
+            "```sh",
+            f"python -m benchmarks.growth --tasks {tasks} --write",
+            "```",
+        ]
+    )
+    if write:
+        replace_between(PAGE, "growth", text + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
