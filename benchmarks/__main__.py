@@ -14,6 +14,7 @@ import typer
 from benchmarks.cases import ARCHS, CASES, Case, Measured, measure
 from benchmarks.limits import multiply_rate
 from benchmarks.machine import PAGE, machine, markdown
+from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
 from ostinato.report.tables import replace_between
 
@@ -52,6 +53,7 @@ def main(
     write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
 ) -> None:
     """Measure our path against the plain one and against the machine, alternately in one process."""
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     where = resolve_device(device)

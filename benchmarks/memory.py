@@ -7,6 +7,7 @@ import sys
 import torch
 
 from benchmarks.cases import CASES, measure
+from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import resolve_precision
 from ostinato.engine.session import peak_memory
 
@@ -14,6 +15,7 @@ from ostinato.engine.session import peak_memory
 def main() -> None:
     """Train a few steps without the reference and print the peak of this process."""
     model, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    keep_freed_memory()
     torch.set_num_threads(threads)
     cpu = torch.device("cpu")
     dtype = resolve_precision("auto", cpu)

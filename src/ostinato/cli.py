@@ -564,6 +564,9 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
+    from ostinato.engine.memory import keep_freed_memory
+
+    keep_freed_memory()
     try:
         app(args=arguments, prog_name="ostinato", standalone_mode=False)
     except OstinatoError as error:

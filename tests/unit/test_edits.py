@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ostinato.backbones.edits import LINEARS, Edit, LayerPlan, LinearEdit, Tokens, edited_linear, prefix_from
+from ostinato.backbones.edits import (
+    LINEARS,
+    Edit,
+    LayerPlan,
+    LinearEdit,
+    Tokens,
+    edited_linear,
+    frozen_linear,
+    prefix_from,
+)
 from ostinato.errors import InputError
 
 B, N, IN, OUT, R, T = 3, 5, 6, 4, 2, 2
@@ -212,3 +221,28 @@ def test_prefix_from_takes_slices_of_a_larger_tensor():
 def test_prefix_from_refuses_other_shapes(shape):
     with pytest.raises(InputError, match=r"multiple of 3 heads, got \(3, "):
         prefix_from(draw(*shape), 3)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_frozen_linear_map_in_bf16_equals_the_plain_one(gelu: bool, trained: bool):
+    rng = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*shape, generator=rng).bfloat16() for shape in ((3, 5, 16), (24, 16), (24,)))
+    x.requires_grad_(trained)
+    y = frozen_linear(x, w, b, gelu=gelu)
+    exact = torch.nn.functional.linear(x.float(), w.float(), b.float())
+    exact = torch.nn.functional.gelu(exact) if gelu else exact
+    assert (y.float() - exact).abs().max() <= 2**-7 * exact.abs().max()
+    if trained:
+        d = torch.randn(y.shape, generator=rng).bfloat16()
+        (ours,) = torch.autograd.grad(y, x, d)
+        (theirs,) = torch.autograd.grad(exact, x, d.float())
+        assert (ours.float() - theirs.float()).abs().max() <= 2**-6 * theirs.float().abs().max()
+
+
+def test_a_weight_that_trains_gets_its_gradient_in_bf16():
+    x, w, b = (torch.randn(*shape).bfloat16() for shape in ((3, 5, 16), (24, 16), (24,)))
+    w.requires_grad_(True)
+    frozen_linear(x, w, b).sum().backward()
+    assert w.grad is not None
+    assert w.grad.abs().sum() > 0

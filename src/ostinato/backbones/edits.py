@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -95,6 +95,43 @@ class LinearEdit:
                 raise InputError(f"LinearEdit: {one} and {other} must be given together; one of them is None.")
 
 
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    """``x weight^T + bias``, then GELU if asked for; on a CPU in bf16, a frozen weight and its bias are one kernel.
+
+    ``F.linear`` writes the bias into the result before it multiplies, and GELU reads and writes it once more: a tenth
+    of the time of a pass. The fused kernel, which torch's own compiler uses, also rounds once instead of twice. GELU
+    stays by itself where a gradient needs what enters it.
+    """
+    fused = (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.bfloat16
+        and bias is not None
+        and x.is_contiguous()
+        and torch.backends.mkldnn.is_available()
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
+    if fused and torch.is_grad_enabled() and x.requires_grad:
+        y = cast(Tensor, _Frozen.apply(x, weight, bias))
+    elif fused:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+    else:
+        y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+class _Frozen(torch.autograd.Function):
+    """A linear map whose weight and bias do not train, in one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] @ ctx.saved_tensors[0], None, None
+
+
 def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEdit | None) -> Tensor:
     """Apply a frozen linear map with an optional edit, in the dtype of ``x``.
 
@@ -108,7 +145,7 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
         (..., N, out).
     """
     if edit is None or edit.mask is None:
-        return edited_output(F.linear(x, weight, bias), x, weight, edit)
+        return edited_output(frozen_linear(x, weight, bias), x, weight, edit)
     # The product is formed in the mask's precision: masks live within a few percent of 1, where bf16
     # would round most of what was learned away.
     masked = (weight * edit.mask).to(x.dtype)

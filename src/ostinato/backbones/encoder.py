@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear, edited_output
+from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear, edited_output, frozen_linear
 from ostinato.errors import InputError
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu": F.relu}
@@ -117,11 +117,11 @@ class Attention(nn.Module):
             parts = [edited_linear(t, *self.part(i), e) for i, (t, e) in enumerate(zip(inputs, edits, strict=True))]
         else:
             if read is None:
-                plain = self.qkv(x).chunk(3, dim=-1)
+                plain = frozen_linear(x, self.qkv.weight, self.qkv.bias).chunk(3, dim=-1)
             else:
                 d, bias = x.shape[-1], self.qkv.bias
-                keys_values = F.linear(x, self.qkv.weight[d:], None if bias is None else bias[d:])
-                plain = (F.linear(inputs[0], *self.part(0)), *keys_values.chunk(2, dim=-1))
+                keys_values = frozen_linear(x, self.qkv.weight[d:], None if bias is None else bias[d:])
+                plain = (frozen_linear(inputs[0], *self.part(0)), *keys_values.chunk(2, dim=-1))
             weights = self.qkv.weight.chunk(3)
             parts = [edited_output(*each) for each in zip(plain, inputs, weights, edits, strict=True)]
         return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
@@ -173,7 +173,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, edit: Edit) -> Tensor:
         """(..., N, D) to (..., N, D)."""
-        x = self.act(edited_linear(x, self.fc1.weight, self.fc1.bias, edit.linear.get("fc1")))
+        if self.act is F.gelu and "fc1" not in edit.linear:
+            x = frozen_linear(x, self.fc1.weight, self.fc1.bias, gelu=True)
+        else:
+            x = self.act(edited_linear(x, self.fc1.weight, self.fc1.bias, edit.linear.get("fc1")))
         return edited_linear(x, self.fc2.weight, self.fc2.bias, edit.linear.get("fc2"))
 
 
