@@ -34,6 +34,7 @@ from ostinato.engine.train import (
 )
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.methods.base import LearnTask, Method, Recipe, Stage
+from ostinato.world import ALONE, World
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, torch.float32, seed=3)
@@ -163,12 +164,27 @@ def flat_order(batches):
     return [i for batch in order_of(batches) for i in batch]
 
 
-def epoch_batches(epoch=0, start=0, workers=0, seed=3, position=(0, 0), batch_size=4):
-    return list(
-        training_batches(
-            Points(), batch_size, seed=seed, position=position, epoch=epoch, start=start, device=CPU, workers=workers
-        )
-    )
+def epoch_batches(epoch=0, start=0, workers=0, seed=3, position=(0, 0), batch_size=4, world=ALONE):
+    batches = training_batches(
+        Points(), batch_size, seed=seed, position=position, epoch=epoch, start=start, device=CPU, workers=workers,
+        world=world,
+    )  # fmt: skip
+    return [(x, y) for x, y, share in batches if share]
+
+
+def test_processes_share_every_batch():
+    whole = epoch_batches()
+    parts = [epoch_batches(world=World(rank, 3)) for rank in range(3)]
+    together = [sorted(i for b in order_of(part) for i in b) for part in parts]
+    assert sorted(i for part in together for i in part) == sorted(i for b in order_of(whole) for i in b)
+    for rank in range(8):  # more processes than the last batch has samples
+        rows = list(
+            training_batches(
+                Points(), 4, seed=3, position=(0, 0), epoch=0, start=0, device=CPU, world=World(rank, 8)
+            )
+        )  # fmt: skip
+        assert len(rows) == len(whole), "every process takes every step"
+        assert all(len(x) == 1 for x, _, _ in rows)
 
 
 def test_an_epoch_gives_every_sample_once_with_its_draw_and_label():
@@ -283,12 +299,14 @@ def test_an_unfinished_checkpoint_is_ignored_and_replaced(tmp_path):
     store.save(checkpoint(1))
     draft = tmp_path / "unfinished"
     draft.mkdir()
-    (draft / "learned.safetensors").write_bytes(b"half")
+    (draft / "learned-000001.safetensors").write_bytes(b"half")
     (draft / "stray").write_text("x")
     assert store.latest().progress["step"] == 1
     path = store.save(checkpoint(2))
     assert not draft.exists()
-    assert sorted(p.name for p in path.iterdir()) == ["learned.safetensors", "optimizer.safetensors", "progress.json"]
+    assert sorted(p.name for p in path.iterdir()) == [
+        "learned-000001.safetensors", "learned.json", "optimizer.safetensors", "progress.json",
+    ]  # fmt: skip
     assert store.latest().progress["step"] == 2
 
 
@@ -304,7 +322,7 @@ def test_a_failure_while_writing_leaves_the_older_ones(tmp_path, monkeypatch, mo
         import ostinato.engine.checkpoint as module
 
         def fail(tensors, path):
-            if path.stem == moment:
+            if path.stem.startswith(moment):
                 path.write_bytes(b"half")
                 raise OSError("disk full")
             save_tensors(tensors, path)
@@ -316,7 +334,9 @@ def test_a_failure_while_writing_leaves_the_older_ones(tmp_path, monkeypatch, mo
     assert {"000000", "000001"} <= {p.name for p in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("file", ["learned.safetensors", "optimizer.safetensors", "progress.json"])
+@pytest.mark.parametrize(
+    "file", ["learned-000001.safetensors", "learned.json", "optimizer.safetensors", "progress.json"]
+)
 @pytest.mark.parametrize("damage", ["empty", "cut", "missing"])
 def test_a_damaged_newest_falls_back_to_the_older(tmp_path, file, damage):
     store = Checkpoints(tmp_path)
@@ -331,6 +351,44 @@ def test_a_damaged_newest_falls_back_to_the_older(tmp_path, file, damage):
     assert got.learned["w"].tolist() == [1, 1]
     assert store.save(checkpoint(3)).name == "000002", "numbers go on"
     assert store.latest().progress["step"] == 3
+
+
+def test_what_never_changes_is_written_once(tmp_path):
+    store = Checkpoints(tmp_path)
+    old, inplace, replaced = draw(1000), draw(3), draw(4)
+    holder = nn.ParameterList([old, inplace])
+
+    def save(step):
+        return store.save(Checkpoint(holder.state_dict() | {"replaced": replaced}, {}, {"step": step}))
+
+    first = save(0)
+    (written,) = first.glob("learned-*")
+    inode = written.stat().st_ino
+    sizes = []
+    for step in range(1, 5):
+        with torch.no_grad():
+            holder[1].mul_(2)
+        replaced = replaced + 1
+        path = save(step)
+        assert (path / written.name).stat().st_ino == inode, "linked, not copied"
+        (fresh,) = set(path.glob("learned-*")) - {path / written.name}
+        sizes.append(fresh.stat().st_size)
+        got = store.latest()
+        for key, value in (holder.state_dict() | {"replaced": replaced}).items():
+            assert torch.equal(got.learned[key], value), (step, key)
+    assert max(sizes) < 1000, "only what changed"
+    with torch.no_grad():
+        holder[0].add_(1)
+    path = save(5)
+    assert not (path / written.name).exists(), "nothing needs the first file any more"
+    assert torch.equal(Checkpoints(tmp_path).latest().learned["0"], holder[0])
+
+
+def test_a_new_tensor_at_the_address_of_an_old_one_is_written(tmp_path):
+    store = Checkpoints(tmp_path)
+    for value in range(20):
+        store.save(Checkpoint({"x": torch.full((1000,), float(value))}, {}, {"step": value}))
+        assert store.latest().learned["x"][0] == value
 
 
 def test_when_none_can_be_read_all_are_named(tmp_path):
@@ -418,7 +476,7 @@ def test_first_step_of_sgd_is_the_gradient_of_the_first_batch():
     watch = Watch(method, stop_at=(0, 1))
     with pytest.raises(KeyboardInterrupt):
         learn_task(method, task(), settings, watch)
-    x, y = next(iter(training_batches(Points(), 4, seed=3, position=(0, 0), epoch=0, start=0, device=CPU)))
+    x, y, _ = next(iter(training_batches(Points(), 4, seed=3, position=(0, 0), epoch=0, start=0, device=CPU)))
     losses = twin.train().loss(x, y)
     sum(losses.values()).backward()
     with torch.no_grad():

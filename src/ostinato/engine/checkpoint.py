@@ -34,12 +34,18 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of a run, of which the newest two are kept.
 
+    A finished task's tensors never change again. Each is written once, and later checkpoints link to the file that
+    holds it, so that a checkpoint costs what changed since the one before, however many tasks were learned.
+
     Args:
         root: their folder; made when the first one is saved.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # By name: the tensor as it was written, its version then, and the file. Holding on to the tensor keeps its
+        # address from being used again.
+        self._written: dict[str, tuple[Tensor, int, str]] = {}
 
     def _numbered(self) -> list[Path]:
         if not self.root.is_dir():
@@ -56,17 +62,49 @@ class Checkpoints:
         draft = self.root / "unfinished"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name, tensors in (("learned", checkpoint.learned), ("optimizer", checkpoint.optimizer)):
-            save_tensors(tensors, draft / f"{name}.safetensors")
+        written = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
+        save_tensors(checkpoint.optimizer, draft / "optimizer.safetensors")
         (draft / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
         for file in draft.iterdir():
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
         draft.rename(target)
         _sync_directory(self.root)
+        self._written = written
         for old in existing[:-1]:
             shutil.rmtree(old)
         return target
+
+    def _write_learned(
+        self, tensors: dict[str, Tensor], draft: Path, before: Path | None, number: str
+    ) -> dict[str, tuple[Tensor, int, str]]:
+        """Write what changed into a file of its own, link to the files with the rest, and say where everything is."""
+        same = {name: file for name, t in tensors.items() if before and (file := self._unchanged(name, t, before))}
+        fresh = f"learned-{number}.safetensors"
+        save_tensors({name: t for name, t in tensors.items() if name not in same}, draft / fresh)
+        for file in sorted(set(same.values())):
+            source = (before or draft) / file
+            try:
+                os.link(source, draft / file)
+            except OSError:  # a file system without links
+                shutil.copy2(source, draft / file)
+        places = {name: same.get(name, fresh) for name in tensors}
+        (draft / "learned.json").write_text(json.dumps(places), encoding="utf-8")
+        return {name: (t, _version(t), places[name]) for name, t in tensors.items()}
+
+    def _unchanged(self, name: str, tensor: Tensor, before: Path) -> str | None:
+        """The file of the checkpoint before that holds this very tensor."""
+        if name not in self._written:
+            return None
+        old, version, file = self._written[name]
+        same = (
+            version >= 0
+            and old.data_ptr() == tensor.data_ptr()
+            and old.shape == tensor.shape
+            and _version(tensor) == version
+            and (before / file).exists()
+        )
+        return file if same else None
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that can be read, or None when there is none.
@@ -77,16 +115,23 @@ class Checkpoints:
         problems = []
         for path in reversed(self._numbered()):
             try:
+                places: dict[str, str] = json.loads((path / "learned.json").read_text(encoding="utf-8"))
+                files = {file: load_file(path / file) for file in sorted(set(places.values()))}
                 return Checkpoint(
-                    learned=load_file(path / "learned.safetensors"),
+                    learned={name: files[file][name] for name, file in places.items()},
                     optimizer=load_file(path / "optimizer.safetensors"),
                     progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
                 )
-            except (OSError, ValueError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
                 problems.append(f"{path}: {error}")
         if problems:
             raise DataError("No checkpoint can be read: " + "; ".join(problems))
         return None
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; -1 where nobody counts."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _sync_directory(path: Path) -> None:
