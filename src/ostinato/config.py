@@ -106,6 +106,7 @@ class RunConfig(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     cache: str | None = None
     state_cache: float = Field(0.0, ge=0)
+    compile: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values without the unset ones, ready for TOML."""

@@ -19,6 +19,7 @@ from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import save_tensors
+from ostinato.engine.compiling import compile_layers
 from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
 from ostinato.engine.seeding import seeded
@@ -81,6 +82,7 @@ class Learner:
             for this learner alone.
         state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
             images that are not augmented; 0 for none.
+        compile: let torch compile the backbone's layers, see :func:`ostinato.engine.compiling.compile_layers`.
         world: the processes that share the work, see :func:`ostinato.world.joined`.
         options: the method's own options.
 
@@ -104,6 +106,7 @@ class Learner:
         eval_batch_size: int = 64,
         cache: str | Path | None = None,
         state_cache: float = 0.0,
+        compile: bool = False,
         world: World = ALONE,
         **options: Any,
     ) -> None:
@@ -131,6 +134,8 @@ class Learner:
         prepare(self.method, where, self.settings.dtype)
         if cache is not None and self.method.cache is not None:
             self.method.cache.persist(cache)
+        if compile:
+            compile_layers(loaded, where)
         if state_cache:
             self.method.state_cache = StateCache(round(state_cache * 2**30))
 

@@ -45,7 +45,7 @@ _HEADINGS = {
     "task_incremental": "task-incremental %",
 }
 
-_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache")
+_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache", "compile")
 """Options that say where things are and what the machine has; a resumed row takes them from the command."""
 
 _ELSEWHERE = (*_MOVABLE, "checkpoint.every")

@@ -108,6 +108,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool 
         and bias is not None
         and x.is_contiguous()
         and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and weight.requires_grad)
     )
     if fused and torch.is_grad_enabled() and x.requires_grad:
@@ -288,5 +289,6 @@ def prefix_from(prompts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"prefix_from: prompts must be (B, 2, P, D) with D a multiple of {heads} heads, got {tuple(prompts.shape)}."
         )
-    keys, values = prompts.view(b, 2, p, heads, d // heads).transpose(2, 3).unbind(1)
-    return keys, values
+    keys, values = prompts.reshape(b, 2, p, heads, d // heads).transpose(2, 3).unbind(1)
+    # One layout, whatever they were cut from: compiled layers would need a graph for each.
+    return keys.contiguous(), values.contiguous()

@@ -52,7 +52,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     Args:
         path: directory of the run.
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
-            ``state_cache``, ``device`` and ``data.workers``. Data and weights must still be the same, which is checked.
+            ``state_cache``, ``compile``, ``device`` and ``data.workers``. Data and weights must still be the same,
+            which is checked.
         reporter: shows progress.
         world: the processes that share the run; it may have been begun by another number of them.
 
@@ -67,7 +68,16 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
     if dirs.summary.exists():
         raise InputError(f"{dirs.root} is finished; there is nothing to resume. See 'ostinato report {dirs.root}'.")
-    movable = {"data.path", "data.workers", "eval.data", "backbone.weights", "device", "cache", "state_cache"}
+    movable = {
+        "data.path",
+        "data.workers",
+        "eval.data",
+        "backbone.weights",
+        "device",
+        "cache",
+        "state_cache",
+        "compile",
+    }
     if wrong := [key for key in flat(overrides) if key not in movable]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
     record = dirs.read_record() if dirs.record.exists() else {}
@@ -177,6 +187,7 @@ def _machine(config: RunConfig) -> dict[str, Any]:
         "crop": config.data.crop,
         "cache": config.cache,
         "state_cache": config.state_cache,
+        "compile": config.compile,
     }
 
 

@@ -128,9 +128,9 @@ class DualPrompt(TaskInferring):
 
     def plan(self, experts: Tensor) -> LayerPlan:
         """Prefixes per layer for experts (B | 1, E layers, 2, P, D)."""
-        heads = self.backbone.arch.heads
+        heads, n = self.backbone.arch.heads, len(experts)
         edits = {
-            layer: Edit(prefix=prefix_from(g[None], heads))
+            layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))  # of one shape with the experts
             for layer, g in zip(self.g_layers, self.general, strict=True)
         }
         edits |= {layer: Edit(prefix=prefix_from(experts[:, i], heads)) for i, layer in enumerate(self.e_layers)}
