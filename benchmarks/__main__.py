@@ -79,7 +79,7 @@ def main(
         text += ["", peak_memory(model, batch, torch.get_num_threads())]
         print(text[-1])
     if write:
-        words = [f"--{k} {v}" for k, v in (("batch", batch), ("rounds", rounds), ("model", model))]
+        words = [f"--{k} {v}" for k, v in (("batch", batch), ("rounds", rounds), ("model", model), ("only", only)) if v]
         text += ["", "```sh", f"python -m benchmarks {' '.join(words)} --write", "```"]
         replace_between(PAGE, f"speed/{model}/{where.type}", "\n".join(text) + "\n")
         print(f"Written to {PAGE}")

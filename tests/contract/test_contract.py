@@ -129,7 +129,7 @@ def test_a_method_never_sees_test_data_or_tasks_at_test(name):
     import inspect
 
     assert list(inspect.signature(METHODS[name].scores).parameters) == ["self", "x"]
-    assert set(LearnTask.__dataclass_fields__) == {"index", "classes", "train", "batches"}
+    assert set(LearnTask.__dataclass_fields__) == {"index", "classes", "train", "batches", "world"}
 
 
 # 3. Open-ended

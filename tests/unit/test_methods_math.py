@@ -214,10 +214,11 @@ def test_dualprompt_plan_layers_and_prefixes():
     assert sorted(plan.edits) == [0, 1, 2]
     for role in (0, 1):
         general = plan.edits[0].prefix[role]
-        assert general.shape == (1, H, 3, D // H)
+        assert general.shape == (3, H, 3, D // H)
         for head in range(H):
             part = slice(head * D // H, (head + 1) * D // H)
-            assert torch.equal(general[0, head], method.general[0, role, :, part])
+            for sample in range(3):
+                assert torch.equal(general[sample, head], method.general[0, role, :, part])
             for i, layer in enumerate((1, 2)):
                 expert = plan.edits[layer].prefix[role]
                 assert expert.shape == (3, H, 4, D // H)

@@ -215,9 +215,13 @@ def prefixes(method, half):
 def queries_of(method, stream, i):
     """Query vectors per prompted layer of a task's training images, written out with hooks."""
     seen = {}
+
+    def keep(k, attn):
+        weight, bias = attn.qkv.weight[:D], attn.qkv.bias[:D]
+        return lambda _m, _i, out: seen.update({k: out @ weight.T + bias})
+
     hooks = [
-        block.attn.qkv.register_forward_hook(lambda _m, _i, out, k=k: seen.update({k: out[..., :D]}))
-        for k, block in enumerate(method.backbone.encoder.blocks)
+        block.norm1.register_forward_hook(keep(k, block.attn)) for k, block in enumerate(method.backbone.encoder.blocks)
     ]
     x = torch.cat([x for x, _ in learn_view(method, stream, i).batches()])
     with torch.no_grad():

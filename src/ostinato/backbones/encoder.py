@@ -260,11 +260,7 @@ class Encoder(nn.Module):
         h = tokens.h
         for layer in range(start, stop):
             edit = plan(layer, h) if plan is not None else None
-            block = cast(Block, self.blocks[layer])
-            if read is not None and layer == stop - 1:
-                h = block.forward(h, tokens.mask, edit, read)  # past torch.compile: a graph for one layer does not pay
-            else:
-                h = block(h, tokens.mask, edit)
+            h = self.blocks[layer](h, tokens.mask, edit, read if layer == stop - 1 else None)
         if read is None or start == stop:
             return Tokens(h, tokens.mask)
         return Tokens(h, None if tokens.mask is None else tokens.mask[:, read])

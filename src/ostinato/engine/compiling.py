@@ -12,8 +12,9 @@ from ostinato.backbones import Backbone
 def compile_layers(backbone: Backbone, device: torch.device, *, backend: str = "inductor") -> bool:
     """Let torch compile what every layer computes, once for all layers that are edited alike.
 
-    What a layer does differently comes in as data, so that a new task needs no new graph. The layer whose output is
-    read at a few positions only stays as it is. The first steps take some minutes longer; results differ by rounding.
+    What a layer does differently comes in as data, so that a new task needs no new graph. The last layer, whose output
+    is read at a few positions only, stays as it is. The first steps take some minutes longer; results differ by
+    rounding.
 
     Args:
         backbone: whose layers are compiled in place.
@@ -30,6 +31,6 @@ def compile_layers(backbone: Backbone, device: torch.device, *, backend: str = "
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(f"compile: torch.compile does not work here ({reason}); layers run uncompiled.", stacklevel=2)
         return False
-    for block in backbone.encoder.blocks:
+    for block in list(backbone.encoder.blocks)[:-1]:
         block.compile(backend=backend, dynamic=True)
     return True
