@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from benchmarks import reference
 from benchmarks.limits import forward_flops, seconds, training_flops
-from ostinato.backbones import Arch, Backbone, Preprocess
+from ostinato.backbones import Arch, Preprocess, VisionBackbone
 from ostinato.engine.precision import compute, prepare
 from ostinato.engine.train import Settings, learn_task
 from ostinato.methods.base import LearnTask, Method, Stage
@@ -31,10 +31,14 @@ ARCHS = {
 }
 
 
-def random_backbone(name: str, size: int = 224, patch: int = 16) -> Backbone:
+SIDE = 224
+"""Of the images, in pixels."""
+
+
+def random_backbone(name: str, patch: int = 16) -> VisionBackbone:
     """A frozen ViT with random weights, whose speed is that of any other."""
     torch.manual_seed(0)
-    backbone = Backbone(ARCHS[name], patch=patch, preprocess=Preprocess(size, (0.5,) * 3, (0.5,) * 3))
+    backbone = VisionBackbone(ARCHS[name], patch=patch, preprocess=Preprocess(SIDE, (0.5,) * 3, (0.5,) * 3))
     for p in backbone.parameters():
         torch.nn.init.trunc_normal_(p, std=0.02) if p.ndim > 1 else None
     return backbone.requires_grad_(False).eval()
@@ -162,8 +166,15 @@ CASES = (
 
 
 @torch.no_grad()
-def taught(case: Case, backbone: Backbone, tasks: int) -> Method:
-    """The case's method after so many tasks, with learned tensors drawn at random instead of trained."""
+def taught(case: Case, backbone: VisionBackbone, tasks: int, *, learning: bool = False) -> Method:
+    """The case's method after so many tasks, with learned tensors drawn at random instead of trained.
+
+    Args:
+        case: what is measured.
+        backbone: to build it on.
+        tasks: that have begun.
+        learning: the last one has not ended.
+    """
     torch.manual_seed(2)
     method = get_method(case.method)(backbone, **case.options)
     images = Images(CLASSES, backbone.preprocess.size, range(CLASSES))
@@ -183,6 +194,8 @@ def taught(case: Case, backbone: Backbone, tasks: int) -> Method:
         for stage in method.stages(task):
             if stage.prepare is not None and stage.name == "fit":
                 stage.prepare()
+        if learning and i == tasks - 1:
+            break
         method.eval()
         method.end_task(task)
     return method
@@ -233,7 +246,9 @@ def measure(
         with_reference: off, it takes no time and its figure is NaN.
     """
     backbone = random_backbone(model)
-    plain = taught(case, copy.deepcopy(backbone), case.tasks).to(device) if with_reference else None
+    plain = None
+    if with_reference:
+        plain = taught(case, copy.deepcopy(backbone), case.tasks, learning=case.training).to(device)
     settings = Settings(device, dtype, overrides={"epochs": 2 if case.known else 1, "batch_size": batch})
     with tempfile.TemporaryDirectory() as folder:
         if case.training:
@@ -266,7 +281,7 @@ def _training(
         optimizer.zero_grad()
 
     def batches() -> Any:
-        yield images.batch(batch, device)
+        yield images.batch(max(batch, CLASSES), device)  # statistics need every class
 
     skip = 2 + (rounds + 2 if case.known else 0)
     steps = _Steps(other, device, skip)
