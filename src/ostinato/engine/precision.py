@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ostinato.backbones.edits import fused_bf16
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
 
@@ -38,11 +39,7 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = (
-                device.type == "cpu"
-                and torch.backends.mkldnn.is_available()
-                and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            )
+            fast = device.type == "cpu" and fused_bf16()
         return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
