@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.backbones.vision import Backbone
+from ostinato.backbones.vision import VisionBackbone
 from ostinato.backbones.weights import embedded_backbone, load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.streams import glyphs
@@ -228,7 +228,7 @@ def coarsen(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
     return torch.where(kind < strength / 4, soft, torch.where(kind < strength / 2, sharp, x))
 
 
-def initialise(backbone: Backbone, rng: torch.Generator) -> None:
+def initialise(backbone: VisionBackbone, rng: torch.Generator) -> None:
     """Truncated normal with deviation 0.02 for what is multiplied or added as a token, zeros for biases."""
     for name, p in backbone.named_parameters():
         if name.endswith("bias"):
@@ -241,7 +241,7 @@ def initialise(backbone: Backbone, rng: torch.Generator) -> None:
 
 def pretrain(
     steps: int, batch: int, seed: int, minutes: float | None = None, lr: float = 1e-3
-) -> tuple[Backbone, dict[str, str]]:
+) -> tuple[VisionBackbone, dict[str, str]]:
     """Train the bundled architecture to name characters.
 
     Args:
@@ -302,7 +302,7 @@ def pretrain(
     return backbone, {k: str(v) for k, v in notes.items()} | {"torch": torch.__version__}
 
 
-def ncm(backbone: Backbone, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+def ncm(backbone: VisionBackbone, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
     """Test accuracy of the nearest class mean by cosine.
 
     Args:

@@ -172,54 +172,61 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
 @app.command()
 def predict(
     run: RunPath,
-    images: Annotated[
-        list[str],
-        typer.Argument(help="Image files or folders of them; also backbone.weights=FILE (if it moved) and device=cpu."),
-    ],
-    topk: Annotated[int, typer.Option(help="Classes to show per image.")] = 1,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Images or folders of them; for texts, files with one a line, csv, tsv, jsonl or parquet. Also "
+            "backbone.weights=FILE (if it moved) and device=cpu.",
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a table; found by name without.")] = None,
+    topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Classify images with what a run has learned, each on its own.
+    """Classify images or texts with what a run has learned, each on its own.
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
-    """
-    from ostinato.config import parse_overrides
 
-    words = [w for w in images if w.startswith(("backbone.weights=", "device="))]
+    Example: ostinato predict runs/intents --text "where is my card" questions.txt
+    """
+    from dataclasses import asdict
+
+    from ostinato.config import parse_overrides
+    from ostinato.predicting import image_files, texts_of
+
+    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device="))]
+    files = [Path(w) for w in inputs or [] if w not in words]
+    if not files and not text:
+        raise InputError("predict: give image files, text files or --text TEXT.")
     learner = _load(run, parse_overrides(words))
+    if learner.method.backbone.modality == "text":
+        given = texts_of(text or [], files, column)
+    elif text or column:
+        raise InputError(f"predict: {run} has learned images; --text and --column are for texts.")
+    else:
+        given = ((str(file), file) for file in image_files(files))
     predictions, bad = [], []
-    for file in _files([Path(w) for w in images if w not in words]):
+    for source, one in given:
+        if isinstance(one, DataError):
+            bad.append(str(one))
+            continue
         try:
-            (prediction,) = learner.predict([file], topk=topk)
+            (prediction,) = learner.predict([one], topk=topk)
         except DataError as error:
             bad.append(str(error))
             continue
-        predictions.append(prediction)
+        predictions.append(asdict(prediction) | {"source": source})
         if not as_json:
             values = prediction.confidences or prediction.scores
             shown = [f"{100 * v:.1f}%" if prediction.confidences else f"{v:.3f}" for v in values]
             best = "  ".join(f"{n} {v}" for n, v in zip(prediction.classes, shown, strict=True))
-            typer.echo(f"{prediction.source}: {best}")
+            typer.echo(f"{source}: {best}")
     if as_json:
-        from dataclasses import asdict
-
-        typer.echo(json.dumps([asdict(p) for p in predictions]))
+        typer.echo(json.dumps(predictions))
     if bad:
         raise DataError("\n".join(bad))
-
-
-def _files(paths: list[Path]) -> Iterator[Path]:
-    """The files themselves, and the images in the folders."""
-    from ostinato.streams.folder import EXTENSIONS
-
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-            if not found:
-                raise DataError(f"{path}: there is no image in this folder.")
-            yield from found
-        else:
-            yield path
 
 
 def _load(run: Path, options: dict[str, Any]) -> Learner:
@@ -464,11 +471,12 @@ def analyse(
     Example: ostinato analyse runs/photos attention new/*.jpg
     """
     from ostinato.config import parse_overrides
+    from ostinato.predicting import image_files
 
     keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "task=", "head=")
     options = [w for w in words or [] if w.startswith(keys)]
     given = parse_overrides(options)
-    images = list(_files([Path(w) for w in words or [] if w not in options]))
+    images = list(image_files([Path(w) for w in words or [] if w not in options]))
     for key in ("task", "head"):
         if key in given and type(given[key]) is not int:
             raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
@@ -501,9 +509,11 @@ def list_names(as_json: Json = False) -> None:
     typer.echo("Methods (details: ostinato show NAME)")
     for name, line in known.items():
         typer.echo(f"  {name:14s} {line}")
-    typer.echo(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, a parquet folder, an image folder")
+    typer.echo(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, an image folder, or a folder of tables (parquet, csv,")
+    typer.echo("  tsv, jsonl) of images or texts")
     typer.echo(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
-    typer.echo("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file")
+    typer.echo("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file. For texts, a")
+    typer.echo("  BERT-like encoder such as bert-base-uncased, or the folder of one")
 
 
 @app.command()

@@ -38,17 +38,25 @@ class BackboneConfig(_Section):
     name: str = DEFAULT_BACKBONE
     weights: str | None = None
     size: int | None = Field(None, ge=1)
+    length: int | None = Field(None, ge=3)
 
 
 class DataConfig(_Section):
-    """``data.*``: what is learned from."""
+    """``data.*``: what is learned from.
+
+    ``sets`` names data sets in the folder ``path``, each of which becomes a task; ``alike`` counts classes of the same
+    name in two of them as one answer.
+    """
 
     path: str = "digits"
     on_error: Literal["raise", "skip"] = "raise"
     validation: float = Field(0.1, ge=0, lt=1)
     limit_per_class: int | None = Field(None, ge=1)
     test_limit_per_class: int | None = Field(None, ge=1)
+    sets: list[str] | None = None
+    alike: bool = False
     image_column: str | None = None
+    text_column: str | None = None
     label_column: str | None = None
     classes: int | None = None
     augment: Literal["auto", "photo", "glyph", "none"] = "auto"
@@ -128,12 +136,16 @@ def absolute(config: RunConfig) -> RunConfig:
 
     from ostinato.streams import SOURCES
 
+    backbone = {"weights": full(config.backbone.weights)}
+    if config.backbone.weights is None and Path(config.backbone.name).expanduser().is_dir():
+        folder = Path(config.backbone.name).expanduser().resolve()
+        backbone = {"name": folder.name, "weights": str(folder)}  # of a text encoder
     # A known name wins over a folder of that name, as where data are opened.
     data = config.data.path if config.data.path in SOURCES else None
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"path": data or full(config.data.path)}),
-            "backbone": config.backbone.model_copy(update={"weights": full(config.backbone.weights)}),
+            "backbone": config.backbone.model_copy(update=backbone),
             "eval": config.eval.model_copy(update={"data": full(config.eval.data)}),
             "cache": str(Path(config.cache).expanduser().resolve()) if config.cache else None,
         }

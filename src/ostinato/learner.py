@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ostinato.backbones import TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
@@ -28,8 +29,9 @@ from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
 from ostinato.methods.base import LearnTask, Recipe
 from ostinato.registry import check_options, get_method
-from ostinato.streams import EvalView, Examples, Task, TaskStream, TrainView
+from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import decode
+from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.world import ALONE, World
 
 FORMAT = 1
@@ -44,6 +46,13 @@ class BackboneSpec:
     weights: str | None = None
     size: int | None = None
     preprocess: str = "weights"
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Take a folder given as the name for where the weights are."""
+        if self.weights is None and Path(self.name).is_dir():
+            object.__setattr__(self, "weights", self.name)
+            object.__setattr__(self, "name", Path(self.name).resolve().name)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Prediction:
     """The best classes of one input.
 
     Attributes:
-        source: the file, or the position of an image that came without one.
+        source: the file, or the position of an image or text that came without one.
         classes: names, best first.
         scores: the method's scores for them; logits or cosines, comparable within one learner only.
         confidences: softmax of the scores over all classes, not calibrated; None where scores are no logits.
@@ -68,8 +77,8 @@ class Learner:
 
     Args:
         method: registered name, for example "dualprompt".
-        backbone: name of the backbone, or a full :class:`BackboneSpec`.
-        weights: file with the backbone's weights; None finds them by name.
+        backbone: name of the backbone or folder of a text encoder, or a full :class:`BackboneSpec`.
+        weights: file with the backbone's weights, or folder of a text encoder; None finds them by name.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of frozen weights: "auto", "fp32" or "bf16".
         seed: of everything random.
@@ -111,7 +120,7 @@ class Learner:
         **options: Any,
     ) -> None:
         cls = get_method(method)
-        self.options = check_options(cls, options)
+        check_options(cls, options)  # before anything is read
         train = check_recipe(train or {})
         where = resolve_device(device)
         self.settings = Settings(
@@ -121,8 +130,13 @@ class Learner:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
         self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
         loaded = load_backbone(
-            self.spec.name, weights=self.spec.weights, preprocess=self.spec.preprocess, size=self.spec.size
+            self.spec.name,
+            weights=self.spec.weights,
+            preprocess=self.spec.preprocess,
+            size=self.spec.size,
+            length=self.spec.length,
         )
+        self.options = check_options(cls, options, loaded.arch.depth)
         self.origin = loaded.origin
         if self.origin is not None:  # with the tag, where a bare name was given
             self.spec = replace(self.spec, name=self.origin.name)
@@ -140,10 +154,23 @@ class Learner:
             self.method.state_cache = StateCache(round(state_cache * 2**30))
 
     @property
-    def eval_view(self) -> EvalView:
-        """How images are seen at test time."""
-        preprocess = self.method.backbone.preprocess
+    def eval_view(self) -> View:
+        """How inputs are seen at test time."""
+        backbone = self.method.backbone
+        if isinstance(backbone, TextBackbone):
+            return TextView(backbone.tokenization)
+        preprocess = cast(VisionBackbone, backbone).preprocess
         return EvalView(preprocess.size, preprocess.interpolation, self.crop)
+
+    def train_view(self, augment: str) -> View:
+        """How inputs are seen in training, where that is "photo", "glyph" or "none"."""
+        backbone = self.method.backbone
+        if isinstance(backbone, TextBackbone):
+            if augment != "none":
+                raise InputError(f"data.augment must be 'none' for texts, got {augment!r}.")
+            return TextView(backbone.tokenization)
+        preprocess = cast(VisionBackbone, backbone).preprocess
+        return TrainView(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
 
     def learn(
         self,
@@ -169,7 +196,6 @@ class Learner:
         Raises:
             InputError: if the task does not continue what was learned.
         """
-        preprocess = self.method.backbone.preprocess
         self._remember(task)
         samples = Examples.concat(self._history) if self.method.needs_all_data else task.train
         plain = samples.with_view(self.eval_view)
@@ -186,7 +212,7 @@ class Learner:
                 if tick is not None:
                     tick(len(y))
 
-        view = TrainView(preprocess.size, preprocess.interpolation, augment or task.augment)  # pyright: ignore[reportArgumentType]
+        view = self.train_view(augment or task.augment)
         seconds = learn_task(
             self.method,
             LearnTask(task.index, task.classes, samples.with_view(view), batches, self.settings.world),
@@ -219,6 +245,7 @@ class Learner:
         *,
         oracle: bool = False,
         protocol: BatchProtocol | None = None,
+        alike: Tensor | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> Evaluation:
         """Accuracy on test samples of classes learned so far, mixed over tasks.
@@ -227,6 +254,7 @@ class Learner:
             groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
             oracle: also score under the true task, for methods that infer one.
             protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
+            alike: for each label, a number that labels share which mean the same answer.
             tick: called with the number of samples after each batch.
 
         Returns:
@@ -236,51 +264,62 @@ class Learner:
             learned = self.method.n_tasks - groups.offset_tasks
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
         seen = [group.with_view(self.eval_view) for group in groups]
-        return evaluate(self.method, seen, self.settings, oracle=oracle, protocol=protocol, tick=tick)
+        return evaluate(self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike, tick=tick)
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor:
-        """Scores (B, n_seen) of uint8 images (B, 3, S, S) that already went through ``eval_view``."""
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores (B, n_seen) of inputs that already went through ``eval_view``: (B, 3, S, S) uint8, or (B, N) int64."""
         self.method.eval()
         with compute(self.method, self.settings.device, self.settings.dtype):
-            return self.method.scores(images.to(self.settings.device))
+            return self.method.scores(x.to(self.settings.device))
 
-    def predict(self, images: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
-        """The best classes of images, each scored on its own.
+    def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
+        """The best classes of images or texts, each scored on its own.
 
         Args:
-            images: files or PIL images.
-            topk: classes per image.
+            inputs: image files or PIL images; on a text encoder, the texts themselves.
+            topk: classes per input.
 
         Returns:
-            One prediction per image, in order.
+            One prediction per input, in order.
 
         Raises:
-            DataError: if a file is missing or no image, naming it.
+            DataError: if a file is missing or no image, or a text is empty, naming it.
             InputError: if nothing was learned yet, or ``topk`` is below 1.
         """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}.")
+        view, step = self.eval_view, self.settings.eval_batch_size
         out: list[Prediction] = []
-        step = self.settings.eval_batch_size
-        for begin in range(0, len(images), step):
-            some = images[begin : begin + step]
-            pictures = [i.convert("RGB") if isinstance(i, Image.Image) else decode(Path(i), str(i)) for i in some]
-            scores = self.scores(torch.stack([self.eval_view(p) for p in pictures])).float()
+        for begin in range(0, len(inputs), step):
+            some = [self._input(begin + i, one) for i, one in enumerate(inputs[begin : begin + step])]
+            scores = self.scores(getattr(view, "join", torch.stack)([view(raw) for _, raw in some])).float()
             best = scores.topk(min(topk, scores.shape[1]), dim=1)
             shares = scores.softmax(1).gather(1, best.indices) if self.method.scores_are_logits else None
-            for i, image in enumerate(some):
+            for i, (source, _) in enumerate(some):
                 out.append(
                     Prediction(
-                        f"image {begin + i}" if isinstance(image, Image.Image) else str(image),
+                        source,
                         [self.class_names[c] for c in best.indices[i].tolist()],
                         best.values[i].tolist(),
                         None if shares is None else shares[i].tolist(),
                     )
                 )
         return out
+
+    def _input(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
+        """What to call an input, and what the view takes of it."""
+        if self.method.backbone.modality == "text":
+            if not isinstance(given, str):
+                raise InputError(f"predict: {self.spec.name} takes texts, but input {index} is {given!r}.")
+            if is_empty(given):
+                raise DataError(f"text {index}: {EMPTY}.")
+            return f"text {index}", given
+        if isinstance(given, Image.Image):
+            return f"image {index}", given.convert("RGB")
+        return str(given), decode(Path(given), str(given))
 
     def save(self, path: str | Path) -> None:
         """Write the learner as a folder, whole or not at all: ``artifact.json`` and ``learned.safetensors``.
@@ -357,7 +396,7 @@ class Learner:
             raise DataError(f"{folder}: artifact format {about.get('format')} is not the {FORMAT} that is understood.")
         spec = BackboneSpec(**about["backbone"])
         if weights is not None:
-            spec = BackboneSpec(spec.name, weights, spec.size, spec.preprocess)
+            spec = replace(spec, weights=weights)
         known = {"seed": about["seed"], "crop": about["crop"], "train": about["train"]} | more
         learner = cls(about["method"], backbone=spec, device=device, precision=precision, **known, **about["options"])
         if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:

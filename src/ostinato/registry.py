@@ -88,8 +88,29 @@ def options_schema(cls: type[Method]) -> type[BaseModel]:
     return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
 
 
-def check_options(cls: type[Method], options: dict[str, Any]) -> dict[str, Any]:
+PAPER_DEPTH = 12
+"""Layers of the encoders that papers name layers of, and for which defaults are written."""
+
+
+def in_proportion(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Layers of a 12-layer encoder in one of another depth: layer l becomes ``floor(l * depth / 12)``, each once.
+
+    The papers' 2-4 and 9-11 become 1-2 and 4-5 of 6 layers.
+    """
+    return tuple(dict.fromkeys(layer * depth // PAPER_DEPTH for layer in layers))
+
+
+def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER_DEPTH) -> dict[str, Any]:
     """Options with defaults filled in and types converted.
+
+    Args:
+        cls: the method.
+        options: as given.
+        depth: layers of the encoder; defaults that name layers (``layers``, ``e_layers``, ...) are taken
+            :func:`in_proportion`, and what was given stays as it is.
+
+    Returns:
+        Every option's value.
 
     Raises:
         InputError: unknown key or wrong value, naming it.
@@ -103,7 +124,11 @@ def check_options(cls: type[Method], options: dict[str, Any]) -> dict[str, Any]:
         model = schema(**given)
     except ValidationError as error:
         raise InputError(describe_validation(error, "method", list(schema.model_fields))) from None
-    return {name: getattr(model, name) for name in schema.model_fields}
+    values = {name: getattr(model, name) for name in schema.model_fields}
+    for name in tuples - set(given):
+        if name.endswith("layers") and values[name] is not None:
+            values[name] = in_proportion(values[name], depth)
+    return values
 
 
 def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos
+from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
 from ostinato.cli import main
 
@@ -409,6 +410,99 @@ def test_the_readmes_commands_for_own_images_work_as_printed(tmp_path):
         ostinato(*words, cwd=tmp_path)
 
 
+def test_the_readmes_commands_for_own_texts_work_as_printed(tmp_path):
+    text_tables(tmp_path / "intents", 4, "csv")
+    save_bert(tmp_path / "minilm")
+    text_tables(tmp_path / "more_intents", 1, "jsonl")
+    for file in (tmp_path / "more_intents").iterdir():
+        file.write_text(file.read_text().replace("planet 0", "moon"))
+    (tmp_path / "questions.txt").write_text("w1 w2\nw5 w6 w7\n")
+    (tmp_path / "tickets.csv").write_text("id,text\n7,w9 w8\n")
+    block = next(b for b in blocks("sh") if "data=intents/" in b)
+    run, predict, learn = (shlex.split(line)[1:] for line in block.splitlines())
+    ostinato(*run, cwd=tmp_path)
+    shown = ostinato(*predict, cwd=tmp_path).stdout.splitlines()
+    names = [line.split(": ")[0] for line in shown]
+    assert names == ["text 0", "questions.txt:1", "questions.txt:2", "tickets.csv row 0"]
+    assert all(line.count("planet") == 3 for line in shown)
+    ostinato(*learn, cwd=tmp_path)
+    found = json.loads(
+        ostinato("predict", "runs/intents", "--text", "w1 w1", "--topk", "9", "--json", cwd=tmp_path).stdout
+    )
+    assert set(found[0]["classes"]) == {"moon", *(f"planet {i}" for i in range(4))}
+    record = json.loads((tmp_path / "runs/intents/record.json").read_text())
+    assert record["preprocess"]["length"] == 16
+    assert record["backbone"]["name"] == "minilm"
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("texts")
+    text_tables(root / "intents", 3)
+    save_bert(root / "bert")
+    ostinato("run", "simplecil", "data=intents", "backbone=bert", "backbone.length=8", "out=run", cwd=root)
+    return root
+
+
+def test_predict_bad_texts(text_run):
+    """Each gets a line of its own, and the others are answered."""
+    (text_run / "lines.txt").write_bytes("\ufeffw1\n\ngrün\n".encode() + "grün\n".encode("latin-1") + b"w2 w3\r\n")
+    (text_run / "latin.csv").write_bytes("text\ngrün\n".encode("latin-1"))
+    done = ostinato("predict", "run", "lines.txt", "--text", " ", "--text", "w1", code=3, cwd=text_run)
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        "text 1", "lines.txt:1", "lines.txt:3", "lines.txt:5"
+    ]  # fmt: skip
+    assert "text 0: the text is empty." in done.stderr
+    assert "lines.txt:2: the text is empty." in done.stderr
+    assert "lines.txt:4: byte 2 is not UTF-8" in done.stderr
+    assert "latin.csv cannot be read as csv" in ostinato("predict", "run", "latin.csv", code=3, cwd=text_run).stderr
+    (text_run / "other.csv").write_text("a,b\n1,2\n")
+    assert "say --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
+    assert "a: " not in ostinato("predict", "run", "other.csv", "--column", "a", cwd=text_run).stderr
+    assert (
+        "no column of other.csv"
+        in ostinato("predict", "run", "other.csv", "--column", "c", code=2, cwd=text_run).stderr
+    )
+    assert "give image files, text files or --text" in ostinato("predict", "run", code=2, cwd=text_run).stderr
+
+
+def test_a_text_of_a_megabyte_is_answered_by_its_beginning(text_run):
+    start = " ".join(f"w{i % 4}" for i in range(6))
+    (text_run / "long.txt").write_text(start + " w9" * 350_000 + "\n" + start + "\n")
+    long, short = json.loads(ostinato("predict", "run", "long.txt", "--json", cwd=text_run).stdout)
+    assert long["scores"] == pytest.approx(short["scores"], abs=1e-5)
+
+
+def test_long_training_texts_are_reported(text_run):
+    done = ostinato("run", "simplecil", "data=intents", "backbone=bert", "backbone.length=8", "out=again", cwd=text_run)
+    assert re.search(r"\d+ of 36 training texts have more than 8 tokens \(at most 1[01]\)", done.stdout)
+
+
+def test_text_and_images_do_not_mix(text_run, photo_run):
+    for words, says in (
+        (["run", "simplecil", "data=intents"], "hold texts, but the backbone takes images"),
+        (["run", "simplecil", "data=digits", "backbone=bert"], "hold images, but the backbone takes texts"),
+        (["run", "simplecil", "data=intents", "backbone=bert", "data.augment=photo"], "must be 'none' for texts"),
+        (["run", "simplecil", "data=intents", "backbone=bert", "backbone.size=8"], "are for images"),
+        (["run", "simplecil", "data=digits", "backbone.length=8"], "is for text encoders"),
+        (["predict", photo_run / "runs/photos", "--text", "w1"], "has learned images"),
+        (["run", "simplecil", "data=intents", "backbone=bert", "data.alike=true"], "no two sets share a name"),
+    ):
+        assert says in ostinato(*words, code=2, cwd=text_run).stderr, words
+
+
+def test_sets_as_tasks_and_stars_that_count_alike(tmp_path):
+    text_tables(tmp_path / "data/one", 3)
+    text_tables(tmp_path / "data/two", 3, "jsonl")  # the same texts under the same names
+    save_bert(tmp_path / "bert")
+    words = ["run", "simplecil", "data=data", 'data.sets=["two","one"]', "backbone=bert"]
+    apart = json.loads(ostinato(*words, "--json", "out=a", cwd=tmp_path).stdout)
+    alike = json.loads(ostinato(*words, "--json", "data.alike=true", "out=b", cwd=tmp_path).stdout)
+    assert (apart["tasks"], apart["classes"]) == (2, 6)
+    assert alike["last_accuracy"] > apart["last_accuracy"] + 0.2
+    assert ostinato("eval", "a", "data=data/one", code=3, cwd=tmp_path).stderr
+
+
 def test_the_readmes_python_works_as_printed(tmp_path):
     (block,) = blocks("python")
     with chdir(tmp_path), redirect_stdout(StringIO()) as out:
@@ -433,4 +527,4 @@ def test_classes_with_one_image_are_learned_and_a_first_task_of_them_is_refused(
         "run", "simplecil", "data=photos", 'stream.tasks=[["c_green"],["a_red","b_blue"]]', "out=s",
         code=2, cwd=tmp_path,
     ).stderr  # fmt: skip
-    assert "first task has no image to score on" in text
+    assert "first task has no sample to score on" in text

@@ -1,4 +1,4 @@
-"""What must hold for every registered method, whatever its paper.
+"""What must hold for every registered method, whatever its paper, on images and on texts.
 
 That each method learns is tested on real digits in ``tests/learn``.
 """
@@ -8,25 +8,47 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from tests.conftest import random_backbone
+from tests.conftest import random_backbone, random_text_backbone, sentences
 
 from ostinato.backbones import Backbone
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Position, Settings, learn_task, optimizer_tensors
 from ostinato.methods.base import LearnTask, Method
 from ostinato.registry import check_options, methods, options_schema
-from ostinato.streams import Examples, StreamOptions, TaskStream, arrays
-from ostinato.streams.views import EvalView, TrainView
+from ostinato.streams import EvalView, Examples, Source, StreamOptions, TaskStream, TextView, View, arrays
+from ostinato.streams.texts import Texts
 
 METHODS = methods()
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
 SIDE = 8
+TEXT_VIEW = TextView(random_text_backbone().tokenization)
 
 
-def toy_stream(n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
+MODALITIES = ("image", "text")
+BACKBONES = {"image": random_backbone, "text": random_text_backbone}
+
+
+def view_of(stream: TaskStream) -> View:
+    """How a toy stream's samples are seen."""
+    return EvalView(SIDE) if stream.source.modality == "image" else TEXT_VIEW
+
+
+def toy_texts(n_classes: int, step: int) -> TaskStream:
+    train, test = (
+        Texts(pa.chunked_array([texts]), lambda i: f"row {i}", np.arange(len(labels)), np.array(labels))
+        for texts, labels in (sentences(n_classes, n, seed, own=1.0) for n, seed in ((12, 0), (6, 1)))
+    )
+    source = Source("toy", [str(c) for c in range(n_classes)], train, test, "none")
+    return TaskStream(source, StreamOptions(step=step, validation=0))
+
+
+def toy_stream(modality: str = "image", n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
     """Classes are colours and slopes with noise: easy to tell apart, even for random features."""
+    if modality == "text":
+        return toy_texts(n_classes, step)
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
 
@@ -46,10 +68,10 @@ def toy_stream(n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
     return TaskStream(source, StreamOptions(step=step, validation=0))
 
 
-def make(name: str, backbone: Backbone | None = None, **options) -> Method:
+def make(name: str, modality: str = "image", backbone: Backbone | None = None, **options) -> Method:
     torch.manual_seed(7)
-    cls = METHODS[name]
-    method = cls(backbone or random_backbone(), **check_options(cls, options))
+    cls, backbone = METHODS[name], backbone or BACKBONES[modality]()
+    method = cls(backbone, **check_options(cls, options, backbone.arch.depth))
     prepare(method, SETTINGS.device, SETTINGS.dtype)
     return method.eval()
 
@@ -59,14 +81,13 @@ def learn_view(method: Method, stream: TaskStream, i: int) -> LearnTask:
     train = task.train
     if method.needs_all_data:
         train = Examples.concat([stream.task(j).train for j in range(i + 1)])
-    plain = train.with_view(EvalView(SIDE))
+    plain = train.with_view(view_of(stream))
 
     def batches():
         for start in range(0, len(plain), 8):
-            rows = [plain[j] for j in range(start, min(start + 8, len(plain)))]
-            yield torch.stack([x for x, _ in rows]), torch.tensor([y for _, y in rows])
+            yield plain.collate([plain[j] for j in range(start, min(start + 8, len(plain)))])
 
-    return LearnTask(task.index, task.classes, train.with_view(TrainView(SIDE, kind="none")), batches)
+    return LearnTask(task.index, task.classes, plain, batches)
 
 
 def learn(method: Method, stream: TaskStream, upto: int | None = None, settings: Settings = SETTINGS, **more) -> Method:
@@ -76,8 +97,8 @@ def learn(method: Method, stream: TaskStream, upto: int | None = None, settings:
 
 
 def inputs_of(stream: TaskStream, upto: int | None = None) -> torch.Tensor:
-    groups = [stream.test(i).with_view(EvalView(SIDE)) for i in range(len(stream) if upto is None else upto)]
-    return torch.stack([g[j][0] for g in groups for j in range(len(g))])
+    groups = [stream.test(i).with_view(view_of(stream)) for i in range(len(stream) if upto is None else upto)]
+    return groups[0].collate([g[j] for g in groups for j in range(len(g))])[0]
 
 
 @torch.inference_mode()
@@ -90,14 +111,19 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def stream() -> TaskStream:
-    return toy_stream()
+@pytest.fixture(scope="module", params=MODALITIES)
+def modality(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def learned(name, stream) -> Method:
-    return learn(make(name), stream)
+def stream(modality) -> TaskStream:
+    return toy_stream(modality)
+
+
+@pytest.fixture(scope="module")
+def learned(name, modality, stream) -> Method:
+    return learn(make(name, modality), stream)
 
 
 # 1. One sample, one answer
@@ -113,10 +139,10 @@ def test_a_score_does_not_depend_on_its_batch(learned, stream):
     assert learned.protocol == "sample"
 
 
-def test_lookup_changes_nothing(name, learned, stream):
+def test_lookup_changes_nothing(name, modality, learned, stream):
     """A twin with the same state that has never seen an image gives the same scores."""
     x = inputs_of(stream)
-    twin = make(name)
+    twin = make(name, modality)
     twin.load_learned_state(learned.learned_state())
     torch.testing.assert_close(scores(twin, x), scores(learned, x), atol=1e-6, rtol=1e-5)
 
@@ -135,29 +161,30 @@ def test_a_method_never_sees_test_data_or_tasks_at_test(name):
 # 3. Open-ended
 
 
-def test_scores_cover_exactly_the_classes_seen(name, stream):
-    method = make(name)
+def test_scores_cover_exactly_the_classes_seen(name, modality, stream):
+    method = make(name, modality)
     for i, n_seen in enumerate((2, 4, 5)):
         learn_task(method, learn_view(method, stream, i), SETTINGS)
         assert scores(method, inputs_of(stream, i + 1)).shape[1] == n_seen == method.n_seen
 
 
-def test_nothing_is_sized_by_a_total(name, stream):
+def test_nothing_is_sized_by_a_total(name, modality, stream):
     """The first task is learned alike, whether the stream goes on or not."""
     x = inputs_of(stream, 1)
     alone = TaskStream(stream.source, StreamOptions(tasks=[stream.class_names[:2]], validation=0))
-    first = scores(learn(make(name), alone), x)
-    assert torch.equal(first, scores(learn(make(name), stream, upto=1), x))
+    first = scores(learn(make(name, modality), alone), x)
+    assert torch.equal(first, scores(learn(make(name, modality), stream, upto=1), x))
 
 
-def test_a_task_of_one_class_is_learned(name):
+def test_a_task_of_one_class_is_learned(name, modality):
     """Its only class has nothing to be told apart from but the classes before."""
-    stream = toy_stream(3, 2)
+    stream = toy_stream(modality, 3, 2)
     settings = Settings(
         torch.device("cpu"), torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01}
     )
-    method = learn(make(name), stream, upto=1, settings=settings)
-    x = torch.stack([stream.test(1).with_view(EvalView(SIDE))[j][0] for j in range(len(stream.test(1)))])
+    method = learn(make(name, modality), stream, upto=1, settings=settings)
+    test = stream.test(1).with_view(view_of(stream))
+    x, _ = test.collate([test[j] for j in range(len(test))])
     learn_task(method, learn_view(method, stream, 1), settings)
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(bool(p.isfinite().all()) for p in trained)
@@ -165,8 +192,8 @@ def test_a_task_of_one_class_is_learned(name):
         assert (scores(method, x).argmax(1) == 2).float().mean() > 0.5
 
 
-def test_tasks_must_continue_the_classes_seen(name, stream):
-    method = make(name)
+def test_tasks_must_continue_the_classes_seen(name, modality, stream):
+    method = make(name, modality)
     with pytest.raises(Exception, match="task 0 must start at class 0"):
         method.begin_task(learn_view(method, stream, 1))
 
@@ -174,10 +201,10 @@ def test_tasks_must_continue_the_classes_seen(name, stream):
 # 4. State
 
 
-def test_all_learned_state_is_in_state_dict(name, learned, stream):
+def test_all_learned_state_is_in_state_dict(name, modality, learned, stream):
     x = inputs_of(stream)
     state = {k: v.clone() for k, v in learned.learned_state().items()}
-    twin = make(name, backbone=random_backbone())
+    twin = make(name, modality)
     twin.load_learned_state(state)
     assert twin.n_seen == learned.n_seen
     torch.testing.assert_close(scores(twin, x), scores(learned, x), atol=1e-6, rtol=1e-5)
@@ -186,15 +213,15 @@ def test_all_learned_state_is_in_state_dict(name, learned, stream):
 def test_a_frozen_backbone_is_bit_equal_after_training(name, learned):
     if learned.trains_backbone:
         pytest.skip(f"{name} trains its backbone by declaration")
-    for key, value in random_backbone().state_dict().items():
+    for key, value in BACKBONES[learned.backbone.modality]().state_dict().items():
         assert torch.equal(value, learned.backbone.state_dict()[key]), key
         assert not dict(learned.backbone.named_parameters())[key].requires_grad
 
 
-def test_private_parameters_of_earlier_tasks_are_bit_equal(name, stream):
+def test_private_parameters_of_earlier_tasks_are_bit_equal(name, modality, stream):
     from ostinato.nn import PerTask
 
-    method = learn(make(name), stream, upto=1)
+    method = learn(make(name, modality), stream, upto=1)
     private = {n: m for n, m in method.named_modules() if isinstance(m, PerTask) and m.freeze_old and len(m)}
     before = {n: m[0].detach().clone() for n, m in private.items()}
     learn_task(method, learn_view(method, stream, 1), SETTINGS)
@@ -211,9 +238,9 @@ def test_learned_tensors_have_fp32_or_wider(learned):
 # 5. Same seed, same run; stop anywhere
 
 
-def test_same_seed_same_run_and_global_generators_untouched(name, stream):
+def test_same_seed_same_run_and_global_generators_untouched(name, modality, stream):
     x = inputs_of(stream)
-    first = make(name)
+    first = make(name, modality)
     torch.manual_seed(11)
     np.random.seed(11)  # noqa: NPY002 - the global generator is what is watched
     random.seed(11)
@@ -223,7 +250,7 @@ def test_same_seed_same_run_and_global_generators_untouched(name, stream):
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert states[2] == random.getstate()
     torch.manual_seed(12)
-    second = make(name)
+    second = make(name, modality)
     torch.manual_seed(99)
     learn(second, stream)
     assert torch.equal(scores(first, x), scores(second, x))
@@ -252,18 +279,18 @@ class StopAt:
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_stopping_inside_a_task_and_going_on_changes_nothing(name, stream, steps):
+def test_stopping_inside_a_task_and_going_on_changes_nothing(name, modality, stream, steps):
     """With 24 samples and batches of 8 the steps lie inside the first and the second epoch."""
     x = inputs_of(stream)
-    whole = learn(make(name), stream)
-    cut = learn(make(name), stream, upto=1)
+    whole = learn(make(name, modality), stream)
+    cut = learn(make(name, modality), stream, upto=1)
     watcher = StopAt(cut, steps)
     task = learn_view(cut, stream, 1)
     try:
         learn_task(cut, task, SETTINGS, watcher)
         assert not list(cut.stages(task)), "a method with stages must have been stopped"
     except Stop:
-        fresh = make(name)
+        fresh = make(name, modality)
         fresh.load_learned_state(watcher.state)
         learn_task(fresh, task, SETTINGS, resume=(watcher.position, watcher.optimizer))
         cut = fresh
@@ -271,11 +298,13 @@ def test_stopping_inside_a_task_and_going_on_changes_nothing(name, stream, steps
     assert torch.equal(scores(cut, x), scores(whole, x))
 
 
-def test_state_between_tasks_is_enough_to_go_on(name, stream):
+def test_state_between_tasks_is_enough_to_go_on(name, modality, stream):
     x = inputs_of(stream)
-    whole = learn(make(name), stream)
-    fresh = make(name)
-    fresh.load_learned_state({k: v.clone() for k, v in learn(make(name), stream, upto=2).learned_state().items()})
+    whole = learn(make(name, modality), stream)
+    fresh = make(name, modality)
+    fresh.load_learned_state(
+        {k: v.clone() for k, v in learn(make(name, modality), stream, upto=2).learned_state().items()}
+    )
     learn_task(fresh, learn_view(fresh, stream, 2), SETTINGS)
     assert torch.equal(scores(fresh, x), scores(whole, x))
 

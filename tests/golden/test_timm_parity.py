@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tests.conftest import VIT_TI_NAME
 from timm.models.vision_transformer import VisionTransformer
 
-from ostinato.backbones import Arch, Backbone, Preprocess
+from ostinato.backbones import Arch, Preprocess, VisionBackbone
 from ostinato.backbones.weights import convert_timm, load_backbone
 from ostinato.errors import InputError
 
@@ -25,7 +25,9 @@ def randomise(model):
 def ours(model, **arch):
     sizes = dict(dim=24, depth=3, heads=3, mlp_dim=96) | arch
     readout = "cls" if model.global_pool == "token" else "mean"
-    backbone = Backbone(Arch(**sizes), patch=8, preprocess=Preprocess(32, (0.0,) * 3, (1.0,) * 3), readout=readout)
+    backbone = VisionBackbone(
+        Arch(**sizes), patch=8, preprocess=Preprocess(32, (0.0,) * 3, (1.0,) * 3), readout=readout
+    )
     backbone.load_state_dict(convert_timm(model.state_dict(), backbone))
     return backbone.eval()
 
@@ -100,7 +102,9 @@ def test_named_architectures_are_supported(name):
         model = timm.create_model(name, pretrained=False, num_classes=0)
     arch = _arch(model, name)
     with torch.device("meta"):
-        backbone = Backbone(arch, patch=model.patch_embed.patch_size[0], preprocess=Preprocess(224, (0,) * 3, (1,) * 3))
+        backbone = VisionBackbone(
+            arch, patch=model.patch_embed.patch_size[0], preprocess=Preprocess(224, (0,) * 3, (1,) * 3)
+        )
     n = sum(p.numel() for p in backbone.parameters())
     assert n == sum(p.numel() for p in model.parameters())
 

@@ -87,8 +87,8 @@ def digits(tmp_path_factory, tests):
     """Two held-out digits as files."""
     root = tmp_path_factory.mktemp("digits")
     files = [root / "a.png", root / "b.png"]
-    tests[0].image(0).save(files[0])
-    tests[1].image(3).save(files[1])
+    tests[0].raw(0).save(files[0])
+    tests[1].raw(3).save(files[1])
     return files
 
 

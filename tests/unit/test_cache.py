@@ -21,6 +21,9 @@ class Counting:
         weight = torch.randn(images[0].numel(), self.width, generator=torch.Generator().manual_seed(0))
         return images.float().flatten(1) @ weight
 
+    def contents(self, x):
+        return list(x.contiguous().numpy())
+
 
 def images(n, seed=0):
     return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))

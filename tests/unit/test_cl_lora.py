@@ -9,7 +9,7 @@ from tests.conftest import random_backbone
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ostinato.backbones import Arch, Backbone, Edit, LayerPlan, LinearEdit, Preprocess
+from ostinato.backbones import Arch, Edit, LayerPlan, LinearEdit, Preprocess, VisionBackbone
 from ostinato.engine.train import Settings
 from ostinato.engine.train import learn_task as train
 from ostinato.errors import InputError
@@ -195,7 +195,7 @@ def test_block_weights_start_uniform_between_a_half_and_one_and_a_half():
 @pytest.mark.parametrize(("rank", "trained", "stored"), [(8, 221_202, 147_456 + 18), (10, 276_498, 184_320 + 18)])
 def test_parameter_counts_on_vit_b(rank, trained, stored):
     with torch.device("meta"):
-        backbone = Backbone(
+        backbone = VisionBackbone(
             Arch(dim=768, depth=12, heads=12, mlp_dim=3072),
             patch=16,
             preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3),

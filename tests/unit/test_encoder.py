@@ -9,7 +9,17 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ostinato.backbones import Arch, Backbone, Edit, Encoder, LayerPlan, LinearEdit, Preprocess, Tokens, prefix_from
+from ostinato.backbones import (
+    Arch,
+    Edit,
+    Encoder,
+    LayerPlan,
+    LinearEdit,
+    Preprocess,
+    Tokens,
+    VisionBackbone,
+    prefix_from,
+)
 from ostinato.backbones.edits import LINEARS
 from ostinato.backbones.encoder import ACTIVATIONS, Block
 from ostinato.errors import InputError
@@ -508,7 +518,7 @@ def test_sizes_are_checked():
 def make(readout="cls", **more):
     torch.manual_seed(0)
     preprocess = Preprocess(8, (0.1, 0.5, 0.7), (0.2, 0.5, 0.9), "bilinear")
-    backbone = Backbone(Arch(dim=D, depth=1, heads=H, mlp_dim=D), patch=4, preprocess=preprocess, readout=readout)
+    backbone = VisionBackbone(Arch(dim=D, depth=1, heads=H, mlp_dim=D), patch=4, preprocess=preprocess, readout=readout)
     for p in backbone.parameters():
         p.data = torch.randn_like(p)
     return backbone.requires_grad_(False)
@@ -532,14 +542,15 @@ def test_embedding_is_normalised_pixels_patch_by_patch():
         want = torch.einsum("bchw,dchw->bd", patch, backbone.patch_embed.weight) + backbone.patch_embed.bias
         torch.testing.assert_close(tokens.h[:, 1 + i], want + backbone.pos_embed[0, 1 + i], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(tokens.h[:, 0], (backbone.cls_token + backbone.pos_embed[:, :1])[:, 0].expand(B, D))
-    assert torch.equal(backbone.cls_position(), backbone.pos_embed[0, 0])
+    prompts = torch.randn(2, 3, D)
+    assert torch.equal(backbone.as_tokens(prompts), prompts + backbone.pos_embed[0, 0])
 
 
 def test_unit_preprocessing_leaves_pixels_alone():
     weights = Preprocess(8, (0.1, 0.5, 0.7), (0.2, 0.5, 0.9), "bilinear")
     assert weights.unit() == Preprocess(8, (0.0,) * 3, (1.0,) * 3, "bilinear")
     backbone = make()
-    unit = Backbone(backbone.arch, patch=4, preprocess=weights.unit())
+    unit = VisionBackbone(backbone.arch, patch=4, preprocess=weights.unit())
     unit.load_state_dict(backbone.state_dict())
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shifted = x * backbone.std + backbone.mean
@@ -564,9 +575,9 @@ def test_images_of_another_size_are_refused(shape):
 def test_backbone_options_are_checked():
     arch = Arch(dim=D, depth=1, heads=H, mlp_dim=D)
     with pytest.raises(InputError, match="size 9 must be a multiple of the patch side 4"):
-        Backbone(arch, patch=4, preprocess=Preprocess(9, (0.0,) * 3, (1.0,) * 3))
+        VisionBackbone(arch, patch=4, preprocess=Preprocess(9, (0.0,) * 3, (1.0,) * 3))
     with pytest.raises(InputError, match="'cls' or 'mean', got 'max'"):
-        Backbone(arch, patch=4, preprocess=Preprocess(8, (0.0,) * 3, (1.0,) * 3), readout="max")
+        VisionBackbone(arch, patch=4, preprocess=Preprocess(8, (0.0,) * 3, (1.0,) * 3), readout="max")
 
 
 def test_cast_keeps_normalisation_in_fp32():

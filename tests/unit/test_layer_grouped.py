@@ -8,7 +8,7 @@ from tests.conftest import random_backbone
 from tests.contract import test_contract as contract
 from torch.nn import functional as F
 
-from ostinato.backbones import Arch, Backbone, Edit, LayerPlan, Preprocess
+from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, VisionBackbone
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
@@ -532,7 +532,7 @@ def test_gaussians_are_of_features_under_fixed_weights(fusion, weights):
 def test_trainable_parameters_of_the_published_size():
     with torch.device("meta"):
         arch = Arch(dim=768, depth=12, heads=12, mlp_dim=3072)
-        backbone = Backbone(arch, patch=16, preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3))
+        backbone = VisionBackbone(arch, patch=16, preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3))
 
     def count(size=10, **options):
         with torch.device("meta"):

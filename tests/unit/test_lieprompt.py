@@ -7,7 +7,7 @@ import torch
 from tests.conftest import random_backbone
 from torch.nn import functional as F
 
-from ostinato.backbones import Arch, Backbone, Edit, LayerPlan, Preprocess, Tokens
+from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, Tokens, VisionBackbone
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
@@ -593,7 +593,7 @@ def test_everything_learned_survives_saving(tmp_path):
 def vit_b():
     with torch.device("meta"):
         arch = Arch(dim=768, depth=12, heads=12, mlp_dim=3072)
-        return Backbone(arch, patch=16, preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3))
+        return VisionBackbone(arch, patch=16, preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tests.conftest import random_backbone
 from tests.contract.test_contract import SETTINGS, learn, learn_view, make, toy_stream
 
-from ostinato.backbones import Arch, Backbone, LinearEdit, Preprocess, Tokens
+from ostinato.backbones import Arch, LinearEdit, Preprocess, Tokens, VisionBackbone
 from ostinato.backbones.edits import edited_linear, per_task
 from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
@@ -34,9 +34,9 @@ def pixels(n, seed=0):
     return torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def vit_b() -> Backbone:
+def vit_b() -> VisionBackbone:
     with torch.device("meta"):
-        return Backbone(
+        return VisionBackbone(
             Arch(dim=768, depth=12, heads=12, mlp_dim=3072),
             patch=16,
             preprocess=Preprocess(224, (0.5,) * 3, (0.5,) * 3),

@@ -76,7 +76,7 @@ def test_tasks_partition_classes_and_samples(counts, data, order, validation, se
             assert set(part.labels.tolist()) <= set(task.classes)
             for index in range(len(part)):  # the pixel says which class it is
                 name = stream.class_names[int(part.labels[index]) - offset]
-                assert part.image(index).getpixel((0, 0)) == (source.class_names.index(name), 0, 0)
+                assert part.raw(index).getpixel((0, 0)) == (source.class_names.index(name), 0, 0)
         for label, name in zip(task.classes, task.class_names, strict=True):
             n = counts[source.class_names.index(name)]
             held = 0 if validation == 0 or n < 2 else max(1, int(validation * n))
@@ -222,9 +222,9 @@ def test_examples_are_a_function_of_key_and_seed():
     train = TaskStream(noisy, StreamOptions(step=2)).task(0).train.with_view(TrainView(16))
     assert torch.equal(train[2, 5][0], train[2, 5][0])
     assert not torch.equal(train[2, 5][0], train[2, 6][0])
-    assert torch.equal(train[2][0], EvalView(16)(train.image(2), None))
+    assert torch.equal(train[2][0], EvalView(16)(train.raw(2), None))
     assert train[2, 5][1] == int(train.labels[2])
-    expected = train.view(train.image(2), np.random.default_rng([0, 2, 5]))
+    expected = train.view(train.raw(2), np.random.default_rng([0, 2, 5]))
     assert torch.equal(train[2, 5][0], expected)
     other = TaskStream(noisy, StreamOptions(step=2, seed=0)).task(0).train.with_view(train.view)
     assert torch.equal(train[1, 1][0], pickle.loads(pickle.dumps(other))[1, 1][0])
@@ -254,7 +254,7 @@ def test_subset_and_concat_keep_samples_with_their_labels():
     assert few.names() == [stream.task(2).train.names()[i] for i in (3, 0)]
     both = Examples.concat([few, other.task(0).train, stream.task(1).train])
     assert both.labels.tolist() == [2, 2, 4, 4, 4, 1, 1, 1, 1, 1]
-    assert [both.image(i).getpixel((0, 0))[0] for i in range(len(both))] == [2, 2, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert [both.raw(i).getpixel((0, 0))[0] for i in range(len(both))] == [2, 2, 0, 0, 0, 1, 1, 1, 1, 1]
     assert both.class_counts() == {1: 5, 2: 2, 4: 3}
     again = Examples.concat([both, both.subset(torch.tensor([2]))])
     assert again.names()[-1] == both.names()[2]
@@ -321,7 +321,7 @@ def test_digits():
         ("digits", {"on_error": "ignore"}, "on_error must be 'raise'"),
         ("digits", {"seed": -1}, "seed must be 0 or more"),
         ("digits", {"classes": 3}, "classes applies to glyphs data only"),
-        ("digits", {"label_column": "y"}, "label_column applies to parquet and hub"),
+        ("digits", {"label_column": "y"}, "label_column applies to table and hub"),
         ("digits", {"task_folders": True}, "task_folders applies to folder"),
     ],
 )

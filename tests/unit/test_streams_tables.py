@@ -12,7 +12,8 @@ from PIL import Image
 
 from ostinato.errors import DataError, InputError
 from ostinato.streams import StreamOptions, TaskStream, open_source
-from ostinato.streams.parquet import hub, parquet
+from ostinato.streams.tables import hub
+from ostinato.streams.tables import table as open_table
 from ostinato.streams.vision import cifar100
 
 CIFAR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar100"
@@ -58,11 +59,11 @@ def test_class_label_names(tmp_path):
 
 def test_integer_and_text_labels(tmp_path):
     write(tmp_path / "a", train=table([10, 9, 10, -1]), test=table([9]))
-    source = parquet(tmp_path / "a")
+    source = open_table(tmp_path / "a")
     assert source.class_names == ["-1", "9", "10"]
     assert source.train.labels.tolist() == [2, 1, 2, 0]
     write(tmp_path / "b", train=table(["x10", "x9", "x10"]), test=table(["x9"]))
-    source = parquet(tmp_path / "b")
+    source = open_table(tmp_path / "b")
     assert source.class_names == ["x9", "x10"]
     assert source.test.labels.tolist() == [0]
 
@@ -90,21 +91,20 @@ def test_a_part_is_set_aside_where_there_is_no_test(tmp_path):
 def test_columns_are_found_or_named(tmp_path):
     content = table([0, 1], column="photo", label="target", names=["a", "b"])
     write(tmp_path / "typed", train=content, test=content)
-    assert parquet(tmp_path / "typed").class_names == ["a", "b"]
+    assert open_table(tmp_path / "typed").class_names == ["a", "b"]
     binary = table([0, 1], column="image", kind="binary", label="fine_label", extra={"coarse_label": [5, 6]})
     write(tmp_path / "binary", train=binary, test=binary)
-    assert parquet(tmp_path / "binary").class_names == ["0", "1"]
-    assert parquet(tmp_path / "binary", label_column="coarse_label").class_names == ["5", "6"]
+    assert open_table(tmp_path / "binary").class_names == ["0", "1"]
+    assert open_table(tmp_path / "binary", label_column="coarse_label").class_names == ["5", "6"]
     named = table([0, 1], column="blob", kind="binary")
     write(tmp_path / "named", train=named, test=named)
-    assert len(parquet(tmp_path / "named", image_column="blob").train) == 2
+    assert len(open_table(tmp_path / "named", image_column="blob").train) == 2
 
 
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (pa.table({"text": ["a", "b"], "label": [0, 1]}), {}, "only images are supported yet"),
-        (pa.table({"x": [1, 2], "label": [0, 1]}), {}, "no column of images. Columns: x, label"),
+        (pa.table({"x": [1, 2], "label": [0, 1]}), {}, "no column of images or texts. Columns: x, label"),
         (table([0, 1], label="target"), {}, "not clear. Columns: img, target"),
         (table([0, 1]), {"label_column": "labe"}, "Did you mean 'label'"),
         (table([0, 1]), {"image_column": "im"}, "Did you mean 'img'"),
@@ -120,7 +120,7 @@ def test_columns_are_found_or_named(tmp_path):
 def test_wrong_columns(tmp_path, content, options, message):
     write(tmp_path, train=content, test=content)
     with pytest.raises(InputError, match=message):
-        parquet(tmp_path, **options)
+        open_table(tmp_path, **options)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_wrong_columns(tmp_path, content, options, message):
 def test_wrong_rows(tmp_path, train, test, message):
     write(tmp_path, train=train, test=test)
     with pytest.raises(DataError, match=message):
-        parquet(tmp_path)
+        open_table(tmp_path)
 
 
 def test_classes_without_rows_are_left_out(tmp_path):
     content = table([0, 2], names=["a", "b", "c"])
     write(tmp_path, train=content, test=content)
-    source = parquet(tmp_path)
+    source = open_table(tmp_path)
     assert source.class_names == ["a", "c"]
     assert source.train.labels.tolist() == [0, 1]
     assert "1 classes" in source.notes[0]
@@ -154,9 +154,9 @@ def test_bad_images_are_named_and_can_be_skipped(tmp_path):
     content = pa.table({"image": pa.array(images, pa.binary()), "label": [0, 1, 0, 1, 0]})
     write(tmp_path, train=content, test=table([0, 1], column="image", kind="binary"))
     with pytest.raises(DataError, match=r"(?s)3 of 5.*row 1: .*row 2: empty.*row 4: no image") as caught:
-        parquet(tmp_path)
+        open_table(tmp_path)
     assert "data.on_error=skip" in str(caught.value)
-    source = parquet(tmp_path, on_error="skip")
+    source = open_table(tmp_path, on_error="skip")
     assert [source.train.name(i) for i in range(2)] == ["train.parquet row 0", "train.parquet row 3"]
     assert source.train.load(1).getpixel((0, 0)) == (3, 0, 0)
     assert source.train.labels.tolist() == [0, 1]
@@ -169,7 +169,7 @@ def test_rows_that_point_to_files(tmp_path):
     write(tmp_path, train=content, test=content)
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())])
     write(tmp_path, train=content.cast(schema), test=content.cast(schema))
-    assert parquet(tmp_path).train.load(0).getpixel((0, 0)) == (9, 0, 0)
+    assert open_table(tmp_path).train.load(0).getpixel((0, 0)) == (9, 0, 0)
 
 
 def test_files_that_are_no_parquet(tmp_path):

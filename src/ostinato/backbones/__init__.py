@@ -1,8 +1,10 @@
 """The one editable transformer, its edits and its weights."""
 
+from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.edits import Edit, LayerPlan, LinearEdit, Plan, Tokens, prefix_from
 from ostinato.backbones.encoder import Arch, Encoder
-from ostinato.backbones.vision import Backbone, Origin, Preprocess
+from ostinato.backbones.text import TextBackbone, Tokenization
+from ostinato.backbones.vision import Preprocess, VisionBackbone
 
 __all__ = [
     "Arch",
@@ -14,6 +16,9 @@ __all__ = [
     "Origin",
     "Plan",
     "Preprocess",
+    "TextBackbone",
+    "Tokenization",
     "Tokens",
+    "VisionBackbone",
     "prefix_from",
 ]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ostinato.backbones.base import Backbone
 from ostinato.backbones.edits import Tokens
-from ostinato.backbones.vision import Backbone
 from ostinato.errors import DataError
 
 KEY_BYTES = 16
@@ -66,7 +66,7 @@ class FeatureCache:
         if not len(images):
             return backbone(images)
         file = self._open(backbone)
-        keys = keys_of(images)
+        keys = keys_of(backbone, images)
         rows = [self._find(key, file) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
             computed = backbone(images[new]).cpu()
@@ -89,13 +89,13 @@ class FeatureCache:
         return self._file
 
 
-def keys_of(images: Tensor) -> list[bytes]:
-    """A hash of the pixels of each image."""
-    return [hashlib.blake2b(x, digest_size=KEY_BYTES).digest() for x in images.cpu().contiguous().numpy()]
+def keys_of(backbone: Backbone, x: Tensor) -> list[bytes]:
+    """A hash of what each input holds."""
+    return [hashlib.blake2b(one, digest_size=KEY_BYTES).digest() for one in backbone.contents(x)]
 
 
 class StateCache:
-    """Token states that enter a layer of the plain frozen backbone, by the content of each image.
+    """Token states that enter a layer of the plain frozen backbone, by the content of each input.
 
     For methods that change nothing below a layer, on images that come again (un-augmented ones): an image passes the
     lower layers once. A ViT-B state takes 0.3 MB, so that this is only used where it is asked for.
@@ -112,16 +112,27 @@ class StateCache:
     def states(self, backbone: Backbone, images: Tensor, layer: int) -> Tokens:
         """States (B, N, D) that enter ``layer``; the backbone runs on unknown images only."""
         store = self._rows.setdefault(layer, _Rows(self.max_bytes))
-        keys = keys_of(images)
+        keys = keys_of(backbone, images)
         rows = [store.get(key) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
-            computed = backbone.run(backbone.embed(images[new]), stop=layer).h
-            for i, row in zip(new, computed, strict=True):
+            computed = backbone.run(backbone.embed(images[new]), stop=layer)
+            seen = None if computed.mask is None else computed.mask.sum(1).tolist()
+            for j, i in enumerate(new):
+                row = computed.h[j] if seen is None else computed.h[j, : seen[j]]
                 # A copy outside inference mode: training may be the next to use it.
                 with torch.inference_mode(False):
                     rows[i] = torch.empty_like(row).copy_(row)
                 store.put(keys[i], rows[i])  # pyright: ignore[reportArgumentType]
-        return Tokens(torch.stack([row for row in rows if row is not None]))
+        return _together([row for row in rows if row is not None])
+
+
+def _together(rows: list[Tensor]) -> Tokens:
+    """States (N_i, D) as one batch, the shorter ones filled up and masked."""
+    sizes = torch.tensor([len(row) for row in rows])
+    if bool((sizes == sizes[0]).all()):
+        return Tokens(torch.stack(rows))
+    h = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return Tokens(h, (torch.arange(h.shape[1]) < sizes[:, None]).to(h.device))
 
 
 class _Rows:
@@ -209,7 +220,6 @@ def _identity(backbone: Backbone) -> str:
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    place = backbone.pos_embed.device.type
-    settings = (backbone.arch, backbone.preprocess, backbone.readout, str(backbone.dtype), backbone.patch, place)
-    digest.update(repr(settings).encode())
+    place = next(backbone.parameters()).device.type
+    digest.update(repr((*backbone.settings(), str(backbone.dtype), place)).encode())
     return digest.hexdigest()[:24]

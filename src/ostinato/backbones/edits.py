@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -57,6 +58,22 @@ class Tokens(NamedTuple):
         seen = self.mask.new_ones(self.mask.shape[0], extra.shape[-2])
         return Tokens(h, torch.cat([self.mask[:, :at], seen, self.mask[:, at:]], dim=1))
 
+    def take(self, rows: Tensor | slice) -> Tokens:
+        """Some samples of states (B, N, D)."""
+        return Tokens(self.h[rows], None if self.mask is None else self.mask[rows])
+
+    def after(self, n: int) -> Tokens:
+        """All but the first ``n`` positions."""
+        return Tokens(self.h[..., n:, :], None if self.mask is None else self.mask[:, n:])
+
+    def under(self, n_tasks: int) -> Tokens:
+        """States (B, N, D) as (T, B, N, D), the same for each of ``n_tasks`` tasks; nothing is copied."""
+        return Tokens(self.h.expand(n_tasks, *self.h.shape), self.mask)
+
+    def real(self) -> Tensor:
+        """The states (n, D) of all tokens that are real."""
+        return self.h.flatten(0, -2) if self.mask is None else self.h[self.mask]
+
 
 @dataclass(frozen=True)
 class LinearEdit:
@@ -95,6 +112,12 @@ class LinearEdit:
                 raise InputError(f"LinearEdit: {one} and {other} must be given together; one of them is None.")
 
 
+@cache
+def fused_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, without which the fused kernel does not exist."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """``x weight^T + bias``, then GELU if asked for; on a CPU in bf16, a frozen weight and its bias are one kernel.
 
@@ -107,8 +130,8 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool 
         and x.dtype == weight.dtype == torch.bfloat16
         and bias is not None
         and x.is_contiguous()
-        and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
+        and fused_bf16()
         and not (torch.is_grad_enabled() and weight.requires_grad)
     )
     if fused and torch.is_grad_enabled() and x.requires_grad:

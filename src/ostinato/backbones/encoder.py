@@ -1,4 +1,4 @@
-"""The only transformer of the package: a pre-norm encoder whose layers accept edits per call."""
+"""The only transformer of the package: an encoder whose layers accept edits per call."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class Arch:
         act: activation of the MLP, a key of ``ACTIVATIONS``.
         qkv_bias: whether queries, keys and values have a bias.
         layer_scale: whether each residual branch has a learned scale per channel.
+        norm: "pre" normalises what enters a branch, with a last norm after all layers (ViT, CLIP); "post" the sum of a
+            branch and what it is added to, so that the states that leave a layer are normalised (BERT).
     """
 
     dim: int
@@ -38,6 +40,7 @@ class Arch:
     act: str = "gelu"
     qkv_bias: bool = True
     layer_scale: bool = False
+    norm: str = "pre"
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -45,6 +48,8 @@ class Arch:
             raise InputError(f"Arch: dim ({self.dim}) must be a multiple of heads ({self.heads}).")
         if self.act not in ACTIVATIONS:
             raise InputError(f"Arch: act must be one of {sorted(ACTIVATIONS)}, got {self.act!r}.")
+        if self.norm not in ("pre", "post"):
+            raise InputError(f"Arch: norm must be 'pre' or 'post', got {self.norm!r}.")
 
     def shape_of(self, name: str) -> tuple[int, int]:
         """(out, in) of the weight of a linear map that a ``LinearEdit`` may name."""
@@ -66,7 +71,7 @@ class Attention(nn.Module):
         """Attend over N tokens and P prefix positions.
 
         Args:
-            x: (..., N, D), already normalised.
+            x: (..., N, D), what enters the branch.
             mask: (B, N) bool, True for real tokens, or None.
             edit: what this layer does differently.
             read: positions whose output is wanted; None for all.
@@ -91,7 +96,7 @@ class Attention(nn.Module):
         """What :meth:`forward` weighs the values with, for looking at; the fused kernels do not give it.
 
         Args:
-            x: (..., N, D), already normalised.
+            x: (..., N, D), what enters the branch.
             mask: (B, N) bool, True for real tokens, or None.
             edit: what this layer does differently.
             read: positions whose weights are wanted; None for all.
@@ -193,7 +198,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then MLP, each added to the residual stream."""
+    """One layer: attention, then MLP, each added to the residual stream, which is normalised before or after."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -203,6 +208,7 @@ class Block(nn.Module):
         self.mlp = MLP(arch)
         self.ls1 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
         self.ls2 = LayerScale(arch.dim) if arch.layer_scale else nn.Identity()
+        self.post = arch.norm == "post"
 
     def forward(
         self, h: Tensor, mask: Tensor | None = None, edit: Edit | None = None, read: slice | None = None
@@ -210,24 +216,30 @@ class Block(nn.Module):
         """Advance the residual stream (..., N, D) by one layer, at the positions ``read`` alone if given."""
         edit = edit or PLAIN
         kept = h if read is None else h[..., read, :]
-        h = kept + self.ls1(self.attn(self.norm1(h), mask, edit, read))
-        out = self.ls2(self.mlp(self.norm2(h), edit))
+        h = kept + self.ls1(self.attn(self.attention_input(h), mask, edit, read))
+        if self.post:
+            h = self.norm1(h)
+        out = self.ls2(self.mlp(h if self.post else self.norm2(h), edit))
         if edit.adapter is not None:
             out = out + edit.adapter(h).to(h.dtype)
-        return h + out
+        return self.norm2(h + out) if self.post else h + out
+
+    def attention_input(self, h: Tensor) -> Tensor:
+        """What attention is given of the states (..., N, D) that enter the layer."""
+        return h if self.post else self.norm1(h)
 
 
 PLAIN = Edit()
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final norm."""
+    """A stack of blocks and, where they normalise before their branches, a final norm."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
         self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
-        self.norm = nn.LayerNorm(arch.dim, eps=arch.eps)
+        self.norm = nn.LayerNorm(arch.dim, eps=arch.eps) if arch.norm == "pre" else nn.Identity()
 
     def run(
         self,
@@ -268,7 +280,7 @@ class Encoder(nn.Module):
     def queries(self, layer: int, h: Tensor) -> Tensor:
         """The queries (..., N, D) that a layer forms from the states (..., N, D) that enter it, heads joined."""
         block = cast(Block, self.blocks[layer])
-        return F.linear(block.norm1(h), *block.attn.part(0))
+        return F.linear(block.attention_input(h), *block.attn.part(0))
 
 
 __all__ = ["ACTIVATIONS", "Arch", "Attention", "Block", "Encoder", "LayerScale", "LinearEdit"]

@@ -1,7 +1,7 @@
-"""Pre-trained weights: timm checkpoints and the bundled default, converted to :class:`Backbone`.
+"""Pre-trained weights: timm checkpoints and the bundled default, converted to :class:`VisionBackbone`.
 
-timm supplies architectures' names, weights and pre-processing; the transformer that runs is ours. Parity with
-timm's own forward is tested in ``tests/golden/test_timm_parity.py``.
+Text encoders are in ``text_weights.py``. timm supplies architectures' names, weights and pre-processing; the
+transformer that runs is ours. Parity with timm's own forward is tested in ``tests/golden/test_timm_parity.py``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
-from ostinato.backbones.vision import Backbone, Origin, Preprocess
+from ostinato.backbones.vision import Preprocess, VisionBackbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.errors import InputError, did_you_mean
 
@@ -25,10 +26,10 @@ _WRAPPERS = ("state_dict", "model", "teacher", "module")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
 
-def embedded_backbone() -> Backbone:
+def embedded_backbone() -> VisionBackbone:
     """The bundled architecture with untrained weights: 12 layers, width 128, patch 8, 32 x 32 pixels."""
     arch = Arch(dim=128, depth=12, heads=4, mlp_dim=512)
-    return Backbone(arch, patch=8, preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    return VisionBackbone(arch, patch=8, preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
 def load_backbone(
@@ -37,15 +38,19 @@ def load_backbone(
     weights: str | Path | None = None,
     preprocess: str = "weights",
     size: int | None = None,
+    length: int | None = None,
 ) -> Backbone:
     """A frozen backbone by name.
 
     Args:
-        name: the bundled ``vit_mini_patch8_32.glyphs`` or a plain timm ViT, best with its tag
-            (``vit_base_patch16_224.augreg_in21k``): bare names change their meaning between timm releases.
-        weights: a safetensors, pth (read with ``weights_only``) or npz file; None fetches them by name.
+        name: the bundled ``vit_mini_patch8_32.glyphs``; a plain timm ViT, best with its tag
+            (``vit_base_patch16_224.augreg_in21k``): bare names change their meaning between timm releases; or a
+            BERT-like text encoder by its name on the Hugging Face hub. With the folder of one as ``weights``, any name.
+        weights: a safetensors, pth (read with ``weights_only``) or npz file, or the folder of a text encoder; None
+            fetches them by name.
         preprocess: "weights" uses the mean and std of the weights, "unit" feeds [0, 1] pixels.
         size: input side in pixels other than the weights' own; position embeddings are resampled.
+        length: most tokens of a text; None for what suits the weights.
 
     Returns:
         The backbone in fp32, without gradients, in evaluation mode, with its origin.
@@ -55,6 +60,12 @@ def load_backbone(
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
+    if is_text(name, weights):
+        if size is not None or preprocess != "weights":
+            raise InputError(f"backbone.size and preprocess are for images, but {name!r} is a text encoder.")
+        return _loaded_text(name, weights, length)
+    if length is not None:
+        raise InputError(f"backbone.length is for text encoders, but {name!r} takes images.")
     if name == DEFAULT_BACKBONE:
         if size not in (None, 32):
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
@@ -70,6 +81,32 @@ def load_backbone(
         backbone.mean.zero_()
         backbone.std.fill_(1.0)
     return backbone.requires_grad_(False).eval()
+
+
+def is_text(name: str, weights: str | Path | None) -> bool:
+    """Whether a backbone is a text encoder: a folder, or a name of one that is no model of timm's."""
+    if weights is not None:
+        return Path(weights).is_dir()
+    return "bert" in name.lower() or "MiniLM" in name or ("/" in name and not name.startswith("timm/"))
+
+
+def _loaded_text(name: str, weights: str | Path | None, length: int | None) -> Backbone:
+    """A text encoder with its weights and origin."""
+    from ostinato.backbones.text_weights import text_backbone
+
+    backbone, state = text_backbone(name if weights is None else str(weights), length)
+    _load(backbone, state, name)
+    # Another vocabulary makes other inputs of the same texts: it belongs to what the weights are.
+    digest = hashlib.sha256(_digest(state).encode() + backbone.tokenization.digest.encode()).hexdigest()
+    backbone.origin = Origin(name, str(weights) if weights else None, digest)
+    return backbone.requires_grad_(False).eval()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _asset() -> Path:
@@ -123,7 +160,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple[Backbone, dict[str, Tensor], str, str]:
+def _from_timm(
+    name: str, weights: str | Path | None, size: int | None
+) -> tuple[VisionBackbone, dict[str, Tensor], str, str]:
     """Backbone without weights, our state dict, its hash and the full name, for a timm name."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
@@ -142,7 +181,7 @@ def _from_timm(name: str, weights: str | Path | None, size: int | None) -> tuple
     cfg: dict[str, Any] = model.pretrained_cfg  # pyright: ignore[reportAssignmentType]
     if "." not in name and cfg.get("tag"):
         name = f"{name}.{cfg['tag']}"
-    backbone = Backbone(
+    backbone = VisionBackbone(
         _arch(model, name),
         patch=int(model.patch_embed.patch_size[0]),
         preprocess=Preprocess(
@@ -177,10 +216,7 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
             "network, or download them once and give backbone.weights=FILE."
         ) from error
     state = model.state_dict()
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode() + state[key].float().contiguous().numpy().tobytes())
-    return state, digest.hexdigest()
+    return state, _digest(state)
 
 
 def _arch(model: Any, name: str) -> Arch:
@@ -224,7 +260,7 @@ def _arch(model: Any, name: str) -> Arch:
     )
 
 
-def convert_timm(state: Mapping[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[str, Tensor]:
     """Our names for the tensors of a timm ViT; its classification head is left out.
 
     Args:

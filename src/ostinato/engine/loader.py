@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ostinato.engine.seeding import generator
+from ostinato.streams.base import Examples
 from ostinato.world import ALONE, World
 
 
@@ -22,6 +23,7 @@ def _load(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
+        collate_fn=getattr(dataset, "collate", None),
     )
     for x, y in loader:
         yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -54,8 +56,9 @@ def training_batches(
         with a share of 0, so that it takes the step with the others.
     """
     n = len(dataset)  # pyright: ignore[reportArgumentType]
-    order = torch.randperm(n, generator=generator(seed, "order", *position, epoch)).tolist()
-    batches = [[(i, epoch) for i in order[b : b + batch_size]] for b in range(start * batch_size, n, batch_size)]
+    draw = generator(seed, "order", *position, epoch)
+    cuts = by_length(dataset, torch.randperm(n, generator=draw).tolist(), batch_size, draw)[start:]
+    batches = [[(i, epoch) for i in some] for some in cuts]
     mine = [world.share(batch) for batch in batches]
     some = [part or batch[:1] for part, batch in zip(mine, batches, strict=True)]
     shares = [len(part) / len(batch) for part, batch in zip(mine, batches, strict=True)]
@@ -71,9 +74,63 @@ def fixed_batches(
     order: list[int] | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every sample once without augmentation, in the given or the natural order."""
+    """Every sample once without augmentation, in the given or the natural order; for ``batch_size`` see ``pack``."""
     order = list(range(len(dataset))) if order is None else order  # pyright: ignore[reportArgumentType]
-    return given_batches(dataset, cut(order, batch_size), device=device, workers=workers)
+    return given_batches(dataset, pack(dataset, order, batch_size), device=device, workers=workers)
+
+
+WINDOW = 16
+"""Batches among which samples are sorted by length: enough to fill up little, few enough to stay random."""
+
+
+def _sizes(dataset: Dataset[Any]) -> list[int] | None:
+    return dataset.sizes() if isinstance(dataset, Examples) else None
+
+
+def by_length(dataset: Dataset[Any], order: list[int], size: int, draw: torch.Generator) -> list[list[int]]:
+    """Training batches of ``size`` in a random order; samples of varying length meet others of like length.
+
+    Args:
+        dataset: knows the lengths, where they vary; otherwise the order is cut as it is.
+        order: positions in random order.
+        size: samples per batch.
+        draw: shuffles the batches within a window of the order.
+    """
+    sizes = _sizes(dataset)
+    if sizes is None:
+        return cut(order, size)
+    batches: list[list[int]] = []
+    for window in cut(order, WINDOW * size):
+        near = cut(sorted(window, key=sizes.__getitem__), size)
+        # The one that may be smaller stays at the end of the epoch.
+        batches += [near[i] for i in torch.randperm(len(near) - 1, generator=draw).tolist()] + [near[-1]]
+    return batches
+
+
+def pack(dataset: Dataset[Any], order: list[int], size: int, *, keep_order: bool = True) -> list[list[int]]:
+    """Batches for passes without training, of ``size`` samples or, where these vary in length, of as many tokens.
+
+    A batch is then filled up to its longest sample, and has no more tokens than ``size`` of the greatest length.
+
+    Args:
+        dataset: knows the lengths, where they vary.
+        order: positions.
+        size: samples of the greatest length.
+        keep_order: False lets samples of like length meet.
+    """
+    sizes = _sizes(dataset)
+    if sizes is None:
+        return cut(order, size)
+    budget = size * dataset.longest  # pyright: ignore[reportAttributeAccessIssue]
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order if keep_order else sorted(order, key=sizes.__getitem__):
+        longest = max(longest, sizes[i])
+        if not batches or (len(batches[-1]) + 1) * longest > budget:
+            batches.append([])
+            longest = sizes[i]
+        batches[-1].append(i)
+    return batches
 
 
 def cut(order: list[int], size: int) -> list[list[int]]:

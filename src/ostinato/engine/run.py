@@ -193,5 +193,6 @@ def _machine(config: RunConfig) -> dict[str, Any]:
 
 def make_learner(config: RunConfig, world: World = ALONE) -> Learner:
     """The untaught learner of a configuration."""
-    spec = BackboneSpec(config.backbone.name, config.backbone.weights, config.backbone.size, config.preprocess)
+    of = config.backbone
+    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
     return Learner(config.method.name, backbone=spec, world=world, **_machine(config), **config.method.options())

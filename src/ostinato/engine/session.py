@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ostinato.backbones import TextBackbone
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.precision import precision_name
@@ -94,19 +95,24 @@ def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
     source = open_source(
         data.path,
         on_error=data.on_error,
+        sets=data.sets,
         image_column=data.image_column,
+        text_column=data.text_column,
         label_column=data.label_column,
         seed=config.seed,
         classes=data.classes,
         task_folders=True if stream.tasks == "folders" else None,
     )
-    step = stream.step
-    if before is not None and stream.tasks is None and stream.first is None and step is None:
-        step = max(len(source.class_names), 1)
+    step, tasks = stream.step, stream.tasks
+    if tasks is None and stream.first is None and step is None:
+        if data.sets is not None:
+            tasks = "folders"
+        elif before is not None:
+            step = max(len(source.class_names), 1)
     options = StreamOptions(
         first=stream.first,
         step=step,
-        tasks=stream.tasks,
+        tasks=tasks,
         order=stream.order,
         validation=data.validation,
         limit_per_class=data.limit_per_class,
@@ -133,7 +139,7 @@ def old_samples(config: RunConfig, before: Before, reporter: Reporter) -> Exampl
     same = config.eval.data == before.data
     samples = known_examples(source, before.class_names, held_out_only=same)
     if source.test_was_cut and not same:
-        reporter.message(f"{source.name} has no test folder of its own: all its {len(samples)} images are scored.")
+        reporter.message(f"{source.name} has no test folder of its own: all its {len(samples)} samples are scored.")
     return samples
 
 
@@ -158,12 +164,18 @@ class Session:
         self.dirs, self.config, self.reporter, self.learner, self.before = dirs, config, reporter, learner, before
         self.stream = make_stream(config, before)
         self.augment = self.stream.source.augment if config.data.augment == "auto" else config.data.augment
+        if config.data.alike and (before is not None or self.stream.alike is None):
+            raise InputError(
+                "data.alike counts classes of the same name in two of data.sets as one answer, but "
+                + ("'learn' adds one set of classes." if before else "no two sets share a name. Leave it out.")
+            )
         self.old = self._old_samples()
-        self.tests = [self._held_out(i) for i in range(len(self.stream))]
+        self.tests = [self._held_out(i).with_view(learner.eval_view) for i in range(len(self.stream))]
+        learner.train_view(self.augment)  # refused before anything is written
         if before is None and not len(self.tests[0]):
             raise InputError(
-                f"eval.split={config.eval.split}: the first task has no image to score on. Give its classes more "
-                f"images, put other classes first, or raise data.validation (now {config.data.validation})."
+                f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
+                f"samples, put other classes first, or raise data.validation (now {config.data.validation})."
             )
         self.checkpoints = Checkpoints(dirs.checkpoints)
         self.world = learner.settings.world
@@ -199,7 +211,7 @@ class Session:
                 "data_seen": "all" if self.learner.method.needs_all_data else "current task",
                 "scored_on": self.config.eval.split,
                 "backbone": asdict(origin) if origin else None,
-                "preprocess": asdict(self.learner.method.backbone.preprocess),
+                "preprocess": self.learner.method.backbone.describe(),
                 "precision": precision_name(self.learner.settings.dtype),
                 "device": str(self.learner.settings.device),
                 "threads": torch.get_num_threads(),
@@ -219,6 +231,7 @@ class Session:
                 f"{DEFAULT_BACKBONE} was pre-trained on rendered characters; for photos take one that was trained on "
                 "photos, such as backbone=vit_base_patch16_224.augreg_in21k"
             )
+        self._report_cuts()
         resumed = self._restore()
         self._report_start(resumed is not None)
         with stop_on_signal() as stop:
@@ -282,12 +295,13 @@ class Session:
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.old, *self.tests[: index + 1]]
         if not sum(len(group) for group in groups):
-            self.reporter.message("There is no image to score on; the classes are learned all the same.")
+            self.reporter.message("There is nothing to score on; the classes are learned all the same.")
             return
         last = index == len(self.stream) - 1
         watcher = _Watcher(self, stop, "evaluation")
         self.reporter.begin("evaluation", sum(len(g) for g in groups))
-        result: Evaluation = self.learner.evaluate(groups, oracle=last, tick=watcher.tick)
+        alike = self.stream.alike if self.config.data.alike else None
+        result: Evaluation = self.learner.evaluate(groups, oracle=last, alike=alike, tick=watcher.tick)
         watcher.stop_together()
         self.matrix.add_row(result.correct, result.totals)
         self.task_incremental.add_row(result.task_incremental, result.totals)
@@ -307,6 +321,19 @@ class Session:
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
+
+    def _report_cuts(self) -> None:
+        """Say how many training texts lose their end."""
+        backbone = self.learner.method.backbone
+        if not isinstance(backbone, TextBackbone) or self.stream.source.modality != "text":
+            return
+        source, most = self.stream.source.train, backbone.tokenization.length
+        counts = [backbone.tokenization.count(source.load(i)) for i in range(len(source))]
+        if over := sum(n > most for n in counts):
+            self.reporter.message(
+                f"{over} of {len(counts)} training texts have more than {most} tokens (at most {max(counts)}) and lose "
+                "their end; backbone.length says how many are read."
+            )
 
     def event(self, kind: str, **values: Any) -> None:
         """Log an event with its time."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostinato.engine.loader import cut, given_batches
+from ostinato.engine.loader import cut, given_batches, pack
 from ostinato.engine.precision import compute
 from ostinato.engine.seeding import generator
 from ostinato.engine.train import Settings
@@ -116,6 +116,7 @@ def evaluate(
     *,
     oracle: bool = False,
     protocol: BatchProtocol | None = None,
+    alike: Tensor | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Score every sample of all groups, mixed and shuffled by a fixed seed unless a protocol says otherwise.
@@ -126,6 +127,7 @@ def evaluate(
         settings: device, precision, batch size.
         oracle: also score under the true task, for methods that infer one.
         protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
+        alike: for each label, a number that labels share which mean the same answer; one then counts for the other.
         tick: called with the number of samples after each batch.
 
     Returns:
@@ -153,10 +155,11 @@ def evaluate(
     sizes = [len(g) for g in groups]
     if protocol is None:
         mixed = torch.randperm(sum(sizes), generator=generator(settings.seed, "evaluation")).tolist()
-        batches = cut(mixed, settings.eval_batch_size)
+        batches = pack(samples, mixed, settings.eval_batch_size, keep_order=False)
     else:
         batches = batch_order(sizes, settings.seed, protocol.size)
     total = sum(sizes)
+    answer = (torch.arange(method.n_seen) if alike is None else alike).to(device)
     batches = settings.world.share(batches)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
@@ -179,13 +182,13 @@ def evaluate(
                     given = _under_true_task(inferring, x, scores, inferred, task)
         _check_scores(scores, len(y), method)
         hits = {
-            "all": scores.argmax(1) == y,
-            "til": scores.masked_fill(~own_classes[task], -torch.inf).argmax(1) == y,
+            "all": answer[scores.argmax(1)] == answer[y],
+            "til": answer[scores.masked_fill(~own_classes[task], -torch.inf).argmax(1)] == answer[y],
         }
         if inferred is not None:
             hits["id"] = inferred == task
         if given is not None:
-            hits["oracle"] = given.argmax(1) == y
+            hits["oracle"] = answer[given.argmax(1)] == answer[y]
         for name, hit in hits.items():
             counts[name].index_add_(0, group, hit.long())
         done += len(y)

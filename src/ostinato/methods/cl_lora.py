@@ -216,13 +216,13 @@ class CLLoRA(Method):
         """Features (T, B, D) of images under the adapters of every task; the layers below are run once."""
         first = min(self.specific_layers)
         plain = self.states(x, self.entry)
-        h = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=first).h
+        states = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=first)
         # A single task needs no more memory than the layers below did, so only tasks are divided.
-        size, mu, parts = max(1, BUDGET // h.numel()), self.block_weights(), []
+        size, mu, parts = max(1, BUDGET // states.h.numel()), self.block_weights(), []
         for i in range(0, self.n_tasks, size):
             some = slice(i, i + size)
             down, up = (torch.stack(list(bank)[some])[:, None] for bank in (self.downs, self.ups))
-            tokens = Tokens(h.expand(len(down), *h.shape))
+            tokens = states.under(len(down))
             parts.append(self.backbone.features(tokens, self.specific(down, up, mu[some, None]), start=first))
         return torch.cat(parts)
 

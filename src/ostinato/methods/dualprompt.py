@@ -180,7 +180,7 @@ class DualPrompt(TaskInferring):
             tokens, at = self.backbone.embed(x), 0
             for layer in sorted(layers):
                 tokens, at = self.backbone.run(tokens, plan, start=at, stop=layer), layer
-                sums[layer].add(self.backbone.queries(layer, tokens.h).flatten(0, -2))
+                sums[layer].add(tokens._replace(h=self.backbone.queries(layer, tokens.h)).real())
         self.spaces.add(sums.values(), [self.pgp] * len(sums))
 
     def task_scores(self, x: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class L2P(Method):
     def tokens(self, x: Tensor, ids: Tensor) -> Tokens:
         """Tokens (B, 1 + k P + patches, D) to encode: prompts ``ids`` (B, k) before the patches (eq. 2)."""
         # As in the public code, every prompt token carries the position of the CLS token.
-        prompts = self.prompts[ids].flatten(1, 2) + self.backbone.cls_position().float()
+        prompts = self.backbone.as_tokens(self.prompts[ids].flatten(1, 2))
         return self.backbone.embed(x).insert(prompts, at=1)
 
     def features(self, x: Tensor, ids: Tensor, plan: Plan | None = None) -> Tensor:
@@ -146,7 +146,7 @@ class L2P(Method):
             # Computed, not looked up: a feature from another batch differs by rounding, and after a resumed run it
             # would no longer come from the same one.
             query = self.backbone(x)
-            tokens.add(self.tokens(x, self._select(query)[0]).h[:, 1:].flatten(0, 1))
+            tokens.add(self.tokens(x, self._select(query)[0]).after(1).real())
             queries.add(query)
         self.spaces.add((tokens, queries), (self.pgp, self.pgp_keys))
 

@@ -158,17 +158,17 @@ class TaskEdits(DualPrompt):
         for task in tasks.unique().tolist():
             rows = (tasks == task).nonzero().flatten()
             plan = self._edited(self.experts[task][None], self.linear(task))
-            features[rows] = self._read(Tokens(states.h[rows]), plan, self.split)
+            features[rows] = self._read(states.take(rows), plan, self.split)
         return self.head(features)
 
     def scores_all_tasks(self, x: Tensor) -> Tensor:
         """Logits (T, B, n_seen) under the edits of every task; the layers below the first edit run once."""
         states = self.shared(x)
         size = max(1, ROWS // self.n_tasks)
-        parts = [self._all_tasks(h) for h in states.h.split(size)]
+        parts = [self._all_tasks(states.take(slice(i, i + size))) for i in range(0, len(x), size)]
         return self.head(torch.cat(parts, dim=1))
 
-    def _all_tasks(self, h: Tensor) -> Tensor:
+    def _all_tasks(self, states: Tokens) -> Tensor:
         each = [self.linear(task) for task in range(self.n_tasks)]
         linear = {i: {name: per_task([e[i][name] for e in each]) for name in each[0][i]} for i in each[0]}
         plan = self._edited(self.experts[-1][None], linear)
@@ -177,7 +177,7 @@ class TaskEdits(DualPrompt):
         for i, layer in enumerate(self.e_layers):
             keys, values = prefix_from(experts[:, i], self.backbone.arch.heads)
             edits[layer] = replace(edits[layer], prefix=(keys[:, None], values[:, None]))
-        return self._read(Tokens(h.expand(self.n_tasks, *h.shape)), LayerPlan(edits), self.split)
+        return self._read(states.under(self.n_tasks), LayerPlan(edits), self.split)
 
     # Which task
 
@@ -208,11 +208,12 @@ class TaskEdits(DualPrompt):
         # Evaluation runs in inference mode, where nothing can be differentiated.
         with torch.inference_mode(False), torch.enable_grad():
             with torch.no_grad():
-                h = self.shared(x.clone()).h.clone()
+                states = self.shared(x.clone())
+                states = states._replace(h=states.h.clone())
             probe = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
             experts = self.experts.stacked()[prompts.clone()].detach()
             plan = self._edited(experts, self.superposed(probe))
-            surprise = self._entropy(self.head(self._read(Tokens(h), plan, self.split))).sum()
+            surprise = self._entropy(self.head(self._read(states, plan, self.split))).sum()
             return -torch.autograd.grad(surprise, probe)[0]
 
     def superposed(self, probe: Tensor) -> LinearEdits:

@@ -1,5 +1,6 @@
-"""Streams: where images come from, and how classes arrive task after task."""
+"""Streams: where images and texts come from, and how classes arrive task after task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ostinato.errors import InputError, did_you_mean
@@ -7,6 +8,7 @@ from ostinato.streams.arrays import arrays
 from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View
 from ostinato.streams.folder import image_folder
 from ostinato.streams.source import check_on_error
+from ostinato.streams.texts import TextView
 from ostinato.streams.views import EvalView, TrainView
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "StreamOptions",
     "Task",
     "TaskStream",
+    "TextView",
     "TrainView",
     "View",
     "arrays",
@@ -33,7 +36,9 @@ def open_source(
     spec: str,
     *,
     on_error: str = "raise",
+    sets: Sequence[str] | None = None,
     image_column: str | None = None,
+    text_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
     classes: int | None = None,
@@ -42,10 +47,12 @@ def open_source(
     """Open a source by name or path.
 
     Args:
-        spec: "digits", "glyphs", "cifar100", "hub:owner/name", a folder with parquet files, a parquet file,
-            or a folder of images. A known name wins over a folder of that name: "./digits" is the folder.
-        on_error: "raise" to refuse data with bad images, "skip" to go on without those.
+        spec: "digits", "glyphs", "cifar100", "hub:owner/name", a folder with tables (parquet, csv, tsv or jsonl), a
+            table, or a folder of images. A known name wins over a folder of that name: "./digits" is the folder.
+        on_error: "raise" to refuse data with bad images or empty texts, "skip" to go on without those.
+        sets: names of data sets in the folder, each a folder with tables; every one becomes a task, in this order.
         image_column: of a table; None to find it.
+        text_column: of a table; None to find it, where there is no column of images.
         label_column: of a table; None to find it.
         seed: of test splits that are cut here, and of rendered glyphs.
         classes: how many glyphs to render.
@@ -61,8 +68,15 @@ def open_source(
     check_on_error(on_error)
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}.")
+    columns = {"image_column": image_column, "text_column": text_column, "label_column": label_column}
+    if sets is not None:
+        _refuse_unused("sets", spec, ("glyphs",), classes=classes)
+        _refuse_unused("sets", spec, ("folder",), task_folders=task_folders)
+        from ostinato.streams.joined import joined
+
+        return joined(Path(spec).expanduser(), sets, on_error=on_error, seed=seed, **columns)
     kind, path = _kind(spec)
-    _refuse_unused(kind, spec, ("parquet", "hub"), image_column=image_column, label_column=label_column)
+    _refuse_unused(kind, spec, ("table", "hub"), **columns)
     _refuse_unused(kind, spec, ("glyphs",), classes=classes)
     _refuse_unused(kind, spec, ("folder",), task_folders=task_folders)
     if kind == "digits":
@@ -79,17 +93,11 @@ def open_source(
         return cifar100()
     if kind == "folder":
         return image_folder(path, on_error=on_error, seed=seed, task_folders=task_folders)
-    from ostinato.streams.parquet import hub, parquet
+    from ostinato.streams.tables import hub, table
 
     if kind == "hub":
-        return hub(
-            spec.removeprefix("hub:"),
-            image_column=image_column,
-            label_column=label_column,
-            on_error=on_error,
-            seed=seed,
-        )
-    return parquet(path, image_column=image_column, label_column=label_column, on_error=on_error, seed=seed)
+        return hub(spec.removeprefix("hub:"), on_error=on_error, seed=seed, **columns)
+    return table(path, on_error=on_error, seed=seed, **columns)
 
 
 def _kind(spec: str) -> tuple[str, Path]:
@@ -105,10 +113,10 @@ def _kind(spec: str) -> tuple[str, Path]:
             f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
             f"them. {did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
         )
-    is_table = path.suffix.lower() == ".parquet" or (
-        path.is_dir() and (any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")))
-    )
-    return "parquet" if is_table else "folder", path
+    from ostinato.streams.tables import SUFFIXES, table_files
+
+    is_table = path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(table_files(path)))
+    return "table" if is_table else "folder", path
 
 
 def _refuse_unused(kind: str, spec: str, kinds: tuple[str, ...], **options: object) -> None:

@@ -11,13 +11,12 @@ import math
 import operator
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,11 +25,29 @@ from ostinato.streams.source import Source, Split, held_out_count, listed, shuff
 
 __all__ = ["Examples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
 
-View = Callable[[Image.Image, np.random.Generator | None], Tensor]
-"""Image to tensor; random where it is given a generator, always the same without."""
+
+class View(Protocol):
+    """Sample to tensor; random where it is given a generator, always the same without.
+
+    A view of samples of varying size also has ``tokens(sample)``, how large one is, ``longest``, the most that may be,
+    and ``join(tensors)``, which makes a batch of them.
+
+    Attributes:
+        modality: of the samples that it takes, see :class:`Split`.
+    """
+
+    modality: str
+
+    def __call__(self, sample: Any, rng: np.random.Generator | None = None, /) -> Tensor:
+        """See a sample."""
+        ...
+
 
 _TEST = 1
 """Salt of the choice of test images."""
+
+BACKBONES = {"image": "vit_base_patch16_224.augreg_in21k", "text": "bert-base-uncased, or the folder of a text encoder"}
+"""Backbones to name to somebody who took one of the other kind."""
 
 ORDERS = ("natural", "seeded", "seed1993")
 
@@ -96,7 +113,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
             rows: positions in it.
             labels: the stream's label of each.
             seed: of the random views.
-            view: image to tensor; needed before indexing.
+            view: sample to tensor; needed before indexing.
         """
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.seed = seed
@@ -114,16 +131,16 @@ class Examples(Dataset[tuple[Tensor, int]]):
         if self.view is None:
             raise InputError("Examples need a view before they can be read: examples.with_view(EvalView(224)).")
         rng = None if draw is None else np.random.default_rng([self.seed, index, draw])
-        return self.view(self.image(index), rng), int(self.labels[index])
+        return self.view(self.raw(index), rng), int(self.labels[index])
 
-    def image(self, index: int) -> Image.Image:
-        """The raw image behind a sample.
+    def raw(self, index: int) -> Any:
+        """What lies behind a sample.
 
         Args:
             index: position in these examples.
 
         Returns:
-            RGB, at its own size.
+            An RGB image at its own size, or a text.
         """
         index = self._position(index)
         return self._splits[self._split_of[index]].load(int(self._rows[index]))
@@ -132,14 +149,43 @@ class Examples(Dataset[tuple[Tensor, int]]):
         """The same samples seen through another view.
 
         Args:
-            view: image to tensor.
+            view: sample to tensor.
 
         Returns:
             A shallow copy.
+
+        Raises:
+            InputError: if it takes another kind of samples.
         """
+        if view.modality != self.modality:
+            raise InputError(
+                f"These data hold {self.modality}s, but the backbone takes {view.modality}s: choose another backbone, "
+                f"such as {BACKBONES[self.modality]}."
+            )
         other = copy.copy(self)
         other.view = view
         return other
+
+    @property
+    def modality(self) -> str:
+        """What the samples are: "image" or "text"."""
+        return self._splits[0].modality
+
+    def sizes(self) -> list[int] | None:
+        """Tokens of each sample under the view; None where all have as many."""
+        tokens = getattr(self.view, "tokens", None)
+        return None if tokens is None else [tokens(self.raw(i)) for i in range(len(self))]
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a sample may have under the view, where they differ."""
+        return self.view.longest  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Samples as one batch: inputs (B, ...), filled up where they differ in size, and labels (B,)."""
+        inputs = [x for x, _ in samples]
+        join = getattr(self.view, "join", torch.stack)
+        return join(inputs), torch.tensor([y for _, y in samples])
 
     def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Examples":
         """Some of the samples.
@@ -347,6 +393,13 @@ class TaskStream:
             "skipped": list(self.source.skipped),
             "notes": list(self.source.notes),
         }
+
+    @property
+    def alike(self) -> Tensor | None:
+        """For each label of this stream, a number that classes share which mean the same answer; None if none do."""
+        if self.source.alike is None:
+            return None
+        return torch.tensor([self.source.alike[label] for label in self._order])
 
     def _places(self, i: int) -> range:
         if not 0 <= i < len(self):

@@ -4,9 +4,9 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ostinato.errors import DataError, InputError
 
@@ -19,21 +19,25 @@ class Split:
 
     A subclass sets ``labels`` ((n,) int64, positions in ``Source.class_names``) and defines ``load`` and
     ``name``.
+
+    Attributes:
+        modality: "image" where samples are RGB images, "text" where they are strings.
     """
 
+    modality: str = "image"
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load(self, index: int) -> Image.Image:
-        """Sample ``index`` as a decoded RGB image.
+    def load(self, index: int) -> Any:
+        """Sample ``index``: a decoded RGB image at its own size, or a text.
 
         Args:
             index: position in the split.
 
         Returns:
-            The image at its own size.
+            The sample.
 
         Raises:
             DataError: if it cannot be read; the message names the file or row.
@@ -59,28 +63,60 @@ class Rows(Split):
         self.parent = parent
         self.rows = rows
         self.labels = parent.labels[rows]
+        self.modality = parent.modality
 
-    def load(self, index: int) -> Image.Image:  # noqa: D102
+    def load(self, index: int) -> Any:  # noqa: D102
         return self.parent.load(int(self.rows[index]))
 
     def name(self, index: int) -> str:  # noqa: D102
         return self.parent.name(int(self.rows[index]))
 
 
+class Joined(Split):
+    """Splits one after another."""
+
+    def __init__(self, parts: Sequence[Split], prefixes: Sequence[str], labels: Sequence[np.ndarray]):
+        """Keep the parts.
+
+        Args:
+            parts: all of one modality.
+            prefixes: put before the names of each part's samples.
+            labels: of the samples of each part.
+        """
+        self.labels = np.concatenate(labels)
+        self.modality = parts[0].modality
+        self._parts, self._prefixes = tuple(parts), tuple(prefixes)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return part, index - int(self._starts[part])
+
+    def load(self, index: int) -> Any:  # noqa: D102
+        part, i = self._place(index)
+        return self._parts[part].load(i)
+
+    def name(self, index: int) -> str:  # noqa: D102
+        part, i = self._place(index)
+        return f"{self._prefixes[part]}/{self._parts[part].name(i)}"
+
+
 @dataclass
 class Source:
-    """Labelled images: where a stream of tasks is cut from.
+    """Labelled samples: where a stream of tasks is cut from.
 
     Attributes:
         name: how the source is called in records.
         class_names: in natural order; a label is a position in this list.
-        train: the training images.
-        test: the test images, if there are any.
+        train: the training samples.
+        test: the test samples, if there are any.
         augment: recommended training augmentation: "photo", "glyph" or "none".
         task_names: the class names of each task, where the layout has a folder per task.
         skipped: "path: reason" of files left out under ``on_error="skip"``.
         notes: what was decided on the user's behalf and is worth telling.
-        test_was_cut: whether ``test`` was set aside from the training images because the data bring none.
+        test_was_cut: whether ``test`` was set aside from the training samples because the data bring none.
+        alike: for each label, a number that labels share where their classes mean the same answer (the stars of two
+            shops, say), so that one counts as right for the other; None where all classes differ.
     """
 
     name: str
@@ -92,6 +128,12 @@ class Source:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     test_was_cut: bool = False
+    alike: list[int] | None = None
+
+    @property
+    def modality(self) -> str:
+        """What the samples are: "image" or "text"."""
+        return self.train.modality
 
 
 def shuffled(rows: np.ndarray, class_name: str, seed: int, salt: int = 0) -> np.ndarray:
@@ -174,19 +216,20 @@ def listed(items: Iterable[str], limit: int = 10) -> str:
     return "".join(lines)
 
 
-def refuse(where: str, problems: Sequence[str], total: int) -> DataError:
+def refuse(where: str, problems: Sequence[str], total: int, modality: str = "image") -> DataError:
     """The one error for all samples that cannot be used.
 
     Args:
         where: the folder or file.
         problems: "name: reason" of each.
         total: samples looked at.
+        modality: what the samples are.
 
     Returns:
         The error, to be raised.
     """
     return DataError(
-        f"Every image must be readable, but {len(problems)} of {total} in {where} cannot be used:"
+        f"Every {modality} must be readable, but {len(problems)} of {total} in {where} cannot be used:"
         f"{listed(problems)}\nRepair or remove them, or set data.on_error=skip to go on without them."
     )
 

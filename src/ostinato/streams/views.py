@@ -40,6 +40,8 @@ class EvalView:
         crop: part of the resized shorter side that is kept, in (0, 1].
     """
 
+    modality = "image"
+
     size: int
     interpolation: str = "bicubic"
     crop: float = 1.0
@@ -95,6 +97,8 @@ class TrainView:
             shift and zoom, never mirrored; "none" no augmentation.
         scale: smallest and largest area of a "photo" crop, as a fraction of the image.
     """
+
+    modality = "image"
 
     size: int
     interpolation: str = "bicubic"

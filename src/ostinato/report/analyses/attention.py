@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ostinato.backbones import Edit
+from ostinato.backbones import Edit, VisionBackbone
 from ostinato.backbones.encoder import Block
 from ostinato.engine.precision import compute
 from ostinato.errors import InputError
@@ -114,6 +114,8 @@ def attend(learner: Learner, image: Tensor) -> Attention:
         InputError: if the prediction did not pass through every layer once with every task.
     """
     method, backbone = learner.method, learner.method.backbone
+    if not isinstance(backbone, VisionBackbone):
+        raise InputError("attention: is drawn over the patches of images; this run has learned texts.")
     with watching(method) as seen:
         label = int(learner.scores(image[None]).argmax(1))
     task = int(method.task_of_class[label])
@@ -128,7 +130,7 @@ def attend(learner: Learner, image: Tensor) -> Attention:
         block = cast(Block, module)
         at = _positions(n, seen.calls[last][3], seen.at, backbone.readout)
         with compute(method, learner.settings.device, learner.settings.dtype):
-            weights = block.attn.weights(block.norm1(h), mask, edit or Edit(), at).float().mean(-2)
+            weights = block.attn.weights(block.attention_input(h), mask, edit or Edit(), at).float().mean(-2)
         if weights.ndim == 4:  # (T, 1, H, P + N)
             if len(weights) != method.n_tasks:
                 raise InputError(
@@ -161,19 +163,19 @@ def find(subject: Subject) -> Findings:
         raise InputError(f"head={head}: must lie in [0, {heads - 1}], the heads of the backbone.")
     rows: list[tuple[Any, ...]] = []
     looked: list[Looked] = []
+    side = 0
     for file in subject.images:
         image = learner.eval_view(decode(file, str(file)))
         found = attend(learner, image)
         patches, cls, prefix = (
             t.mean(1) if head is None else t[:, head] for t in (found.patches, found.cls, found.prefix)
         )
-        name = learner.class_names[found.label]
+        name, side = learner.class_names[found.label], patches.shape[-1]
         looked.append(Looked(image.permute(1, 2, 0).numpy(), file.name, name, patches.numpy()))
         shown = "mean" if head is None else head
         for layer, weights in enumerate(patches):
             shares = float(prefix[layer]), float(cls[layer])
             rows.append((str(file), name, found.task, layer, shown, *shares, *weights.flatten().tolist()))
-    side = learner.eval_view.size // subject.method.backbone.patch
     names = [f"patch_{i}_{j}" for i in range(side) for j in range(side)]
     columns = ("image", "predicted", "task", "layer", "head", "prefix_share", "cls_share", *names)
     which = "mean over heads" if head is None else f"head {head}"

@@ -1,4 +1,4 @@
-"""Tables of encoded images: parquet files on disk and data sets of the Hugging Face hub."""
+"""Tables of encoded images or of texts: files on disk and data sets of the Hugging Face hub."""
 
 import json
 import re
@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pyarrow import csv
+from pyarrow import json as json_lines
 
 from ostinato.errors import DataError, InputError, did_you_mean
 from ostinato.streams.decode import decode, problems
 from ostinato.streams.source import (
     HELD_OUT,
+    Rows,
     Source,
     Split,
     check_on_error,
@@ -24,10 +27,12 @@ from ostinato.streams.source import (
     natural_key,
     refuse,
 )
+from ostinato.streams.texts import Texts
 
 _IMAGE_NAMES = ("image", "img", "images")
 _LABEL_NAMES = ("label", "fine_label", "labels")
-_TEXT_NAMES = ("text", "content", "sentence")
+TEXT_NAMES = ("text", "content", "sentence")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 _TEST_NAMES = ("test", "validation", "valid", "val")
 
 
@@ -88,21 +93,24 @@ class Table(Split):
         return value.get("bytes")
 
 
-def parquet(
+def table(
     path: str | Path,
     *,
     image_column: str | None = None,
+    text_column: str | None = None,
     label_column: str | None = None,
     on_error: str = "raise",
     seed: int = 0,
 ) -> Source:
     """Open a folder with ``train*.parquet`` and, if there is one, ``test*.parquet`` (or ``validation*``).
 
-    Tables are read into memory as they are; images are decoded when they are asked for.
+    The files may also be csv, tsv (both with a line of column names) or jsonl. Tables are read into memory as they
+    are; images are decoded when they are asked for.
 
     Args:
         path: the folder, or one file.
         image_column: None to find it.
+        text_column: None to find it, where there is no column of images.
         label_column: None to find it.
         on_error: "raise" to refuse the files if an image is bad, "skip" to leave such rows out.
         seed: of the test split, where there are no files for it.
@@ -118,13 +126,14 @@ def parquet(
     files = {"train": [path]} if path.is_file() else _split_files(path)
     parts = {name: _read(split) for name, split in files.items()}
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    return _source(name, parts, image_column, label_column, on_error, seed)
+    return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
 
 
 def hub(
     name: str,
     *,
     image_column: str | None = None,
+    text_column: str | None = None,
     label_column: str | None = None,
     on_error: str = "raise",
     seed: int = 0,
@@ -134,6 +143,7 @@ def hub(
     Args:
         name: "owner/name".
         image_column: None to find it.
+        text_column: None to find it, where there is no column of images.
         label_column: None to find it.
         on_error: "raise" to refuse the data set if an image is bad, "skip" to leave such rows out.
         seed: of the test split, where the data set has none.
@@ -165,11 +175,19 @@ def hub(
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
         parts[str(split)] = _Part(rows.with_format("arrow")[:], (f"{name} {split}",), (0,))
-    return _source(name, parts, image_column, label_column, on_error, seed)
+    return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The tables of a folder, or of its subfolder ``data``; of one kind, the first of ``SUFFIXES`` there is."""
+    for suffix in SUFFIXES:
+        if found := [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]:
+            return sorted(found, key=lambda p: natural_key(p.name))
+    return []
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    found = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")], key=lambda p: natural_key(p.name))
+    found = table_files(folder)
     files = {
         name: matching
         for name in ("train", *_TEST_NAMES)
@@ -177,7 +195,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     }
     if "train" not in files:
         raise DataError(
-            f"{folder} must hold train.parquet (or train-00000-of-00002.parquet and so on), but holds only:"
+            f"{folder} must hold train{found[0].suffix} (or train-00000-of-00002{found[0].suffix} and so on), but "
+            "holds only:"
             f"{listed(path.name for path in found)}"
         )
     return files
@@ -187,9 +206,10 @@ def _read(files: list[Path]) -> _Part:
     tables = []
     for file in files:
         try:
-            tables.append(pq.read_table(file))
+            tables.append(read_table(file))
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} cannot be read as parquet ({error}).") from error
+            hint = " Save it in UTF-8." if "utf" in str(error).lower() else ""
+            raise DataError(f"{file} cannot be read as {file.suffix[1:]} ({error}).{hint}") from error
     starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])]).tolist()
     try:
         table = pa.concat_tables(tables)
@@ -198,10 +218,33 @@ def _read(files: list[Path]) -> _Part:
     return _Part(table, tuple(file.name for file in files), tuple(starts), files[0].parent)
 
 
+def read_table(file: Path) -> pa.Table:
+    """A table from a file, by its ending; csv and tsv start with a line of column names.
+
+    Raises:
+        pyarrow.ArrowException: if it is not what its ending says.
+        OSError: if it cannot be read.
+    """
+    suffix = file.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        # Texts are texts, even where all of them look like numbers or dates.
+        names = csv.open_csv(file, parse_options=_lines(suffix)).schema.names
+        texts = {name: pa.string() for name in names if name in TEXT_NAMES}
+        options = csv.ConvertOptions(column_types=texts, strings_can_be_null=False)
+        return csv.read_csv(file, parse_options=_lines(suffix), convert_options=options)
+    if suffix == ".jsonl":
+        return json_lines.read_json(file)
+    return pq.read_table(file)
+
+
+def _lines(suffix: str) -> csv.ParseOptions:
+    return csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+
+
 def _source(
     name: str,
     parts: dict[str, _Part],
-    image_column: str | None,
+    columns: dict[str, str | None],
     label_column: str | None,
     on_error: str,
     seed: int,
@@ -211,7 +254,7 @@ def _source(
         raise DataError(f"{name} has no training split, only {', '.join(sorted(parts))}.")
     schema = parts["train"].table.schema
     features = _features(schema)
-    image = _image_column(name, schema, features, image_column)
+    modality, column = _sample_column(name, schema, features, columns)
     label = _label_column(name, schema, features, label_column)
     notes: list[str] = []
     test_name = next((key for key in _TEST_NAMES if key in parts), None)
@@ -219,26 +262,33 @@ def _source(
         notes.append(f"{name} has no test split: {test_name} serves as the test split")
     used = [parts["train"]] if test_name is None else [parts["train"], parts[test_name]]
     for part in used[1:]:
-        if missing := [column for column in (image, label) if column not in part.table.column_names]:
+        if missing := [name for name in (column, label) if name not in part.table.column_names]:
             raise DataError(f"{part.files[0]} lacks the columns {missing} of the training split.")
     class_names, labels = _labels(name, used, label, features.get(label, {}).get("names"), notes)
 
     skipped: list[str] = []
     splits: list[Split] = []
     for part, values in zip(used, labels, strict=True):
-        split = Table(part, image, np.arange(len(values)), values)
-        bad = problems(split.encoded, len(split), part.table.column(image).nbytes)
+        rows = np.arange(len(values))
+        if modality == "text":
+            split = Texts(part.table.column(column), part.name, rows, values)
+            bad = split.problems()
+        else:
+            split = Table(part, column, rows, values)
+            bad = problems(split.encoded, len(split), part.table.column(column).nbytes)
         messages = [f"{split.name(i)}: {reason}" for i, reason in bad.items()]
         if messages and on_error == "raise":
-            raise refuse(name, messages, len(split))
+            raise refuse(name, messages, len(split), modality)
         skipped.extend(messages)
-        kept = np.delete(np.arange(len(values)), list(bad))
-        splits.append(Table(part, image, kept, values[kept]))
+        splits.append(Rows(split, np.delete(rows, list(bad))) if bad else split)
     if test_name is None:
         splits = list(hold_out(splits[0], class_names, fraction=HELD_OUT, seed=seed))
         notes.append(f"{name} has no test split: {HELD_OUT:.0%} of each class is set aside for it")
     test = splits[1] if len(splits[1]) else None
-    return Source(name, class_names, splits[0], test, skipped=skipped, notes=notes, test_was_cut=test_name is None)
+    augment = "photo" if modality == "image" else "none"
+    return Source(
+        name, class_names, splits[0], test, augment, skipped=skipped, notes=notes, test_was_cut=test_name is None
+    )
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -251,29 +301,45 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in features.items() if isinstance(value, dict)}
 
 
-def _image_column(name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None) -> str:
-    usable = [
-        column.name
-        for column in schema
-        if features.get(column.name, {}).get("_type") == "Image"
+def _sample_column(
+    name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: dict[str, str | None]
+) -> tuple[str, str]:
+    """Modality and column of the samples; images go before texts, which may be their captions."""
+    for modality, column in given.items():
+        if column is not None:
+            _check_column(name, schema, f"{modality}_column", column)
+    usable = {
+        "image": [c.name for c in schema if _holds_images(c, features.get(c.name, {}), given["image"])],
+        "text": [c.name for c in schema if _is_string(c.type) and (c.name in TEXT_NAMES or c.name == given["text"])],
+    }
+    for modality, known in (("image", _IMAGE_NAMES), ("text", TEXT_NAMES)):
+        column, found = given[modality], usable[modality]
+        if column is not None:
+            if column not in found:
+                what = "encoded images" if modality == "image" else "texts"
+                raise InputError(
+                    f"{modality}_column must hold {what}, but {column!r} of {name} holds {schema.field(column).type}."
+                )
+            return modality, column
+        if found and given["text"] is None:
+            preferred = [c for c in known if c in found] or found
+            if len(found) > 1 and preferred == found:
+                raise InputError(
+                    f"{name} has several columns of {modality}s ({', '.join(found)}): say {modality}_column=..."
+                )
+            return modality, preferred[0]
+    raise InputError(
+        f"{name} has no column of images or texts. Columns: {', '.join(schema.names)}; say image_column=... or "
+        "text_column=..."
+    )
+
+
+def _holds_images(column: pa.Field, feature: dict[str, Any], given: str | None) -> bool:
+    return (
+        feature.get("_type") == "Image"
         or (pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0)
         or (_is_binary(column.type) and (column.name in _IMAGE_NAMES or column.name == given))
-    ]
-    if given is not None:
-        _check_column(name, schema, "image_column", given)
-        if given not in usable:
-            raise InputError(
-                f"image_column must hold encoded images, but {given!r} of {name} holds {schema.field(given).type}."
-            )
-        return given
-    if not usable:
-        if any(column in _TEXT_NAMES for column in schema.names):
-            raise InputError(f"{name} holds text ({', '.join(schema.names)}); only images are supported yet.")
-        raise InputError(f"{name} has no column of images. Columns: {', '.join(schema.names)}; say image_column=...")
-    preferred = [column for column in _IMAGE_NAMES if column in usable] or usable
-    if len(usable) > 1 and preferred == usable:
-        raise InputError(f"{name} has several columns of images ({', '.join(usable)}): say image_column=...")
-    return preferred[0]
+    )
 
 
 def _label_column(name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: str | None) -> str:
@@ -296,6 +362,10 @@ def _check_column(name: str, schema: pa.Schema, option: str, given: str) -> None
         raise InputError(f"{option} {given!r} is no column of {name}. {did_you_mean(given, schema.names)}")
 
 
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
@@ -310,7 +380,7 @@ def _labels(
         if stored.null_count:
             row = next(i for i, value in enumerate(stored) if not value.is_valid)
             raise DataError(f"Each row needs a label, but {stored.null_count} lack one, such as {part.name(row)}.")
-        if not (pa.types.is_integer(stored.type) or pa.types.is_string(stored.type)):
+        if not (pa.types.is_integer(stored.type) or _is_string(stored.type)):
             raise InputError(
                 f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say label_column=..."
             )

@@ -1,0 +1,140 @@
+"""What methods hold of a pre-trained model, whatever goes into it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ostinato.backbones.edits import Plan, Tokens
+from ostinato.backbones.encoder import Arch, Encoder
+from ostinato.errors import InputError
+
+READOUTS = ("cls", "mean")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from; goes into the record of a run.
+
+    Attributes:
+        name: architecture and tag as the user gave them.
+        weights: path of the file, or None for weights found by name.
+        sha256: hash of the file, or of the tensors where they came by name.
+    """
+
+    name: str
+    weights: str | None
+    sha256: str
+
+
+class Backbone(nn.Module):
+    """A transformer in three public steps: ``embed`` -> ``run`` -> ``pool``.
+
+    It is frozen unless a method declares that it trains it. A modality adds what lies before the layers.
+
+    Args:
+        arch: sizes of the encoder.
+        readout: "cls" reads the first token after the last layer, "mean" averages the tokens that the modality
+            counts.
+        origin: where the weights come from.
+
+    Attributes:
+        modality: what ``embed`` takes: "image" or "text".
+    """
+
+    modality: ClassVar[str]
+
+    def __init__(self, arch: Arch, *, readout: str = "cls", origin: Origin | None = None) -> None:
+        super().__init__()
+        if readout not in READOUTS:
+            raise InputError(f"Backbone: readout must be 'cls' or 'mean', got {readout!r}.")
+        self.arch, self.readout, self.origin = arch, readout, origin
+        self.encoder = Encoder(arch)
+
+    @property
+    def dim(self) -> int:
+        """Width D of tokens and features."""
+        return self.arch.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights and therefore of the token states."""
+        return next(self.encoder.parameters()).dtype
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tokens:
+        """Inputs to the token states (B, N, D) that enter layer 0, in the precision of the weights."""
+
+    @abstractmethod
+    def as_tokens(self, prompts: Tensor) -> Tensor:
+        """Prompts (..., P, D) as they enter layer 0 beside the tokens of an input, at the position of the first."""
+
+    @abstractmethod
+    def average(self, tokens: Tokens) -> Tensor:
+        """The feature (..., D) of the read-out "mean"."""
+
+    @abstractmethod
+    def contents(self, x: Tensor) -> list[Any]:
+        """What each input of a batch holds, whatever batch it is in, as arrays of bytes; equal ones are the same."""
+
+    @abstractmethod
+    def settings(self) -> tuple[Any, ...]:
+        """What features depend on beside weights, precision and device."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """How inputs are prepared, for the record of a run."""
+
+    def run(
+        self,
+        tokens: Tokens,
+        plan: Plan | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        read: slice | None = None,
+    ) -> Tokens:
+        """Layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
+        return self.encoder.run(tokens, plan, start=start, stop=stop, read=read)
+
+    def features(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
+        """Features (..., D) of states that enter layer ``start``: the layers left and the model's own read-out.
+
+        The last layer computes nothing but what the read-out needs.
+        """
+        read = slice(0, 1) if self.readout == "cls" and start < self.arch.depth else None
+        return self.pool(self.run(tokens, plan, start=start, read=read))
+
+    def queries(self, layer: int, h: Tensor) -> Tensor:
+        """The queries of a layer, see :meth:`Encoder.queries`."""
+        return self.encoder.queries(layer, h)
+
+    def pool(self, tokens: Tokens, at: slice | None = None) -> Tensor:
+        """Read features out of the states that leave the last layer.
+
+        Args:
+            tokens: (..., N, D).
+            at: positions to average after the final norm; None for the model's own read-out.
+
+        Returns:
+            (..., D) in fp32.
+        """
+        if at is not None:
+            return self.encoder.norm(tokens.h[..., at, :]).float().mean(-2)
+        if self.readout == "mean":
+            return self.average(tokens)
+        return self.encoder.norm(tokens.h[..., 0, :]).float()
+
+    def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor:
+        """Features (B, D) of inputs under a plan; the three steps in one."""
+        return self.features(self.embed(x), plan)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Store the weights in ``dtype``; normalisation constants stay fp32."""
+        for p in self.parameters():
+            p.data = p.data.to(dtype)
+        return self

@@ -1,0 +1,160 @@
+"""Texts to tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ostinato.backbones.base import Backbone, Origin
+from ostinato.backbones.edits import Tokens
+from ostinato.backbones.encoder import Arch
+from ostinato.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How text becomes what the weights were trained on.
+
+    Attributes:
+        tokenizer: of the ``tokenizers`` library; it adds the tokens at both ends, and neither cuts nor fills up.
+        length: most tokens of a text, both ends included; what is longer loses its end.
+        pad: number of the token that fills up a batch; no text contains it.
+        digest: of the vocabulary and rules.
+    """
+
+    tokenizer: Tokenizer = field(repr=False, compare=False)
+    length: int
+    pad: int
+    digest: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        """Keep the tokenizer as it is described.
+
+        Raises:
+            InputError: if the length leaves no room for a token.
+        """
+        if self.length < 3:
+            raise InputError(f"backbone.length must be at least 3, two of them for the ends; got {self.length}.")
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        digest = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        object.__setattr__(self, "digest", digest)
+
+    def count(self, text: str) -> int:
+        """Tokens of a whole text, both ends included."""
+        return len(self._encode(text))
+
+    def encode(self, text: str) -> Tensor:
+        """Token numbers (n,) of a text, n at most ``length``; what is cut off lies before the last token."""
+        ids = self._encode(text)
+        if len(ids) > self.length:
+            ids = [*ids[: self.length - 1], ids[-1]]
+        return torch.tensor(ids)
+
+    def join(self, texts: list[Tensor]) -> Tensor:
+        """Encoded texts as one batch (B, N), filled up to the longest."""
+        return nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=self.pad)
+
+    def _encode(self, text: str) -> list[int]:
+        # "[PAD]" in a text is three words. A copy in another process forgets the setting, so that it is made here. A
+        # vocabulary that has it as a word all the same loses it: what fills up is invisible.
+        self.tokenizer.encode_special_tokens = True
+        return [i for i in self.tokenizer.encode(text).ids if i != self.pad]
+
+
+class TextBackbone(Backbone):
+    """A BERT-like encoder: learned positions, normalised embeddings, layers that normalise after their branches.
+
+    Texts enter as token numbers (B, N), filled up with ``tokenization.pad``; what is filled up is invisible.
+
+    Args:
+        arch: sizes of the encoder; its norm is "post".
+        vocabulary: known tokens.
+        positions: rows of the position table.
+        tokenization: how texts become token numbers.
+        first_position: row of the first token's position (RoBERTa starts behind the number of its padding token).
+        readout: "cls" reads the first token, "mean" averages all tokens of the text, both ends included.
+        origin: where the weights come from.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        arch: Arch,
+        *,
+        vocabulary: int,
+        positions: int,
+        tokenization: Tokenization,
+        first_position: int = 0,
+        readout: str = "cls",
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__(arch, readout=readout, origin=origin)
+        if tokenization.length > positions - first_position:
+            raise InputError(
+                f"backbone.length must be at most {positions - first_position}, the positions of these weights; got "
+                f"{tokenization.length}."
+            )
+        self.tokenization, self.first_position = tokenization, first_position
+        self.words = nn.Embedding(vocabulary, arch.dim)
+        self.pos_embed = nn.Parameter(torch.zeros(positions, arch.dim))
+        self.segment = nn.Parameter(torch.zeros(arch.dim))
+        self.norm = nn.LayerNorm(arch.dim, eps=arch.eps)
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Words plus positions plus the segment, normalised.
+
+        Args:
+            x: token numbers (B, N), int64, filled up at the end.
+
+        Returns:
+            Tokens (B, N, D), in the precision of the weights, with a mask where anything is filled up.
+
+        Raises:
+            InputError: if the numbers are of another kind or too many.
+        """
+        most = len(self.pos_embed) - self.first_position
+        if x.ndim != 2 or x.dtype != torch.int64 or x.shape[1] > most:
+            raise InputError(
+                f"embed: texts must be token numbers (B, N) in int64 with N at most {most}, got {x.dtype} of shape "
+                f"{tuple(x.shape)}."
+            )
+        real = x != self.tokenization.pad
+        places = self.pos_embed[self.first_position : self.first_position + x.shape[1]]
+        h = self._normed(self.words(x) + places)
+        return Tokens(h, None if bool(real.all()) else real)
+
+    def _normed(self, h: Tensor) -> Tensor:
+        return self.norm(h + self.segment)
+
+    def as_tokens(self, prompts: Tensor) -> Tensor:
+        """Prompts (..., P, D) in place of words, at the position of the first token."""
+        return self._normed(prompts.to(self.dtype) + self.pos_embed[self.first_position])
+
+    def average(self, tokens: Tokens) -> Tensor:
+        """The mean of the visible tokens."""
+        h = self.encoder.norm(tokens.h).float()
+        if tokens.mask is None:
+            return h.mean(-2)
+        seen = tokens.mask[..., None]
+        return (h * seen).sum(-2) / seen.sum(-2)
+
+    def contents(self, x: Tensor) -> list[Any]:
+        """The token numbers of each text, without what fills it up."""
+        return [row[row != self.tokenization.pad].numpy() for row in x.cpu()]
+
+    def settings(self) -> tuple[Any, ...]:
+        """Sizes and read-out."""
+        return (self.arch, self.readout, self.first_position)
+
+    def describe(self) -> dict[str, Any]:
+        """Length and vocabulary."""
+        return {"length": self.tokenization.length, "tokenizer": self.tokenization.digest}
