@@ -215,7 +215,9 @@ class Learner:
         view = self.train_view(augment or task.augment)
         seconds = learn_task(
             self.method,
-            LearnTask(task.index, task.classes, samples.with_view(view), batches, self.settings.world),
+            LearnTask(
+                task.index, task.classes, samples.with_view(view), batches, self.settings.world, task.class_names
+            ),
             self.settings,
             watcher,
             resume=resume,

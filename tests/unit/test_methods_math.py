@@ -155,7 +155,7 @@ def test_l2p_puts_prompts_after_cls_with_its_position(readout):
         assert sequence.shape == (1 + 6 + 4, D)
         out = backbone.encoder.norm(backbone.run(Tokens(sequence[None])).h[0])
         want = out[1:7].mean(0) if readout == "prompt" else out[0]
-        torch.testing.assert_close(method.features(x, ids)[i], want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(method.read(method.tokens(x, ids))[i], want, atol=1e-5, rtol=1e-4)
 
 
 def test_l2p_loss_terms():
@@ -164,11 +164,11 @@ def test_l2p_loss_terms():
     losses = method.loss(x, y)
     ids, similarity = method.select(x)
     rows, bias = method.head.weight[1], method.head.bias[1]
-    logits = method.features(x, ids) @ rows.T + bias
+    logits = method.read(method.tokens(x, ids)) @ rows.T + bias
     want = -sum(F.log_softmax(logits[i], 0)[y[i] - 3] for i in range(4)) / 4
-    assert set(losses) == {"ce", "pull"}
+    assert set(losses) == {"ce", "pool"}
     torch.testing.assert_close(losses["ce"], want)
-    assert losses["pull"].item() == pytest.approx(-0.3 * similarity.sum().item() / 4, rel=1e-5)
+    assert losses["pool"].item() == pytest.approx(-0.3 * similarity.sum().item() / 4, rel=1e-5)
 
 
 def test_l2p_trains_chosen_prompts_and_keys_only_and_pulls_them_closer():
@@ -178,7 +178,7 @@ def test_l2p_trains_chosen_prompts_and_keys_only_and_pulls_them_closer():
     chosen[ids.flatten()] = True
     assert not chosen.all()
     losses = method.loss(x, torch.tensor([0, 1, 0]))
-    (losses["ce"] + losses["pull"]).backward()
+    (losses["ce"] + losses["pool"]).backward()
     assert torch.equal(method.keys.grad.abs().amax(1) > 0, chosen)
     assert torch.equal(method.prompts.grad.abs().amax((1, 2)) > 0, chosen)
     with torch.no_grad():

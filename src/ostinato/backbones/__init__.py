@@ -1,6 +1,7 @@
 """The one editable transformer, its edits and its weights."""
 
 from ostinato.backbones.base import Backbone, Origin
+from ostinato.backbones.clip import ClipBackbone
 from ostinato.backbones.edits import Edit, LayerPlan, LinearEdit, Plan, Tokens, prefix_from
 from ostinato.backbones.encoder import Arch, Encoder
 from ostinato.backbones.text import TextBackbone, Tokenization
@@ -9,6 +10,7 @@ from ostinato.backbones.vision import Preprocess, VisionBackbone
 __all__ = [
     "Arch",
     "Backbone",
+    "ClipBackbone",
     "Edit",
     "Encoder",
     "LayerPlan",

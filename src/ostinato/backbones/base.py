@@ -44,9 +44,11 @@ class Backbone(nn.Module):
 
     Attributes:
         modality: what ``embed`` takes: "image" or "text".
+        kind: the same for messages, with what else a method may need of it.
     """
 
     modality: ClassVar[str]
+    kind: ClassVar[str] = "an encoder of images or texts"
 
     def __init__(self, arch: Arch, *, readout: str = "cls", origin: Origin | None = None) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -30,6 +31,7 @@ class Arch:
         layer_scale: whether each residual branch has a learned scale per channel.
         norm: "pre" normalises what enters a branch, with a last norm after all layers (ViT, CLIP); "post" the sum of a
             branch and what it is added to, so that the states that leave a layer are normalised (BERT).
+        causal: whether a token sees only itself and the ones before it (CLIP's text tower); prefixes are always seen.
     """
 
     dim: int
@@ -41,6 +43,7 @@ class Arch:
     qkv_bias: bool = True
     layer_scale: bool = False
     norm: str = "pre"
+    causal: bool = False
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -63,7 +66,7 @@ class Attention(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.heads = arch.heads
+        self.heads, self.causal = arch.heads, arch.causal
         self.qkv = nn.Linear(arch.dim, 3 * arch.dim, bias=arch.qkv_bias)
         self.proj = nn.Linear(arch.dim, arch.dim)
 
@@ -85,7 +88,7 @@ class Attention(nn.Module):
             k, v = (
                 torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True)
             )
-        visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
+        visible = self._visible(mask, edit, n, k, read)
         # Fused kernels take 4-D inputs: fold tasks and samples into one axis.
         q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))
         out = _attend(q, k, v, visible)
@@ -109,9 +112,11 @@ class Attention(nn.Module):
         if edit.prefix is not None:
             k = torch.cat([_lead(edit.prefix[0].to(x.dtype), lead), k], dim=-2)
         scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().mT
-        visible = _visible(mask, edit, n, k.shape[-2], tuple(lead))
+        visible = self._visible(mask, edit, n, k, read)
         if visible is not None:
-            scores = scores.masked_fill(~visible.unflatten(0, lead), -torch.inf)
+            scores = scores.masked_fill(
+                ~visible.expand(math.prod(lead), *visible.shape[1:]).unflatten(0, lead), -torch.inf
+            )
         return scores.softmax(-1)
 
     def _project(self, x: Tensor, edit: Edit, read: slice | None = None) -> list[Tensor]:
@@ -130,6 +135,15 @@ class Attention(nn.Module):
             weights = self.qkv.weight.chunk(3)
             parts = [edited_output(*each) for each in zip(plain, inputs, weights, edits, strict=True)]
         return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
+
+    def _visible(self, mask: Tensor | None, edit: Edit, n: int, k: Tensor, read: slice | None) -> Tensor | None:
+        """What may be seen of the keys (..., H, P + N, d), as (samples | 1, 1, n | 1, P + N); None for everything."""
+        seen = _visible(mask, edit, n, k.shape[-2], tuple(k.shape[:-3]))
+        if not self.causal:
+            return seen
+        before = torch.ones(n, k.shape[-2], dtype=torch.bool, device=k.device).tril(k.shape[-2] - n)
+        before = before[slice(None) if read is None else read][None, None]
+        return before if seen is None else before & seen
 
     def part(self, i: int) -> tuple[Tensor, Tensor | None]:
         """Weight (D, D) and bias (D,) of the queries (0), keys (1) or values (2)."""

@@ -85,6 +85,7 @@ class TextBackbone(Backbone):
     """
 
     modality = "text"
+    kind = "a text encoder"
 
     def __init__(
         self,

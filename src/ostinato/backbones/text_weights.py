@@ -6,16 +6,13 @@ own forward pass is tested in ``tests/golden/test_transformers_parity.py``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.hub import beside, convert_layers, read_config, read_state, read_tokenizer
 from ostinato.backbones.text import TextBackbone, Tokenization
 from ostinato.errors import InputError
 
@@ -27,6 +24,16 @@ LENGTH = 256
 
 _POOLING = "1_Pooling/config.json"
 _LIMITS = "sentence_bert_config.json"
+
+QKV = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+PARTS = {
+    "attn.proj": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+"""Parts of a layer, ours and theirs."""
 
 
 def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone, dict[str, Tensor]]:
@@ -44,27 +51,15 @@ def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone,
     Raises:
         InputError: if there is no such model, or it has a part that our encoder does not compute.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    try:
-        config: Any = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _missing(source, "configuration", error) from error
+    config = read_config(source)
     arch = _arch(config, source)
     # RoBERTa counts positions from behind the number of its padding token.
     first = 0 if config.model_type == "bert" else config.pad_token_id + 1
     most = config.max_position_embeddings - first
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        with _quiet():
-            model = AutoModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _missing(source, "tokenizer or weights", error) from error
-    rules = getattr(tokenizer, "backend_tokenizer", None)
-    if rules is None:
-        raise InputError(f"backbone: {source!r} has no fast tokenizer (tokenizer.json), which is needed.")
-    limit = _beside(source, _LIMITS).get("max_seq_length", LENGTH)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.pad_token_id
+    rules, pad = read_tokenizer(source)
+    pad = config.pad_token_id if pad is None else pad
+    state = read_state(source, add_pooling_layer=False)
+    limit = beside(source, _LIMITS).get("max_seq_length", LENGTH)
     backbone = TextBackbone(
         arch,
         vocabulary=config.vocab_size,
@@ -73,49 +68,11 @@ def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone,
         first_position=first,
         readout=_readout(source),
     )
-    return backbone, convert_bert(model.state_dict(), arch)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without bars, and without the list of heads that are left out on purpose."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _missing(source: str, what: str, error: Exception) -> InputError:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(
-        f"backbone: the {what} of {source!r} cannot be read ({first}). Give a folder with config.json, "
-        "model.safetensors and tokenizer.json as backbone=FOLDER, or a name that the Hugging Face hub knows."
-    )
-
-
-def _beside(source: str, name: str) -> dict[str, Any]:
-    """A JSON file that sentence encoders bring beside the weights; empty where there is none."""
-    path = Path(source) / name
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            path = Path(hf_hub_download(source, name))
-        except EntryNotFoundError:
-            return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return backbone, convert_bert(state, arch)
 
 
 def _readout(source: str) -> str:
-    pooling = _beside(source, _POOLING)
+    pooling = beside(source, _POOLING)
     modes = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
     known = {"mean_tokens": "mean", "cls_token": "cls"}
     if len(modes) > 1 or any(mode not in known for mode in modes):
@@ -171,18 +128,4 @@ def convert_bert(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
         "norm.weight": state["embeddings.LayerNorm.weight"],
         "norm.bias": state["embeddings.LayerNorm.bias"],
     }
-    parts = {
-        "attn.proj": "attention.output.dense",
-        "norm1": "attention.output.LayerNorm",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-        "norm2": "output.LayerNorm",
-    }
-    for i in range(arch.depth):
-        theirs, ours = f"encoder.layer.{i}", f"encoder.blocks.{i}"
-        for kind in ("weight", "bias"):
-            qkv = [state[f"{theirs}.attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
-            out[f"{ours}.attn.qkv.{kind}"] = torch.cat(qkv)
-            for mine, other in parts.items():
-                out[f"{ours}.{mine}.{kind}"] = state[f"{theirs}.{other}.{kind}"]
-    return out
+    return out | convert_layers(state, "encoder.layer", "encoder.blocks", arch.depth, QKV, PARTS)

@@ -51,6 +51,7 @@ class VisionBackbone(Backbone):
     """
 
     modality = "image"
+    kind = "an image encoder"
 
     mean: Tensor
     std: Tensor

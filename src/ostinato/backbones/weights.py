@@ -1,7 +1,8 @@
 """Pre-trained weights: timm checkpoints and the bundled default, converted to :class:`VisionBackbone`.
 
-Text encoders are in ``text_weights.py``. timm supplies architectures' names, weights and pre-processing; the
-transformer that runs is ours. Parity with timm's own forward is tested in ``tests/golden/test_timm_parity.py``.
+Text encoders are in ``text_weights.py``, CLIP models in ``clip_weights.py``. timm supplies architectures' names,
+weights and pre-processing; the transformer that runs is ours. Parity with timm's own forward is tested in
+``tests/golden/test_timm_parity.py``.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ def load_backbone(
     Args:
         name: the bundled ``vit_mini_patch8_32.glyphs``; a plain timm ViT, best with its tag
             (``vit_base_patch16_224.augreg_in21k``): bare names change their meaning between timm releases; or a
-            BERT-like text encoder by its name on the Hugging Face hub. With the folder of one as ``weights``, any name.
-        weights: a safetensors, pth (read with ``weights_only``) or npz file, or the folder of a text encoder; None
-            fetches them by name.
+            BERT-like text encoder or a CLIP model by its name on the Hugging Face hub. With the folder of one as
+            ``weights``, any name.
+        weights: a safetensors, pth (read with ``weights_only``) or npz file, or the folder of a text encoder or a CLIP
+            model; None fetches them by name.
         preprocess: "weights" uses the mean and std of the weights, "unit" feeds [0, 1] pixels.
         size: input side in pixels other than the weights' own; position embeddings are resampled.
         length: most tokens of a text; None for what suits the weights.
@@ -60,13 +62,11 @@ def load_backbone(
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
-    if is_text(name, weights):
-        if size is not None or preprocess != "weights":
-            raise InputError(f"backbone.size and preprocess are for images, but {name!r} is a text encoder.")
-        return _loaded_text(name, weights, length)
-    if length is not None:
+    if of_transformers(name, weights):
+        backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
+    elif length is not None:
         raise InputError(f"backbone.length is for text encoders, but {name!r} takes images.")
-    if name == DEFAULT_BACKBONE:
+    elif name == DEFAULT_BACKBONE:
         if size not in (None, 32):
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
@@ -76,30 +76,42 @@ def load_backbone(
         backbone, state, digest, name = _from_timm(name, weights, size)
     _load(backbone, state, name)
     backbone.origin = Origin(name, str(weights) if weights else None, digest)
-    if preprocess == "unit":
+    if not isinstance(backbone, VisionBackbone):
+        if size is not None or preprocess != "weights":
+            raise InputError(f"backbone.size and preprocess are for images, but {name!r} is a text encoder.")
+    elif size not in (None, backbone.preprocess.size):
+        raise InputError(f"backbone.size: {name!r} takes {backbone.preprocess.size} pixels only, got {size}.")
+    elif preprocess == "unit":
         backbone.preprocess = backbone.preprocess.unit()
         backbone.mean.zero_()
         backbone.std.fill_(1.0)
     return backbone.requires_grad_(False).eval()
 
 
-def is_text(name: str, weights: str | Path | None) -> bool:
-    """Whether a backbone is a text encoder: a folder, or a name of one that is no model of timm's."""
+def of_transformers(name: str, weights: str | Path | None) -> bool:
+    """Whether a backbone is a model of the transformers library: a folder, or a name that is none of timm's."""
     if weights is not None:
         return Path(weights).is_dir()
     return "bert" in name.lower() or "MiniLM" in name or ("/" in name and not name.startswith("timm/"))
 
 
-def _loaded_text(name: str, weights: str | Path | None, length: int | None) -> Backbone:
-    """A text encoder with its weights and origin."""
+def _from_transformers(name: str, weights: str | None, length: int | None) -> tuple[Backbone, dict[str, Tensor], str]:
+    """A text encoder or a CLIP model without weights, our state dict, and its hash."""
+    from ostinato.backbones.clip_weights import KIND, clip_backbone
+    from ostinato.backbones.hub import read_config
     from ostinato.backbones.text_weights import text_backbone
 
-    backbone, state = text_backbone(name if weights is None else str(weights), length)
-    _load(backbone, state, name)
+    source = name if weights is None else weights
+    if read_config(source).model_type == KIND:
+        if length is not None:
+            raise InputError(f"backbone.length is for text encoders, but {name!r} takes images.")
+        backbone, state = clip_backbone(source)
+        tokenizer = backbone.text.digest
+    else:
+        backbone, state = text_backbone(source, length)
+        tokenizer = backbone.tokenization.digest
     # Another vocabulary makes other inputs of the same texts: it belongs to what the weights are.
-    digest = hashlib.sha256(_digest(state).encode() + backbone.tokenization.digest.encode()).hexdigest()
-    backbone.origin = Origin(name, str(weights) if weights else None, digest)
-    return backbone.requires_grad_(False).eval()
+    return backbone, state, hashlib.sha256(_digest(state).encode() + tokenizer.encode()).hexdigest()
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

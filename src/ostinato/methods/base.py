@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,7 @@ class LearnTask:
         batches: iterates once over the training samples as they are at test time, in a fixed order, as
             (x, y) on the method's device; over those at the given positions where any are given.
         world: the processes that learn the task together.
+        class_names: of its labels, for methods that read them.
     """
 
     index: int
@@ -88,6 +89,7 @@ class LearnTask:
     train: Dataset[tuple[Tensor, int]]
     batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
     world: World = ALONE
+    class_names: tuple[str, ...] = ()
 
     def each(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Features (n, D) and labels (n,) of all training images as they are at test time, without gradients.
@@ -154,6 +156,7 @@ class Method(Growing):
 
     Attributes:
         recipe: the paper's training recipe.
+        needs: the kind of backbone that it works on.
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
         cache: of frozen features; None where the backbone learns.
         state_cache: of frozen states, where it was asked for.
@@ -165,6 +168,7 @@ class Method(Growing):
 
     name: ClassVar[str] = ""
     recipe: ClassVar[Recipe] = Recipe()
+    needs: ClassVar[type[Backbone]] = Backbone
     needs_all_data: ClassVar[bool] = False
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
@@ -173,6 +177,8 @@ class Method(Growing):
 
     def __init__(self, backbone: Backbone, trains_backbone: bool = False) -> None:
         super().__init__()
+        if self.needs is not Backbone:
+            check_kind(f"method {self.name}", backbone, self.needs)
         self.trains_backbone = trains_backbone
         self.backbone = backbone.requires_grad_(trains_backbone)
         self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
@@ -268,6 +274,21 @@ class Method(Growing):
             missing = [k for k in missing if not _of_backbone(k)]
         if missing or unknown:
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
+
+
+B = TypeVar("B", bound=Backbone)
+
+
+def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
+    """The backbone, if it is of the kind that a method or an option of one works on.
+
+    Raises:
+        InputError: naming both.
+    """
+    if not isinstance(backbone, kind):
+        name = f" {backbone.origin.name!r}" if backbone.origin is not None else ""
+        raise InputError(f"{what} needs {kind.kind}, but the backbone{name} is {backbone.kind}.")
+    return backbone
 
 
 def _of_backbone(key: str) -> bool:

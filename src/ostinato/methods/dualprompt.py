@@ -124,6 +124,10 @@ class DualPrompt(TaskInferring):
         self.keys.add(torch.empty(self.backbone.dim, device=self.device).uniform_(-1, 1))
         if self.class_keys is not None:
             self.class_keys.add(torch.zeros(len(task.classes), self.backbone.dim, device=self.device))
+        self.add_classes(task)
+
+    def add_classes(self, task: LearnTask) -> None:
+        """Add the task's rows of the head."""
         self.head.grow(len(task.classes), device=self.device)
 
     def plan(self, experts: Tensor) -> LayerPlan:

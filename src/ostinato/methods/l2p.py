@@ -112,11 +112,17 @@ class L2P(Method):
         prompts = self.backbone.as_tokens(self.prompts[ids].flatten(1, 2))
         return self.backbone.embed(x).insert(prompts, at=1)
 
-    def features(self, x: Tensor, ids: Tensor, plan: Plan | None = None) -> Tensor:
-        """Features (B, D) with the prompts ``ids`` (B, k), and with the edits of a plan where one is given."""
-        tokens = self.backbone.run(self.tokens(x, ids), plan)
-        prompts = slice(1, 1 + ids.shape[1] * self.prompts.shape[1])
-        return self.backbone.pool(tokens, at=prompts if self.readout == "prompt" else None)
+    def enter(self, x: Tensor) -> tuple[Tokens, Losses]:
+        """States that enter layer 0 under the chosen prompts, and the pull of the chosen keys (eq. 5)."""
+        ids, similarity = self.select(x)
+        return self.tokens(x, ids), {"pool": -self.pull * similarity.sum(1).mean()}
+
+    def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
+        """Features (B, D) of states that enter layer ``start``, with the edits of a plan where one is given."""
+        if self.readout == "cls":
+            return self.backbone.features(tokens, plan, start=start)
+        prompts = slice(1, 1 + self.top_k * self.prompts.shape[1])
+        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=prompts), at=slice(None))
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; with ``pgp`` its updates are projected from the second task on."""
@@ -128,12 +134,8 @@ class L2P(Method):
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes and the pull of the chosen keys (eq. 5)."""
-        ids, similarity = self.select(x)
-        features = self.features(x, ids)
-        return {
-            "ce": self.head.loss(features, y),
-            "pull": -self.pull * similarity.sum(1).mean(),
-        }
+        tokens, losses = self.enter(x)
+        return {"ce": self.head.loss(self.read(tokens), y)} | losses
 
     def end_task(self, task: LearnTask) -> None:
         """With ``pgp``, add the directions of the task's tokens and of its queries to the subspaces."""
@@ -152,4 +154,4 @@ class L2P(Method):
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""
-        return self.head(self.features(x, self.select(x)[0]))
+        return self.head(self.read(self.enter(x)[0]))

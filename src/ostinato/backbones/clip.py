@@ -1,0 +1,153 @@
+"""CLIP: images and texts in one space.
+
+Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: "Learning Transferable
+Visual Models From Natural Language Supervision", ICML 2021, https://arxiv.org/abs/2103.00020.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones.base import Origin
+from ostinato.backbones.edits import Tokens
+from ostinato.backbones.encoder import Arch, Encoder
+from ostinato.backbones.vision import Preprocess, VisionBackbone
+from ostinato.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextTower(nn.Module):
+    """CLIP's text encoder: every token sees the ones before it, and the last one is read.
+
+    Args:
+        arch: sizes of the encoder, which is causal.
+        vocabulary: known tokens.
+        positions: most tokens of a text, both ends included.
+        joint: width E of the space shared with images.
+        tokenizer: of the ``tokenizers`` library; it adds the tokens at both ends.
+    """
+
+    def __init__(self, arch: Arch, *, vocabulary: int, positions: int, joint: int, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.arch, self.tokenizer = arch, tokenizer
+        self.digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        self.words = nn.Embedding(vocabulary, arch.dim)
+        self.pos_embed = nn.Parameter(torch.zeros(positions, arch.dim))
+        self.encoder = Encoder(arch)
+        self.projection = nn.Linear(arch.dim, joint, bias=False)
+
+    def ids(self, texts: Sequence[str], *, room: int = 0) -> Tensor:
+        """Token numbers (B, N) of texts, filled up with the last token of each.
+
+        Args:
+            texts: whole ones.
+            room: positions to leave free for learned vectors.
+
+        Raises:
+            InputError: if a text is too long.
+        """
+        most = len(self.pos_embed) - room
+        rows = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > most:
+                raise InputError(
+                    f"The text encoder reads {most} tokens, but {text!r} has {len(row)}: give the class a shorter name."
+                )
+        longest = max(len(row) for row in rows)
+        return torch.stack([F.pad(row, (0, longest - len(row)), value=int(row[-1])) for row in rows])
+
+    def forward(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
+        """Features (B, E) of texts in the joint space, of length 1.
+
+        Args:
+            ids: token numbers (B, N) as :meth:`ids` gives them.
+            context: learned vectors (P, D) that stand between the first token and the words.
+        """
+        dtype = self.pos_embed.dtype
+        words = self.words(ids)
+        extra = 0
+        if context is not None:
+            extra = len(context)
+            learned = context.to(dtype).expand(len(ids), -1, -1)
+            words = torch.cat([words[:, :1], learned, words[:, 1:]], dim=1)
+        # The first of the equal numbers at the end; what fills up comes after it and is seen by nothing that is read.
+        last = (ids == ids[:, -1:]).long().argmax(1) + extra
+        h = self.encoder.run(Tokens(words + self.pos_embed[: words.shape[1]])).h
+        read = self.encoder.norm(h[torch.arange(len(h), device=h.device), last])
+        return F.normalize(self.projection(read).float(), dim=-1)
+
+
+class ClipBackbone(VisionBackbone):
+    """CLIP's image encoder, with its text encoder beside it.
+
+    Methods for images run on it as on any vision transformer: tokens and features have width D, and the layers are
+    numbered alike. What is new is :meth:`joint`, which takes features to the space of texts.
+
+    Args:
+        arch: sizes of the image encoder.
+        patch: side of a patch in pixels.
+        preprocess: input size and normalisation.
+        text: the text encoder.
+        joint: width E of the space shared with texts.
+        origin: where the weights come from.
+
+    Attributes:
+        scale: what cosines are multiplied with to be logits.
+        joint_dim: E.
+    """
+
+    kind = "an image-text model (CLIP)"
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        arch: Arch,
+        *,
+        patch: int,
+        preprocess: Preprocess,
+        text: TextTower,
+        joint: int,
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__(arch, patch=patch, preprocess=preprocess, origin=origin)
+        self.norm_pre = nn.LayerNorm(arch.dim, eps=arch.eps)
+        self.projection = nn.Linear(arch.dim, joint, bias=False)
+        self.joint_dim = joint
+        self.text = text
+        # Not a parameter: it is never trained, and 100 is no number in bf16.
+        self.register_buffer("scale", torch.tensor(100.0))
+
+    def embed(self, x: Tensor) -> Tokens:
+        """Patches plus CLS token plus positions, normalised; see :meth:`VisionBackbone.embed`."""
+        return Tokens(self.norm_pre(self.placed(x).h))
+
+    def placed(self, x: Tensor) -> Tokens:
+        """What :meth:`embed` normalises."""
+        return super().embed(x)
+
+    def as_tokens(self, prompts: Tensor) -> Tensor:
+        """Prompts (..., P, D) plus the position of the CLS token, normalised as what they stand beside."""
+        return self.norm_pre(self.placed_prompts(prompts).to(self.dtype))
+
+    def placed_prompts(self, prompts: Tensor) -> Tensor:
+        """What :meth:`as_tokens` normalises."""
+        return super().as_tokens(prompts)
+
+    def joint(self, features: Tensor) -> Tensor:
+        """Features (..., D) in the space of texts: (..., E), of length 1, in fp32."""
+        return F.normalize(F.linear(features.to(self.dtype), self.projection.weight).float(), dim=-1)
+
+    def settings(self) -> tuple[Any, ...]:
+        """Those of a vision transformer."""
+        return ("clip", *super().settings())

@@ -1,0 +1,60 @@
+"""Zero-shot CLIP: an image belongs to the class whose name says most nearly what it shows.
+
+Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: "Learning Transferable
+Visual Models From Natural Language Supervision", ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.
+
+Nothing is learned but the names of classes. A class is the mean of the features of its name in every template.
+
+Differences from the paper: one template by default, where the paper averages over 80 that it wrote for ImageNet; give
+more as ``method.templates``. Underscores in names are read as spaces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato.backbones import ClipBackbone
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Method, Stage
+from ostinato.methods.class_texts import names_of
+from ostinato.registry import register
+
+
+@register("zero_shot")
+class ZeroShot(Method):
+    """Cosine with the texts of classes.
+
+    Args:
+        backbone: a CLIP model.
+        templates: sentences with ``{}`` where the name of a class goes.
+    """
+
+    needs = ClipBackbone
+    backbone: ClipBackbone
+    texts: Tensor
+
+    def __init__(self, backbone: ClipBackbone, *, templates: tuple[str, ...] = ("a photo of a {}.",)) -> None:
+        super().__init__(backbone)
+        if not templates or any("{}" not in template for template in templates):
+            raise InputError(f"method.templates must be sentences with {{}} for the class, got {list(templates)}.")
+        self.templates = templates
+        self.register_buffer("texts", torch.zeros(0, backbone.joint_dim))
+
+    def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
+        """Nothing to optimise."""
+        return []
+
+    def end_task(self, task: LearnTask) -> None:
+        """Read the names of the task's classes."""
+        tower = self.backbone.text
+        rows = [
+            tower(tower.ids([template.replace("{}", name) for template in self.templates]).to(self.device)).mean(0)
+            for name in names_of(task)
+        ]
+        self.texts = torch.cat([self.texts, F.normalize(torch.stack(rows), dim=-1)])
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (B, n_seen)."""
+        return self.backbone.scale * self.backbone.joint(self.query(x)) @ self.texts.mT
