@@ -15,7 +15,8 @@ from PIL import Image
 from pyarrow import csv
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ostinato.backbones import Arch, Backbone, Preprocess, TextBackbone, Tokenization, VisionBackbone
+from ostinato.backbones import Arch, Backbone, ClipBackbone, Preprocess, TextBackbone, Tokenization, VisionBackbone
+from ostinato.backbones.clip import TextTower
 
 AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 
@@ -75,6 +76,47 @@ def save_bert(folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=whole_words(), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    return folder
+
+
+LETTERS = ["<start>", "<end>", *" .0123456789abcdefghijklmnopqrstuvwxyz"]
+
+
+def letters() -> Tokenizer:
+    """A tokenizer of single letters and digits, with both ends as CLIP has them."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(LETTERS)}, unk_token="."))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
+    )
+    return tokenizer
+
+
+def random_clip_backbone(depth: int = 6, dim: int = 16, seed: int = 0) -> ClipBackbone:
+    """A tiny frozen CLIP of half the usual depth with random weights."""
+    arch = Arch(dim=dim, depth=depth, heads=2, mlp_dim=2 * dim, act="quick_gelu")
+    text = Arch(dim=12, depth=2, heads=2, mlp_dim=24, act="quick_gelu", causal=True)
+    tower = TextTower(text, vocabulary=len(LETTERS), positions=40, joint=8, tokenizer=letters())
+    backbone = ClipBackbone(arch, patch=4, preprocess=Preprocess(8, (0.5,) * 3, (0.5,) * 3), text=tower, joint=8)
+    return randomised(backbone, seed)
+
+
+def save_clip(folder: Path, seed: int = 0) -> Path:
+    """The folder of a tiny random CLIP, as transformers writes it."""
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "projection_dim": 8}
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        text_config=sizes | {"hidden_size": 12, "vocab_size": len(LETTERS), "max_position_embeddings": 40,
+                             "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        vision_config=sizes | {"hidden_size": 16, "image_size": 8, "patch_size": 4},
+        projection_dim=8,
+    )  # fmt: skip
+    randomised(CLIPModel(config), seed).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=letters(), bos_token="<start>", eos_token="<end>", pad_token="<end>", unk_token="."
     ).save_pretrained(folder)
     return folder
 

@@ -188,7 +188,7 @@ def test_l2p_trains_chosen_prompts_and_keys_only_and_pulls_them_closer():
 
 def test_l2p_scores_are_the_head_on_the_selected_prompts():
     method, x = begin(make(L2P), 2, 3), images(4)
-    want = method.head(method.features(x, method.select(x)[0]))
+    want = method.head(method.read(method.tokens(x, method.select(x)[0])))
     assert want.shape == (4, 5)
     torch.testing.assert_close(method.scores(x), want)
 

@@ -118,8 +118,8 @@ def test_training_begins_at_the_prompt_method(name, base):
     with torch.no_grad():
         method.begin_task(learn_view(method, toy_stream(), 0))
         x = pixels(3)
-        edited = method._read(method.enter(x), method._edited(method.experts[-1][None], method.linear(-1)), 0)
-        plain = method._read(method.enter(x), method.plan(method.experts[-1][None]), 0)
+        edited = method._read(method.enter(x)[0], method._edited(method.experts[-1][None], method.linear(-1)), 0)
+        plain = method._read(method.enter(x)[0], method.plan(method.experts[-1][None]), 0)
     torch.testing.assert_close(edited, plain, rtol=0, atol=1e-6)
     if base == "none":
         torch.testing.assert_close(edited, method.backbone(x), rtol=0, atol=1e-6)
@@ -319,9 +319,9 @@ def test_stored_masks_are_the_learned_ones(kind):
 def test_projected_prompts_below_masks(base):
     stream = toy_stream()
     method = learn(make("soft_tf", base=base, pgp=0.9), stream, upto=1)
-    prompts = method.pool.prompts if base == "l2p" else method.general
+    prompts = method.below.prompts if base == "l2p" else method.general
     before = prompts.detach().clone()
-    spaces = method.pool.spaces if base == "l2p" else method.spaces
+    spaces = method.below.spaces if base == "l2p" else method.spaces
     learn_task(method, learn_view(method, stream, 1), replace(SETTINGS, overrides={"epochs": 1, "batch_size": 8}))
     moved = (prompts.detach() - before).flatten(0, -2)
     assert moved.abs().max() > 1e-4

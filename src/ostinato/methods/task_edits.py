@@ -1,7 +1,8 @@
 """What Soft-TransFormers and its rivals share: a change of the frozen weights per task, over a prompt method.
 
-The prompt method is DualPrompt, L2P or none. It brings prompts, a key per task and the head; a subclass adds what
-the linear maps of chosen layers do differently under each task. At test the task of every sample is inferred by
+The prompt method is DualPrompt, L2P, CLIP-PGP or none. It brings prompts, a key per task and the head, which is made
+of texts in CLIP-PGP; a subclass adds what the linear maps of chosen layers do differently under each task. At test the
+task of every sample is inferred by
 
 - ``prompt_id``: the key nearest to the frozen feature q(x);
 - ``gradient_id``: with the weights of all tasks superposed in equal shares alpha, the share whose increase lowers
@@ -18,14 +19,17 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens, prefix_from
+from ostinato.backbones import Backbone, ClipBackbone, Edit, LayerPlan, LinearEdit, Tokens, prefix_from
 from ostinato.backbones.edits import per_task
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_layers
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_kind, check_layers
+from ostinato.methods.class_texts import ClassTexts
+from ostinato.methods.clip_pgp import ClipPGP
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.l2p import L2P
-from ostinato.nn import PerTask, cosine, entropy
+from ostinato.nn import PerTask, TaskHeads, cosine, entropy
 
+Base = Literal["dualprompt", "l2p", "clip_pgp", "none"]
 TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
 LinearEdits = dict[int, dict[str, LinearEdit]]
 
@@ -38,7 +42,7 @@ class TaskEdits(DualPrompt):
 
     Args:
         backbone: the frozen encoder.
-        base: the prompts below and beside the edits: "dualprompt", "l2p" or "none".
+        base: the prompts below and beside the edits: "dualprompt", "l2p", "clip_pgp" (on CLIP models) or "none".
         layers: edited layers, from 0.
         e_layers: layers of DualPrompt's expert prefixes; None for the edited layers.
         task_id: how the task of a sample is inferred: "prompt_id", "gradient_id", "min_entropy" or "max_score".
@@ -47,6 +51,8 @@ class TaskEdits(DualPrompt):
         pool_size: M, prompts in the pool of base "l2p".
         top_k: prompts per sample of base "l2p".
         readout: of base "l2p": "prompt" or "cls".
+        image_length: vectors of the image prompt of base "clip_pgp".
+        context: learned vectors in the texts of a task of base "clip_pgp".
         keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
             "classes" has a key per class, see :class:`DualPrompt`.
         prompts: options of DualPrompt.
@@ -58,7 +64,7 @@ class TaskEdits(DualPrompt):
         self,
         backbone: Backbone,
         *,
-        base: Literal["dualprompt", "l2p", "none"] = "dualprompt",
+        base: Base = "dualprompt",
         layers: tuple[int, ...] = (9, 10, 11),
         e_layers: tuple[int, ...] | None = None,
         task_id: TaskId = "prompt_id",
@@ -66,11 +72,13 @@ class TaskEdits(DualPrompt):
         pool_size: int = 10,
         top_k: int = 5,
         readout: Literal["prompt", "cls"] = "prompt",
+        image_length: int = 10,
+        context: int = 16,
         keys: Literal["learned", "mean", "classes"] = "mean",
         **prompts: Any,
     ) -> None:
-        if base not in ("dualprompt", "l2p", "none"):
-            raise InputError(f"method.base must be 'dualprompt', 'l2p' or 'none', got {base!r}.")
+        if base not in get_args(Base):
+            raise InputError(f"method.base must be one of {list(get_args(Base))}, got {base!r}.")
         if task_id not in get_args(TaskId):
             raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
         if not layers:
@@ -84,70 +92,77 @@ class TaskEdits(DualPrompt):
         super().__init__(backbone, e_layers=experts, pgp=pgp if base == "dualprompt" else 0.0, keys=keys, **prompts)
         self.layers = check_layers("layers", layers, backbone.arch.depth)
         self.task_id, self.entropy_over = task_id, entropy_over
-        pool = L2P(backbone, pool_size=pool_size, top_k=top_k, readout=readout, pgp=pgp) if base == "l2p" else None
-        self.pool = pool
-        if pool is not None:
-            pool.cache = self.cache
+        self.below: L2P | ClipPGP | None = None  # prompts among the tokens
+        if base == "l2p":
+            self.below = L2P(backbone, pool_size=pool_size, top_k=top_k, readout=readout, pgp=pgp)
+        if base == "clip_pgp":
+            clip = check_kind("method.base=clip_pgp", backbone, ClipBackbone)
+            self.below = ClipPGP(clip, length=image_length, context=context, pgp=pgp)
+        if self.below is not None:
+            self.below.cache = self.cache
         self.split = min((*self.layers, *self.e_layers))  # below it all tasks compute the same
-        self.plain_below = pool is None and not any(i < self.split for i in self.g_layers)
+        self.plain_below = self.below is None and not any(i < self.split for i in self.g_layers)
 
     def linear(self, task: int) -> LinearEdits:
         """What the linear maps of each edited layer do differently under a task; -1 is the newest."""
         raise NotImplementedError
 
+    @property
+    def classifier(self) -> TaskHeads | ClassTexts:
+        """What turns features into logits."""
+        return self.below.texts if isinstance(self.below, ClipPGP) else self.head
+
     # Training
+
+    def add_classes(self, task: LearnTask) -> None:
+        """Add the task's rows of the head, or its texts."""
+        if isinstance(self.below, ClipPGP):
+            self.below.begin_task(task)
+        else:
+            super().add_classes(task)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """The prompt method's stage with the edits in its loss."""
         stage = next(iter(super().stages(task)))
-        if self.pool is not None:
-            stage = replace(stage, step=next(iter(self.pool.stages(task))).step)
+        if self.below is not None:
+            stage = replace(stage, step=next(iter(self.below.stages(task))).step)
         return [replace(stage, loss=self.loss)]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes, and the pull of keys that are learned."""
-        losses: Losses = {}
+        start = self.split if self.plain_below else 0
+        tokens, losses = (self.states(x, start), {}) if self.plain_below else self.enter(x)
+        features = self._read(tokens, self._edited(self.experts[-1][None], self.linear(-1)), start)
+        losses = {"ce": self.classifier.loss(features, y)} | losses
         if self.learns_keys:
             losses["pull"] = -self.pull * cosine(self.query(x), self.keys[-1][None]).mean()
-        start = self.split if self.plain_below else 0
-        if self.plain_below:
-            tokens = self.states(x, start)
-        elif self.pool is None:
-            tokens = self.backbone.embed(x)
-        else:
-            ids, similarity = self.pool.select(x)
-            losses["pool"] = -self.pool.pull * similarity.sum(1).mean()
-            tokens = self.pool.tokens(x, ids)
-        features = self._read(tokens, self._edited(self.experts[-1][None], self.linear(-1)), start)
-        return {"ce": self.head.loss(features, y)} | losses
+        return losses
 
     def end_task(self, task: LearnTask) -> None:
         """The statistics that the prompts need."""
         super().end_task(task)
-        if self.pool is not None:
-            self.pool.end_task(task)
+        if self.below is not None:
+            self.below.end_task(task)
 
     # One pass
 
-    def enter(self, x: Tensor) -> Tokens:
-        """States (B, N, D) that enter layer 0, L2P's prompts among them."""
-        return self.backbone.embed(x) if self.pool is None else self.pool.tokens(x, self.pool.select(x)[0])
+    def enter(self, x: Tensor) -> tuple[Tokens, Losses]:
+        """States (B, N, D) that enter layer 0, prompts of L2P or CLIP-PGP among them, and their loss terms."""
+        return (self.backbone.embed(x), {}) if self.below is None else self.below.enter(x)
 
     def shared(self, x: Tensor) -> Tokens:
         """States that enter the first layer that differs between tasks."""
         if self.plain_below:
             return self.states(x, self.split)
-        return self.backbone.run(self.enter(x), self.plan(self.experts[-1][None]), stop=self.split)
+        return self.backbone.run(self.enter(x)[0], self.plan(self.experts[-1][None]), stop=self.split)
 
     def _edited(self, experts: Tensor, linear: LinearEdits) -> LayerPlan:
         edits = dict(self.plan(experts).edits)
         return LayerPlan(edits | {i: replace(edits.get(i, Edit()), linear=linear[i]) for i in linear})
 
     def _read(self, tokens: Tokens, plan: LayerPlan, start: int) -> Tensor:
-        if self.pool is None or self.pool.readout == "cls":
-            return self.backbone.features(tokens, plan, start=start)
-        prompts = slice(1, 1 + self.pool.top_k * self.pool.prompts.shape[1])
-        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=prompts), at=slice(None))
+        reader = self.backbone.features if self.below is None else self.below.read
+        return reader(tokens, plan, start=start)
 
     # Scoring
 
@@ -159,14 +174,14 @@ class TaskEdits(DualPrompt):
             rows = (tasks == task).nonzero().flatten()
             plan = self._edited(self.experts[task][None], self.linear(task))
             features[rows] = self._read(states.take(rows), plan, self.split)
-        return self.head(features)
+        return self.classifier(features)
 
     def scores_all_tasks(self, x: Tensor) -> Tensor:
         """Logits (T, B, n_seen) under the edits of every task; the layers below the first edit run once."""
         states = self.shared(x)
         size = max(1, ROWS // self.n_tasks)
         parts = [self._all_tasks(states.take(slice(i, i + size))) for i in range(0, len(x), size)]
-        return self.head(torch.cat(parts, dim=1))
+        return self.classifier(torch.cat(parts, dim=1))
 
     def _all_tasks(self, states: Tokens) -> Tensor:
         each = [self.linear(task) for task in range(self.n_tasks)]
@@ -213,7 +228,7 @@ class TaskEdits(DualPrompt):
             probe = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
             experts = self.experts.stacked()[prompts.clone()].detach()
             plan = self._edited(experts, self.superposed(probe))
-            surprise = self._entropy(self.head(self._read(states, plan, self.split))).sum()
+            surprise = self._entropy(self.classifier(self._read(states, plan, self.split))).sum()
             return -torch.autograd.grad(surprise, probe)[0]
 
     def superposed(self, probe: Tensor) -> LinearEdits:
