@@ -197,7 +197,7 @@ class Learner:
             InputError: if the task does not continue what was learned.
         """
         self._remember(task)
-        samples = Examples.concat(self._history) if self.method.needs_all_data else task.train
+        samples = Examples.concat(self._history) if self.method.data_seen == "all" else task.train
         plain = samples.with_view(self.eval_view)
 
         def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -227,7 +227,7 @@ class Learner:
 
     def _remember(self, task: Task) -> None:
         """Keep the data of all tasks for methods that declare that they need it."""
-        if not self.method.needs_all_data:
+        if self.method.data_seen != "all":
             return
         if len(self._history) < task.index:
             raise InputError(

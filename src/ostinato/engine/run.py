@@ -142,7 +142,7 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
     learner = _taught(sub, config, world)
-    if learner.method.needs_all_data:
+    if learner.method.data_seen == "all":
         raise InputError(
             f"{config.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
         )

@@ -158,10 +158,11 @@ class Method(Growing):
         recipe: the paper's training recipe.
         needs: the kind of backbone that it works on.
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
+        pretrained: parts by name that are never trained and come from the weights again, so that no state holds them.
         cache: of frozen features; None where the backbone learns.
         state_cache: of frozen states, where it was asked for.
-        needs_all_data: True hands the method the data of all tasks so far (upper bounds only); the result
-            says so.
+        data_seen: the training data that a task is learned from, which results say: "current task"; "memory" for
+            samples that the method kept of earlier ones as well; "all" of all tasks so far (upper bounds only).
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
         protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
     """
@@ -169,7 +170,7 @@ class Method(Growing):
     name: ClassVar[str] = ""
     recipe: ClassVar[Recipe] = Recipe()
     needs: ClassVar[type[Backbone]] = Backbone
-    needs_all_data: ClassVar[bool] = False
+    data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
 
@@ -180,6 +181,7 @@ class Method(Growing):
         if self.needs is not Backbone:
             check_kind(f"method {self.name}", backbone, self.needs)
         self.trains_backbone = trains_backbone
+        self.pretrained: tuple[str, ...] = () if trains_backbone else ("backbone",)
         self.backbone = backbone.requires_grad_(trains_backbone)
         self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
         self.cache = None if trains_backbone else FeatureCache()
@@ -223,6 +225,11 @@ class Method(Growing):
         return torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
 
     @property
+    def exemplars(self) -> int:
+        """Training samples of earlier tasks that are kept."""
+        return 0
+
+    @property
     def device(self) -> torch.device:
         """Where the method computes."""
         return self.task_sizes.device
@@ -257,11 +264,11 @@ class Method(Growing):
         raise NotImplementedError
 
     def learned_state(self) -> dict[str, Tensor]:
-        """All learned tensors: the state dict without a frozen backbone, also where parts of the method hold it."""
-        state = self.state_dict()
-        if self.trains_backbone:
-            return state
-        return {k: v for k, v in state.items() if not _of_backbone(k)}
+        """All learned tensors: the state dict without what stays pre-trained, wherever in the method it is held."""
+        return {k: v for k, v in self.state_dict().items() if not self._pretrained_key(k)}
+
+    def _pretrained_key(self, key: str) -> bool:
+        return not set(self.pretrained).isdisjoint(key.split(".")[:-1])
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`learned_state` returned, at whatever size it has.
@@ -270,8 +277,7 @@ class Method(Growing):
             InputError: if tensors are missing or unknown.
         """
         missing, unknown = self.load_state_dict(state, strict=False)
-        if not self.trains_backbone:
-            missing = [k for k in missing if not _of_backbone(k)]
+        missing = [k for k in missing if not self._pretrained_key(k)]
         if missing or unknown:
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
 
@@ -289,10 +295,6 @@ def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
         name = f" {backbone.origin.name!r}" if backbone.origin is not None else ""
         raise InputError(f"{what} needs {kind.kind}, but the backbone{name} is {backbone.kind}.")
     return backbone
-
-
-def _of_backbone(key: str) -> bool:
-    return "backbone" in key.split(".")[:-1]
 
 
 def check_layers(option: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class Joint(Finetune):
         restart: start every task from the pre-trained weights and a fresh head.
     """
 
-    needs_all_data = True
+    data_seen = "all"
 
     def __init__(self, backbone: Backbone, *, scope: Literal["all", "head"] = "all", restart: bool = False) -> None:
         super().__init__(backbone, scope=scope)

@@ -1,0 +1,166 @@
+"""MBPA++: an encoder that is trained on, a memory of samples, and a head that adapts to each question.
+
+de Masson d'Autume, Ruder, Kong, Yogatama: "Episodic Memory in Lifelong Language Learning", NeurIPS 2019,
+https://arxiv.org/abs/1906.01076.
+
+Samples are kept in a memory under the feature that the pre-trained encoder gives them, which never changes. While
+training, a hundredth of the steps also learns from samples of the memory (sparse experience replay). At test the
+K nearest samples of the memory are looked up for every question x, and before it is answered the parameters W take
+L steps on
+
+    lambda |W' - W|^2 - 1/K sum_k log p(y_k | x_k; W'),
+
+from which the next question starts again.
+
+Differences from the paper: by default only the head adapts (``adapt=head``), which is the same number of steps for all
+questions of a batch at once; ``adapt=all`` takes the paper's steps on all parameters, one question after the other, in
+hundreds of times the time. Steps are plain gradient steps. A replayed batch shares the step of the batch that
+it falls on, instead of a step of its own after ten thousand samples. ``memory`` keeps a share of the samples, evenly
+over the task's; the paper keeps all in its main results.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Losses, Recipe, check_positive
+from ostinato.methods.finetune import Finetune
+from ostinato.nn.exemplars import Exemplars
+from ostinato.registry import register
+
+BATCH = 64
+"""Samples that are encoded at once after a task."""
+
+
+@register("mbpa")
+class MBPA(Finetune):
+    """Sparse replay and local adaptation.
+
+    Args:
+        backbone: the encoder, which is trained; a copy that stays as it is gives the keys.
+        memory: share of each task's samples that is kept, in (0, 1].
+        replay_rate: share of the steps that replays a batch, in [0, 1].
+        neighbours: K.
+        steps: L.
+        adapt_lr: size of a local step.
+        adapt_l2: lambda.
+        adapt: what takes the local steps: "head", "all" or "none".
+    """
+
+    recipe = Recipe(epochs=1, batch_size=32, lr=3e-5, optimizer="adamw", clip=1.0)
+    data_seen = "memory"
+    keys: Tensor
+    features_kept: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        memory: float = 1.0,
+        replay_rate: float = 0.01,
+        neighbours: int = 32,
+        steps: int = 30,
+        adapt_lr: float = 0.05,
+        adapt_l2: float = 0.001,
+        adapt: Literal["head", "all", "none"] = "head",
+    ) -> None:
+        super().__init__(backbone)
+        check_positive(neighbours=neighbours, steps=steps)
+        if not (0 < memory <= 1 and 0 <= replay_rate <= 1):
+            raise InputError(
+                f"method.memory must lie in (0, 1] and method.replay_rate in [0, 1], got {memory} and {replay_rate}."
+            )
+        if adapt_lr <= 0 or adapt_l2 < 0:
+            raise InputError(
+                f"method.adapt_lr must be positive and method.adapt_l2 not negative, got {adapt_lr} and {adapt_l2}."
+            )
+        if adapt not in ("head", "all", "none"):
+            raise InputError(f"method.adapt must be 'head', 'all' or 'none', got {adapt!r}.")
+        self.memory, self.replay_rate, self.neighbours, self.steps = memory, replay_rate, neighbours, steps
+        self.adapt_lr, self.adapt_l2, self.adapt = adapt_lr, adapt_l2, adapt
+        self.reader = copy.deepcopy(backbone).requires_grad_(False)
+        self.pretrained = ("reader",)
+        self.kept = Exemplars(backbone)
+        self.register_buffer("keys", torch.zeros(0, backbone.dim))
+        self.register_buffer("features_kept", torch.zeros(0, backbone.dim))  # by the encoder as it is now
+
+    @property
+    def exemplars(self) -> int:
+        """Samples in the memory."""
+        return len(self.kept)
+
+    def query(self, x: Tensor) -> Tensor:
+        """Features (B, D) of the pre-trained encoder."""
+        with torch.no_grad():
+            return self.reader(x)
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over all classes seen, and now and then that of samples from the memory."""
+        losses = super().loss(x, y)
+        if len(self.kept) and torch.rand(()) < self.replay_rate:
+            rows = self.kept.draw(len(x))
+            losses["replay"] = F.cross_entropy(self.head(self.backbone(self.kept.at(rows))), self.kept.y[rows])
+        return losses
+
+    def end_task(self, task: LearnTask) -> None:
+        """Keep samples of the task, and read the whole memory with the encoder as it is now."""
+        super().end_task(task)
+        n = len(task.train)  # pyright: ignore[reportArgumentType]
+        keep = torch.linspace(0, n - 1, max(1, round(self.memory * n))).round().long().tolist()
+        for x, y in task.batches(keep):
+            self.kept.add(x, y, task.index)
+            self.keys = torch.cat([self.keys, self.query(x).float()])
+        if self.adapt == "head":
+            rows = torch.arange(len(self.kept), device=self.device).split(BATCH)
+            self.features_kept = torch.cat([self.backbone(self.kept.at(part)).float() for part in rows])
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """Positions (B, K) in the memory of the samples whose keys are nearest to q(x)."""
+        k = min(self.neighbours, len(self.kept))
+        return torch.cdist(self.query(x).float(), self.keys).topk(k, largest=False).indices
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (B, n_seen)."""
+        if self.adapt == "none" or not len(self.kept):
+            return super().scores(x)
+        near = self.nearest(x)
+        if self.adapt == "head":
+            return self._by_heads(self.features(x).float(), near)
+        return torch.cat([self._by_all(x[i : i + 1], near[i]) for i in range(len(x))])
+
+    def _by_heads(self, features: Tensor, near: Tensor) -> Tensor:
+        """Logits (B, n_seen) of features (B, D) by a head for each; the gradient is that of softmax regression."""
+        weight, bias = self.head.weight.joined(), self.head.bias.joined()
+        new_weight, new_bias = weight.expand(len(near), -1, -1), bias.expand(len(near), -1)
+        known, answers = self.features_kept[near], F.one_hot(self.kept.y[near], len(bias))  # (B, K, D), (B, K, C)
+        for _ in range(self.steps):
+            guess = torch.baddbmm(new_bias[:, None], known, new_weight.mT).float()
+            wrong = ((guess - guess.logsumexp(-1, keepdim=True)).exp() - answers) / near.shape[1]
+            pull_weight, pull_bias = (2 * self.adapt_l2 * (a - b) for a, b in ((new_weight, weight), (new_bias, bias)))
+            new_weight = new_weight - self.adapt_lr * (wrong.mT @ known + pull_weight)
+            new_bias = new_bias - self.adapt_lr * (wrong.sum(1) + pull_bias)
+        return torch.baddbmm(new_bias[:, None], features[:, None], new_weight.mT)[:, 0]
+
+    def _by_all(self, x: Tensor, near: Tensor) -> Tensor:
+        """Logits (1, n_seen) of one sample by a copy of everything that took its local steps."""
+        # Evaluation runs in inference mode, where nothing can be differentiated.
+        with torch.inference_mode(False), torch.enable_grad():
+            backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
+            params = [*backbone.parameters(), *head.parameters()]
+            start = [p.detach().clone() for p in params]
+            known, answers = self.kept.at(near.clone()).clone(), self.kept.y[near.clone()].clone()
+            for _ in range(self.steps):
+                away = torch.stack([(p - s).square().sum() for p, s in zip(params, start, strict=True)]).sum()
+                loss = F.cross_entropy(head(backbone(known)), answers) + self.adapt_l2 * away
+                for p, grad in zip(params, torch.autograd.grad(loss, params, allow_unused=True), strict=True):
+                    if grad is not None:
+                        p.data -= self.adapt_lr * grad
+            with torch.no_grad():
+                return head(backbone(x.clone()))

@@ -1,0 +1,139 @@
+"""SLM: low-rank updates retrieved for every sample from a store that grows.
+
+Peng, Tian, Liu, Yang, Jia: "Scalable Language Model with Generalized Continual Learning", ICLR 2024,
+https://arxiv.org/abs/2404.07470.
+
+Before a task is learned, keys are fitted to the frozen features q(x) of its samples, and each gets a low-rank update of
+the queries and values of all layers, zero at the start. A sample retrieves the k keys with the largest cosine to q(x);
+their updates, weighted by how near the keys are, change the frozen weights for this sample alone. Training retrieves
+among the keys of the task and trains their updates; at test all keys of all tasks compete, so that no task is inferred.
+The loss is cross-entropy over the task's classes.
+
+Differences from the paper: keys are the k-means centres of normalised features, where the paper learns a distribution
+per task in groups of dimensions. Weights are a softmax of the cosines over the retrieved keys. Retrieved updates are
+joined along the rank, sum_i w_i B_i A_i x, so that a batch of samples with different updates is one product. Features
+are those of the backbone itself, not of a second sentence encoder. Every sample is scored alone, where the
+public code takes test batches to be of one task, and chooses checkpoints by their test score. The rank and the number
+of keys are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit
+from ostinato.errors import InputError
+from ostinato.methods.alignment import collect
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.nn import PerTask, TaskHeads, cosine
+from ostinato.nn.clusters import centres
+from ostinato.registry import register
+
+MAPS = ("q", "v")
+
+
+@register("slm")
+class SLM(Method):
+    """Retrieved low-rank updates.
+
+    Args:
+        backbone: the frozen encoder.
+        layers: updated layers, from 0.
+        keys: keys, each with an update, per task.
+        rank: r of an update.
+        scale: factor on B A.
+        top_k: keys retrieved per sample; no more than there are.
+        temperature: of the softmax over their cosines.
+    """
+
+    recipe = Recipe(epochs=5, batch_size=8, lr=2e-4, optimizer="adamw", weight_decay=0.01)
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        layers: tuple[int, ...] = tuple(range(12)),
+        keys: int = 4,
+        rank: int = 4,
+        scale: float = 8.0,
+        top_k: int = 2,
+        temperature: float = 0.05,
+    ) -> None:
+        super().__init__(backbone)
+        check_positive(keys=keys, rank=rank, top_k=top_k)
+        if not layers:
+            raise InputError("method.layers must name at least one layer.")
+        if scale <= 0 or temperature <= 0:
+            raise InputError(f"method.scale and method.temperature must be positive, got {scale} and {temperature}.")
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
+        self.n_keys, self.rank, self.scale, self.top_k, self.temperature = keys, rank, scale, top_k, temperature
+        self.keys = PerTask()  # T of (keys, D)
+        self.down = nn.ModuleDict({self._at(i, name): PerTask() for i in self.layers for name in MAPS})  # (keys, r, in)
+        self.up = nn.ModuleDict({place: PerTask() for place in self.down})  # (keys, out, r)
+        self.head = TaskHeads(backbone.dim)
+
+    @staticmethod
+    def _at(layer: int, name: str) -> str:
+        return f"{layer}-{name}"
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Add keys, updates and rows of the head."""
+        super().begin_task(task)
+        self.keys.add(torch.zeros(self.n_keys, self.backbone.dim, device=self.device))
+        for place, bank in self.down.items():
+            out, into = self.backbone.arch.shape_of(place.split("-")[1])
+            bound = into**-0.5
+            fresh = torch.empty(self.n_keys, self.rank, into, device=self.device).uniform_(-bound, bound)
+            cast(PerTask, bank).add(fresh)
+            cast(PerTask, self.up[place]).add(torch.zeros(self.n_keys, out, self.rank, device=self.device))
+        self.head.grow(len(task.classes), device=self.device)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """One stage, before which the keys are set."""
+        params = [p for p in self.parameters() if p.requires_grad and p is not self.keys[-1]]
+        return [Stage(self.loss, params=params, prepare=partial(self._set_keys, task))]
+
+    @torch.no_grad()
+    def _set_keys(self, task: LearnTask) -> None:
+        """k-means centres of q(x) / |q(x)| over the task's samples."""
+        query, _ = collect(self, task, self.query)
+        self.keys[-1].copy_(centres(F.normalize(query.float(), dim=-1), self.n_keys))
+
+    def retrieve(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest of keys (n, D) to q(x), (B, D), and their weights: two of (B, k)."""
+        near, ids = cosine(query, keys).topk(min(self.top_k, len(keys)), dim=1)
+        weights = (near / self.temperature).exp()
+        return ids, weights / weights.sum(1, keepdim=True)
+
+    def plan(self, ids: Tensor, weights: Tensor, *, newest: bool) -> LayerPlan:
+        """Updates joined along the rank, for every sample its own.
+
+        Args:
+            ids: retrieved keys (B, k), counted over all tasks or within the newest one.
+            weights: (B, k).
+            newest: which of the two.
+        """
+
+        def edit(place: str) -> LinearEdit:
+            banks = cast(PerTask, self.down[place]), cast(PerTask, self.up[place])
+            down, up = ((bank[-1] if newest else bank.joined())[ids] for bank in banks)  # (B, k, r, in), (B, k, out, r)
+            up = self.scale * weights[:, :, None, None] * up
+            return LinearEdit(down=down.flatten(1, 2), up=up.transpose(1, 2).flatten(2))
+
+        return LayerPlan({i: Edit(linear={name: edit(self._at(i, name)) for name in MAPS}) for i in self.layers})
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes."""
+        plan = self.plan(*self.retrieve(self.query(x), self.keys[-1]), newest=True)
+        return {"ce": self.head.loss(self.backbone(x, plan), y)}
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (B, n_seen)."""
+        plan = self.plan(*self.retrieve(self.query(x), self.keys.joined()), newest=False)
+        return self.head(self.backbone(x, plan))

@@ -1,0 +1,38 @@
+"""k-means, the same for the same points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDS = 10
+
+
+@torch.no_grad()
+def centres(points: Tensor, k: int) -> Tensor:
+    """Centres (k, D) of points (n, D) by Lloyd's algorithm, in fp64.
+
+    It begins with the point nearest to the mean and then, k - 1 times, with the one farthest from those chosen, so that
+    nothing is drawn. Where there are fewer different points than k, centres repeat.
+    """
+    points = points.double()
+    chosen = [int((points - points.mean(0)).norm(dim=1).argmin())]
+    far = (points - points[chosen[0]]).norm(dim=1)
+    for _ in range(k - 1):
+        chosen.append(int(far.argmax()))
+        far = torch.minimum(far, (points - points[chosen[-1]]).norm(dim=1))
+    middle = points[chosen].clone()
+    for _ in range(ROUNDS):
+        nearest = torch.cdist(points, middle).argmin(1)
+        sums = torch.zeros_like(middle).index_add_(0, nearest, points)
+        sizes = torch.bincount(nearest, minlength=k)[:, None]
+        middle = torch.where(sizes > 0, sums / sizes.clamp(min=1), middle)
+    return middle
+
+
+@torch.no_grad()
+def representatives(points: Tensor, k: int) -> Tensor:
+    """Positions, ascending and each once, of the points (n, D) that are nearest to k centres."""
+    if k >= len(points):
+        return torch.arange(len(points), device=points.device)
+    return torch.cdist(centres(points, k), points.double()).argmin(1).unique()

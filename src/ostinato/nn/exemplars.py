@@ -1,0 +1,55 @@
+"""Training samples that a method keeps for later tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone, TextBackbone
+from ostinato.nn.growing import Growing
+
+
+class Exemplars(Growing):
+    """Samples as the backbone reads them, with their labels and tasks.
+
+    Images are kept as bytes. Texts are kept as token numbers, all filled up to the longest.
+
+    Args:
+        backbone: which says what samples are.
+    """
+
+    x: Tensor
+    y: Tensor
+    tasks: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        text = isinstance(backbone, TextBackbone)
+        self.fill = backbone.tokenization.pad if isinstance(backbone, TextBackbone) else None
+        self.register_buffer("x", torch.zeros(0, dtype=torch.int64 if text else torch.uint8))
+        self.register_buffer("y", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        """Samples kept."""
+        return len(self.y)
+
+    def add(self, x: Tensor, y: Tensor, task: int) -> None:
+        """Keep samples x (n, ...) of a task with labels (n,)."""
+        x = x.to(self.x.dtype)
+        if self.fill is not None and len(self):
+            width = max(x.shape[1], self.x.shape[1])
+            self.x, x = (F.pad(part, (0, width - part.shape[1]), value=self.fill) for part in (self.x, x))
+        self.x = torch.cat([self.x, x]) if len(self) else x
+        self.y = torch.cat([self.y, y])
+        self.tasks = torch.cat([self.tasks, torch.full_like(y, task)])
+
+    def at(self, rows: Tensor) -> Tensor:
+        """Samples at positions (n,), texts as long as the longest of them."""
+        x = self.x[rows]
+        return x if self.fill is None else x[:, : max(1, int((x != self.fill).sum(1).max()))]
+
+    def draw(self, n: int) -> Tensor:
+        """Positions (n,) drawn with replacement, by torch's generator."""
+        return torch.randint(len(self), (n,)).to(self.y.device)
