@@ -320,3 +320,62 @@ def test_a_wrong_option_is_refused_before_anything_runs(words, says, tmp_path, c
     (tmp_path / "t.toml").write_text('title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\noptions = ["data=digits"]')
     assert says in ostinato(capsys, "reproduce", "t.toml", *words, code=2)
     assert not (tmp_path / "runs").exists()
+
+
+VARIANTS = """
+title = "Twice"
+options = ["precision=fp32", "data=photos", "stream.step=2"]
+
+[[variant]]
+name = "two"
+
+[[variant]]
+name = "one"
+options = ["stream.step=1", "data.limit_per_class=4"]
+
+[[row]]
+name = "ncm"
+method = "simplecil"
+options = ["data.limit_per_class=6"]
+
+[[row]]
+name = "other"
+method = "simplecil"
+options = ["preprocess=unit"]
+"""
+
+
+def test_every_row_runs_in_every_variant(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    (tmp_path / "twice.toml").write_text(VARIANTS)
+    out = ostinato(capsys, "reproduce", "twice.toml", "ncm", "other-one", "out=t")
+    assert "other-two: " not in out
+    names = {"ncm-two": ("2", "6"), "ncm-one": ("1", "6"), "other-one": ("1", "4")}
+    for name, (step, limit) in names.items():  # a row's own options win over those of the variant
+        config = (tmp_path / "t" / name / "config.toml").read_text()
+        assert f"step = {step}" in config
+        assert f"limit_per_class = {limit}" in config
+    last = [json.loads((tmp_path / "t" / n / "summary.json").read_text())["last_accuracy"] * 100 for n in names]
+    lines = (tmp_path / "t" / "table.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert cells[0][:4] == ["row", "two last %", "one last %", "mean last %"]
+    assert cells[2][:4] == ["ncm", f"{last[0]:.1f}", f"{last[1]:.1f}", f"{(last[0] + last[1]) / 2:.1f}"]
+    assert cells[3][:4] == ["other", "-", f"{last[2]:.1f}", f"{last[2]:.1f}"]
+    assert sum("   # " in line for line in lines) == 3
+    dry = ostinato(capsys, "reproduce", "twice.toml", "two", "--dry-run", "out=t")
+    assert [line.split(":")[0] for line in dry.splitlines() if not line.startswith(" ")] == ["ncm-two", "other-two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (VARIANTS.replace('name = "one"', 'name = "ncm"'), "row 'ncm' is there twice"),
+        (VARIANTS.replace('name = "one"', 'name = "one-two"'), "name"),
+        (VARIANTS + "published = { last = 9.0 }\n", "quotes a result, which a table with variants cannot"),
+    ],
+)
+def test_wrong_variants_are_refused(text, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(InputError, match=re.escape(says)):
+        reproduce.read_table("t.toml")

@@ -1,0 +1,95 @@
+"""Published tables, run row by row: every row is an ordinary run whose command is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ostinato.presets import preset_names, table_names
+from ostinato.reproduce.plan import (
+    Given,
+    Plan,
+    check_runnable,
+    lacking,
+    plan_rows,
+    run_plans,
+    sort_options,
+)
+from ostinato.reproduce.show import Measured, collect, measured, rich_table
+from ostinato.reproduce.table import Row, Table, read_table
+
+__all__ = [
+    "Given",
+    "Measured",
+    "Plan",
+    "Row",
+    "Table",
+    "as_json",
+    "check_runnable",
+    "collect",
+    "dry_text",
+    "lacking",
+    "listing",
+    "listing_text",
+    "measured",
+    "plan_rows",
+    "read_table",
+    "rich_table",
+    "run_plans",
+    "sort_options",
+]
+
+
+def listing() -> dict[str, Any]:
+    """The tables with their titles, and the presets by benchmark."""
+    presets: dict[str, list[str]] = {}
+    for name in preset_names():
+        benchmark, stem = name.split("/")
+        presets.setdefault(benchmark, []).append(stem)
+    tables = {name: read_table(name) for name in table_names()}
+    return {"tables": {n: {"title": t.title, "rows": len(t.rows)} for n, t in tables.items()}, "presets": presets}
+
+
+def listing_text(found: dict[str, Any]) -> str:
+    """:func:`listing` for a terminal."""
+    lines = ["Tables (ostinato reproduce TABLE --dry-run shows the rows)"]
+    lines += [f"  {name:28s} {t['title']} ({t['rows']} rows)" for name, t in found["tables"].items()]
+    lines.append("Presets (ostinato run METHOD -p BENCHMARK, or -p BENCHMARK/METHOD-VARIANT)")
+    lines += [f"  {benchmark:16s} {', '.join(stems)}" for benchmark, stems in found["presets"].items()]
+    return "\n".join(lines)
+
+
+def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:
+    """The command of every row, and what is missing to run it."""
+    by_name = {plan.row.name: plan for plan in plans}
+    lines = []
+    for row in rows:
+        plan = by_name.get(row.name)
+        lines.append(f"{row.name}: {'quoted only, ' + str(row.not_run) if plan is None else plan.state}")
+        lines += [f"  {plan.command}"] if plan else []
+    missing = lacking(plans)
+    return "\n".join([*lines, *([f"Missing\n{missing}"] if missing else [])])
+
+
+def as_json(
+    table: Table, rows: Sequence[Row], plans: Sequence[Plan], results: Sequence[Measured], failed: dict[str, str]
+) -> dict[str, Any]:
+    """The rows chosen as plain values: published in percent, summaries in fractions."""
+    by_name = {plan.row.name: plan for plan in plans}
+    out = []
+    for result in results:
+        row, plan = result.row, by_name.get(result.row.name)
+        if row in rows:
+            out.append(
+                {
+                    "row": row.name,
+                    "what": row.label,
+                    "state": plan.state if plan else "quoted",
+                    "published_percent": row.published,
+                    "summary": result.summary,
+                    "command": result.command or (plan.command if plan else None),
+                    "missing": list(plan.missing) if plan else [],
+                    "failed": failed.get(row.name),
+                }
+            )
+    return {"table": table.name, "rows": out}

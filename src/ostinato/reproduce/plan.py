@@ -1,0 +1,319 @@
+"""From a table and the options of the command to runs, one after another."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
+from ostinato.engine.rundir import RunDir, read_json, write_json
+from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean
+from ostinato.presets import DATA
+from ostinato.registry import check_options, get_method
+from ostinato.report.console import Reporter
+from ostinato.reproduce.show import measured, write_table
+from ostinato.reproduce.table import Row, Table, replace_words
+
+_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache", "compile")
+"""Options that say where things are and what the machine has; a resumed row takes them from the command."""
+
+_ELSEWHERE = (*_MOVABLE, "checkpoint.every")
+"""What may differ between two calls of the same experiment."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of the command, sorted.
+
+    Attributes:
+        out: directory of the table.
+        data: by name of the data set; "" for a bare ``data=``.
+        weights: files by backbone; "" for a bare ``backbone.weights=``.
+        words: options for every row.
+    """
+
+    out: Path
+    data: dict[str, str]
+    weights: dict[str, str]
+    words: tuple[str, ...]
+
+
+def sort_options(table: Table, words: Sequence[str]) -> Given:
+    """Tell data, weights and the directory from options for every row.
+
+    Raises:
+        InputError: for what cannot be said of a whole table.
+    """
+    names = {row.data for row in table.rows if row.data} | set(DATA)
+    out, data, weights, rest = Path("runs") / table.name.replace("/", "-"), {}, {}, []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "out":
+            out = Path(value)
+        elif key in ("data", "data.path") or key.removeprefix("data.") in names:
+            data["" if key in ("data", "data.path") else key.removeprefix("data.")] = value
+        elif key.startswith("backbone.weights"):
+            weights[key.removeprefix("backbone.weights").removeprefix(".")] = value
+        elif key in ("method", "method.name"):
+            raise InputError(f"{key}: the table's rows say which method they run; choose rows by name instead.")
+        else:
+            rest.append(word)
+    parse_overrides(rest)
+    return Given(out, data, weights, tuple(rest))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A row with everything that decides its run.
+
+    Attributes:
+        row: the row.
+        config: checked; its data path is the default where no data were given and the row needs some.
+        words: options after the preset, where data and weights are too.
+        run: directory.
+        missing: what is not there, with how to get it; empty if the row can run.
+    """
+
+    row: Row
+    config: RunConfig
+    words: tuple[str, ...]
+    run: RunDir
+    missing: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """The command that does the same run."""
+        row = self.row
+        preset = []
+        if row.preset:
+            benchmark, stem = row.preset.name.split("/")
+            preset = ["-p", benchmark if stem == row.method else row.preset.name]
+        return shlex.join(["ostinato", "run", str(row.method), *preset, *self.words, f"out={self.run.root}"])
+
+    @property
+    def state(self) -> Literal["finished", "begun", "new"]:
+        """Where the run stands."""
+        if self.run.summary.exists():
+            return "finished"
+        return "begun" if self.run.config.exists() else "new"
+
+    def check_same(self) -> None:
+        """Make sure that what lies in the run's directory is this experiment.
+
+        Raises:
+            InputError: if it has other options or, when finished, other data or weights.
+        """
+        if self.state == "new":
+            return
+        there, now = self.run.read_config(), absolute(self.config)
+        old, new = ({k: v for k, v in _leaves(c.to_dict()) if k not in _ELSEWHERE} for c in (there, now))
+        absent = "not given"
+        changed = [f"{k} was {old.get(k, absent)} and is {new.get(k, absent)} now" for k in sorted(old | new)
+                   if old.get(k) != new.get(k)]  # fmt: skip
+        keys = flat(parse_overrides(list(self.words)))
+        if self.state == "finished" and "data.path" in keys and there.data.path != now.data.path:
+            changed.append(f"data was {there.data.path} and is {now.data.path} now")
+        weights = now.backbone.weights
+        if self.state == "finished" and weights and Path(weights).is_file():
+            from ostinato.backbones.weights import file_sha256
+
+            origin = self.run.read_record()["backbone"]
+            if origin and origin["sha256"] != file_sha256(Path(weights)):
+                changed.append(f"the backbone's weights were other ones than {weights}")
+        if changed:
+            raise InputError(
+                f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
+                "another out=, or remove that directory."
+            )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = False) -> list[Plan]:
+    """Check all rows before the first one runs.
+
+    Args:
+        table: the table.
+        rows: those chosen; quoted ones are left out.
+        given: options of the command.
+        fetch: download, now, named data and weights that unfinished rows need; otherwise they count as there.
+
+    Returns:
+        A plan per row that can be run somewhere.
+
+    Raises:
+        InputError: wrong options, or a directory that holds something else.
+    """
+    from ostinato.learner import check_recipe
+
+    rows = [row for row in rows if row.not_run is None]
+    needed = list(dict.fromkeys(row.data for row in rows if row.data))
+    known = {row.data for row in table.rows}
+    if wrong := [name for name in given.data if name and name not in known]:
+        raise InputError(f"data.{wrong[0]}: {table.name} has no row on it. Its data: {sorted(filter(None, known))}.")
+    plans = []
+    for row in rows:
+        words = replace_words(row.words, given.words)
+        # A bare data= is the data set of the first row chosen; the others are named.
+        data = given.data.get(row.data or "") or (given.data.get("") if row.data in (None, *needed[:1]) else None)
+        if data is not None:
+            words = replace_words(words, [f"data={data}"])
+        layers = (row.preset.options if row.preset else {}, {"method": {"name": row.method}})
+        config = build_config(layers[0], parse_overrides(list(words)), layers[1])
+        name = config.backbone.name
+        file = given.weights.get(name) or given.weights.get("")
+        if file is not None:
+            words = replace_words(words, [f"backbone.weights={file}"])
+            config = build_config(layers[0], parse_overrides(list(words)), layers[1])
+        check_options(get_method(str(row.method)), config.method.options())
+        check_recipe(config.train.overrides())
+        plans.append(Plan(row, config, words, RunDir(given.out / row.name), ()))
+    backbones = list(dict.fromkeys(plan.config.backbone.name for plan in plans))
+    if "" in given.weights and len(backbones) > 1:
+        raise InputError(
+            f"backbone.weights: the rows use {len(backbones)} backbones; say which file is whose: "
+            + " ".join(f"backbone.weights.{name}=FILE" for name in backbones)
+        )
+    if unknown := [name for name in given.weights if name and name not in backbones]:
+        raise InputError(f"backbone.weights.{unknown[0]}: {did_you_mean(unknown[0], backbones)}")
+    for plan in plans:
+        plan.check_same()
+    return [Plan(p.row, p.config, p.words, p.run, _missing(p, fetch)) for p in plans]
+
+
+def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
+    """What an unfinished row lacks, each with how to get it."""
+    if plan.state == "finished":
+        return ()
+    missing, data = [], plan.row.data
+    if data is not None and "data.path" not in flat(parse_overrides(list(plan.words))):
+        if plan.state == "new":
+            missing.append(f"data of {data}: give data.{data}=PATH, {DATA.get(data, 'a folder of images')}")
+    elif problem := _data_problem(plan.config.data.path, fetch):
+        missing.append(f"data: {problem}")
+    backbone = plan.config.backbone
+    if backbone.weights is not None:
+        if not Path(backbone.weights).expanduser().is_file():
+            missing.append(f"weights: there is no file at {backbone.weights}")
+    elif fetch and not missing and (problem := _weights_problem(backbone.name)):
+        # Without network a download takes a minute to fail; a row that cannot run anyway is spared that.
+        missing.append(f"weights: {problem}")
+    return tuple(missing)
+
+
+def _data_problem(spec: str, fetch: bool) -> str | None:
+    """Why data cannot be used, as far as that shows at once: a path that is not there, a download that fails."""
+    from ostinato.streams import SOURCES
+
+    if spec in SOURCES or spec.startswith("hub:"):
+        return _download_problem(spec) if fetch else None
+    if not Path(spec).expanduser().exists():
+        return f"{spec!r} is neither a path that exists nor a known name ({', '.join(SOURCES)}, hub:OWNER/NAME)"
+    return None
+
+
+@cache
+def _download_problem(spec: str) -> str | None:
+    """Why data cannot be had by name; fetches them where they are not there yet."""
+    from ostinato.streams import open_source
+
+    try:
+        open_source(spec)
+    except OstinatoError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _weights_problem(name: str) -> str | None:
+    """Why a backbone's weights cannot be had by name; fetches them where they are not there yet."""
+    if name == DEFAULT_BACKBONE:
+        return None
+    from ostinato.backbones.weights import load_backbone
+
+    try:
+        load_backbone(name)
+    except InputError as error:
+        return f"{error} Or say which file: backbone.weights.{name}=FILE (huggingface.co/timm/{name} has it)."
+    return None
+
+
+def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter) -> dict[str, str]:
+    """Run what is not finished and lacks nothing, one after another; the table is written after each.
+
+    Args:
+        plans: the rows chosen.
+        table: the table.
+        given: options of the command.
+        reporter: shows progress.
+
+    Returns:
+        For rows that failed, why.
+
+    Raises:
+        Interrupted: asked to stop; the same command goes on.
+    """
+    from ostinato.engine.run import resume, start
+
+    failed: dict[str, str] = {}
+    todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]
+    for plan in todo:
+        reporter.message(f"{plan.row.name}: {plan.command}")
+        _remember(given.out, plan)
+        try:
+            if plan.state == "begun":
+                resume(plan.run.root, _where(plan), reporter)
+            else:
+                start(plan.config, plan.run.root, reporter)
+        except Interrupted:
+            raise Interrupted(f"Stopped in row {plan.row.name}, which is saved; the same command goes on.") from None
+        except OstinatoError as error:
+            failed[plan.row.name] = str(error)
+            reporter.message(f"{plan.row.name}: {error}")
+        write_table(table, measured(table, given.out), given.out)
+    if not todo:
+        write_table(table, measured(table, given.out), given.out)
+    return failed
+
+
+def _where(plan: Plan) -> dict[str, Any]:
+    """Of a row's options those that say where things are now."""
+    words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
+    return parse_overrides(words)
+
+
+def _remember(out: Path, plan: Plan) -> None:
+    """Keep the command of a row beside the runs."""
+    path = out / "commands.json"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, (read_json(path) if path.exists() else {}) | {plan.row.name: plan.command})
+
+
+def lacking(plans: Sequence[Plan]) -> str:
+    """What rows lack, each thing once with the rows that need it."""
+    needs: dict[str, list[str]] = {}
+    for plan in plans:
+        for thing in plan.missing:
+            needs.setdefault(thing, []).append(plan.row.name)
+    shown = {thing: rows if len(rows) < 6 else [*rows[:4], f"{len(rows) - 4} more"] for thing, rows in needs.items()}
+    return "\n".join(f"{thing}\n  needed by {', '.join(rows)}" for thing, rows in shown.items())
+
+
+def check_runnable(plans: Sequence[Plan]) -> None:
+    """Make sure that there is something to do or to show.
+
+    Raises:
+        DataError: if every row lacks something, with what that is.
+    """
+    if plans and all(plan.missing for plan in plans):
+        raise DataError(f"No row can run.\n{lacking(plans)}")

@@ -1,0 +1,165 @@
+"""What was measured, beside what was published."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ostinato.engine.rundir import RunDir, read_json
+from ostinato.presets import METRICS
+from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds
+from ostinato.reproduce.table import Row, Table
+
+COSTS = {
+    "trainable_parameters": ("trainable", human_count),
+    "stored_bytes": ("stored", human_bytes),
+    "exemplars": ("samples kept", human_count),
+    "train_seconds": ("train s", seconds),
+    "eval_seconds": ("eval s", seconds),
+}
+"""Costs in a summary: heading and form."""
+
+_HEADINGS = {
+    "last": "last %",
+    "average": "average %",
+    "mean_task": "mean over tasks %",
+    "forgetting": "forgetting %",
+    "task_id": "task id %",
+    "task_incremental": "task-incremental %",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row with its result, where there is one.
+
+    Attributes:
+        row: the row.
+        summary: of the finished run; fractions.
+        command: that made it.
+    """
+
+    row: Row
+    summary: dict[str, Any] | None
+    command: str | None
+
+
+def measured(table: Table, out: Path) -> list[Measured]:
+    """All rows of a table with what ``out`` holds of them.
+
+    Raises:
+        DataError: a summary that cannot be read.
+    """
+    commands = read_json(out / "commands.json") if (out / "commands.json").exists() else {}
+    results = []
+    for row in table.rows:
+        run = RunDir(out / row.name)
+        summary = read_json(run.summary) if row.not_run is None and run.summary.exists() else None
+        results.append(Measured(row, summary, commands.get(row.name) if summary else None))
+    return results
+
+
+def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells: published beside measured, "-" where there is nothing.
+
+    Accuracies are in percent. Published metrics have a column only if some row has them, and samples kept only if some
+    were. Where a row was run in variants, it has one line: the last accuracy of each, and the means over those that
+    have run.
+    """
+    published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
+    shown = [m for m in _HEADINGS if m != "mean_task" or m in published]
+    costs = {k: v for k, v in COSTS.items() if k != "exemplars" or any((r.summary or {}).get(k) for r in results)}
+    variants = list(dict.fromkeys(r.row.variant for r in results if r.row.variant))
+    labelled = any(r.row.label != r.row.base for r in results)
+    headings = ["row", *(["what"] if labelled else []), *(f"{variant} last %" for variant in variants)]
+    for metric in shown:
+        headings += [f"published {_HEADINGS[metric]}"] if metric in published else []
+        headings.append(f"mean {_HEADINGS[metric]}" if variants else _HEADINGS[metric])
+    headings += [heading for heading, _ in costs.values()]
+    cells = []
+    for base in dict.fromkeys(r.row.base for r in results):
+        group = [r for r in results if r.row.base == base]
+        row, summary = group[0].row, _mean([r.summary for r in group if r.summary])
+        last = {r.row.variant: (r.summary or {}).get(METRICS["last"]) for r in group}
+        line = [base, *([row.label] if labelled else []), *(percent(last.get(variant)) for variant in variants)]
+        for metric in shown:
+            if metric in published:
+                line.append(f"{row.published[metric]:.2f}" if metric in row.published else NOTHING)
+            line.append(percent(summary.get(METRICS[metric])))
+        cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
+    return headings, cells
+
+
+def _mean(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means of the accuracies and costs that all summaries have."""
+    keys = [*METRICS.values(), *COSTS]
+    known = [key for key in keys if summaries and all(s.get(key) is not None for s in summaries)]
+    return {key: sum(s[key] for s in summaries) / len(summaries) for key in known}
+
+
+def markdown(table: Table, results: Sequence[Measured]) -> str:
+    """The table in Markdown, its notes, and the exact command of every measured row."""
+    headings, cells = columns(results)
+    texts = 2 if headings[1] == "what" else 1
+    rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
+    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in (headings, rule, *cells)]
+    text = "\n".join(lines) + "\n"
+    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note]
+    text += "".join(f"\n{note}\n" for note in notes if note)
+    lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
+    text += "\n" + "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
+    commands = [f"{r.command}   # {r.row.name}" for r in results if r.command]
+    return text + ("\n```sh\n" + "\n".join(commands) + "\n```\n" if commands else "")
+
+
+def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
+    """Write ``table.md`` (percent) and ``table.csv`` (fractions) beside the runs."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(f"# {table.title}\n\n{markdown(table, results)}", encoding="utf-8")
+    keys = [*METRICS.values(), *COSTS, "protocol", "backbone", "stream", "seed"]
+    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["row", "what", "method", "data", *(f"published_{m}" for m in METRICS), *keys, "command"])
+        for result in results:
+            row, summary = result.row, result.summary or {}
+            quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
+            values = ["" if summary.get(k) is None else summary[k] for k in keys]
+            writer.writerow([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
+
+
+def collect(table: Table, results: Sequence[Measured], file: Path) -> None:
+    """Put the measured table between its markers in a text.
+
+    Args:
+        table: the table.
+        results: its rows.
+        file: has the lines ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``; what is between them is replaced.
+
+    Raises:
+        InputError: if the file or a marker is missing, or there are several.
+    """
+    replace_between(file, table.name, markdown(table, results))
+
+
+def rich_table(results: Sequence[Measured]) -> Any:
+    """Measured with published in brackets, for a terminal; ``table.md`` has the costs as well."""
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    shown = [m for m in METRICS if any(m in r.row.published or (r.summary and m != "mean_task") for r in results)]
+    table = Rich(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
+    table.caption = Text("Measured (published), percent.")
+    table.add_column("row", overflow="fold")
+    for metric in shown:
+        table.add_column(_HEADINGS[metric].removesuffix(" %").replace(" ", "\n"), justify="right", no_wrap=True)
+    for result in results:
+        cells = []
+        for metric in shown:
+            quoted = result.row.published.get(metric)
+            cell = percent((result.summary or {}).get(METRICS[metric]))
+            cells.append(Text(cell if quoted is None else f"{cell} ({quoted:.2f})"))
+        table.add_row(Text(result.row.name), *cells)
+    return table
