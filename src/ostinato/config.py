@@ -53,6 +53,8 @@ class DataConfig(_Section):
     validation: float = Field(0.1, ge=0, lt=1)
     limit_per_class: int | None = Field(None, ge=1)
     test_limit_per_class: int | None = Field(None, ge=1)
+    limit_per_task: int | None = Field(None, ge=1)
+    test_limit_per_task: int | None = Field(None, ge=1)
     sets: list[str] | None = None
     alike: bool = False
     image_column: str | None = None

@@ -21,7 +21,7 @@ from ostinato.streams import (
     open_source,
 )
 from ostinato.streams.base import known_examples
-from ostinato.streams.source import natural_key, shuffled
+from ostinato.streams.source import allotted, natural_key, shuffled
 
 
 def toy(counts, test=2, names=None):
@@ -409,3 +409,34 @@ def test_a_limit_on_test_images_keeps_the_same_ones_whatever_the_seed():
     assert a.class_counts() == dict.fromkeys(range(5, 10), 7)
     assert a.names() == b.names()
     assert set(a.names()) < set(full.names())
+
+
+def test_a_limit_per_task_is_shared_by_what_classes_have():
+    assert allotted([50, 30, 20], 10) == [5, 3, 2]
+    assert allotted([5, 3], 10) == [5, 3]
+    assert allotted([1, 1, 1], 2 + 1) == [1, 1, 1]
+    assert allotted([100, 1, 1], 10) == [8, 1, 1]
+    assert allotted([7, 7, 7], 10) == [4, 3, 3]
+    assert allotted([10, 0, 10], 4) == [2, 0, 2]
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=8), st.integers(8, 900))
+def test_allotted_shares_add_up(counts, limit):
+    kept = allotted(counts, limit)
+    assert sum(kept) == min(limit, sum(counts))
+    assert all(1 <= k <= n for k, n in zip(kept, counts, strict=True))
+
+
+def test_a_limit_per_task_cuts_training_and_test():
+    source = open_source("digits")
+    stream = TaskStream(source, StreamOptions(step=5, validation=0, limit_per_task=52, test_limit_per_task=21))
+    full = TaskStream(source, StreamOptions(step=5, validation=0))
+    for i in range(2):
+        assert len(stream.task(i).train) == 52
+        assert len(stream.test(i)) == 21
+        assert min(stream.task(i).train.class_counts().values()) >= 9
+        assert set(stream.test(i).names()) < set(full.test(i).names())
+    with pytest.raises(InputError, match=r"^limit_per_task must leave every class a sample.*5 classes and keeps 3"):
+        TaskStream(source, StreamOptions(step=5, limit_per_task=3))
+    with pytest.raises(InputError, match=r"^test_limit_per_task must leave every class a sample"):
+        TaskStream(source, StreamOptions(step=5, test_limit_per_task=3)).test(0)

@@ -132,7 +132,8 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     if "path" not in overrides.get("data", {}):
         raise InputError("learn: give the new classes, for example data=more_classes/.")
     base = parent.to_dict()
-    carried = ("validation", "limit_per_class", "test_limit_per_class", "crop", "augment")
+    limits = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
+    carried = ("validation", *limits, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
     weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]

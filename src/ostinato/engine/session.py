@@ -117,6 +117,8 @@ def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
         validation=data.validation,
         limit_per_class=data.limit_per_class,
         test_limit_per_class=data.test_limit_per_class,
+        limit_per_task=data.limit_per_task,
+        test_limit_per_task=data.test_limit_per_task,
         seed=config.seed,
     )
     if before is None:

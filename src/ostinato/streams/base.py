@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ostinato.errors import DataError, InputError, did_you_mean
-from ostinato.streams.source import Source, Split, held_out_count, listed, shuffled
+from ostinato.streams.source import Source, Split, allotted, held_out_count, listed, shuffled
 
 __all__ = ["Examples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
 
@@ -67,6 +67,9 @@ class StreamOptions:
         validation: fraction of each class's training images; at least one where a class has two, 0 for none.
         limit_per_class: training images kept per class after the validation images were set aside.
         test_limit_per_class: test images scored per class, the same whatever the seed; for tables on slow machines.
+        limit_per_task: training samples kept per task, each class in proportion to what it has (115,000 per data set in
+            the literature on streams of texts).
+        test_limit_per_task: the same of the test samples (7,600 there).
         seed: of the order "seeded", the validation split, the limit and the augmentation.
     """
 
@@ -77,10 +80,13 @@ class StreamOptions:
     validation: float = 0.1
     limit_per_class: int | None = None
     test_limit_per_class: int | None = None
+    limit_per_task: int | None = None
+    test_limit_per_task: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("first", "step", "limit_per_class", "test_limit_per_class"):
+        limits = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
+        for key in ("first", "step", *limits):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InputError(f"{key} must be at least 1, not {value}.")
@@ -308,13 +314,14 @@ class TaskStream:
         ends = np.cumsum([len(group) for group in groups]).tolist()
         self._ranges = [range(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
         self._order = [label for group in groups for label in group]
-        self._train: list[np.ndarray] = []
+        train: list[np.ndarray] = []
         self._validation: list[np.ndarray] = []
         for label, name in zip(self._order, self.class_names, strict=True):
             rows = shuffled(np.flatnonzero(source.train.labels == label), name, options.seed)
             n_validation = held_out_count(len(rows), options.validation)
             self._validation.append(np.sort(rows[:n_validation]))
-            self._train.append(np.sort(rows[n_validation:][: options.limit_per_class]))
+            train.append(rows[n_validation:])
+        self._train = self._limited(train, "", options.limit_per_class, options.limit_per_task)
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -363,10 +370,10 @@ class TaskStream:
         split = self.source.test
         if split is None:
             raise DataError(f"Evaluation needs test images, but {self.source.name} has none: add a test split.")
-        rows = [np.flatnonzero(split.labels == label) for label in self._order]
-        if (limit := self.options.test_limit_per_class) is not None:
-            named = zip(rows, self.class_names, strict=True)
-            rows = [np.sort(shuffled(some, name, seed=0, salt=_TEST)[:limit]) for some, name in named]
+        named = zip(self._order, self.class_names, strict=True)
+        rows = [shuffled(np.flatnonzero(split.labels == label), name, seed=0, salt=_TEST) for label, name in named]
+        options = self.options
+        rows = self._limited(rows, "test_", options.test_limit_per_class, options.test_limit_per_task)
         return self._examples(split, places, rows)
 
     def describe(self) -> dict[str, Any]:
@@ -400,6 +407,23 @@ class TaskStream:
         if self.source.alike is None:
             return None
         return torch.tensor([self.source.alike[label] for label in self._order])
+
+    def _limited(
+        self, rows: list[np.ndarray], of: str, per_class: int | None, per_task: int | None
+    ) -> list[np.ndarray]:
+        """The first of each class's shuffled rows, in the source's order."""
+        rows = [some[:per_class] for some in rows]
+        for places in self._ranges:
+            if per_task is None:
+                break
+            if per_task < len(places):
+                raise InputError(
+                    f"{of}limit_per_task must leave every class a sample, but a task has {len(places)} classes and "
+                    f"keeps {per_task} samples."
+                )
+            for place, n in zip(places, allotted([len(rows[p]) for p in places], per_task), strict=True):
+                rows[place] = rows[place][:n]
+        return [np.sort(some) for some in rows]
 
     def _places(self, i: int) -> range:
         if not 0 <= i < len(self):

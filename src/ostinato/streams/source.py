@@ -167,6 +167,30 @@ def held_out_count(n: int, fraction: float) -> int:
     return min(max(1, int(fraction * n + 1e-9)), n - 1)  # 0.29 * 100 is 28.999...
 
 
+def allotted(counts: Sequence[int], limit: int) -> list[int]:
+    """How many samples of each class to keep so that ``limit`` of a task are left.
+
+    Args:
+        counts: samples of each class.
+        limit: at least the number of classes.
+
+    Returns:
+        Shares in proportion to the counts, rounded by largest remainders, at least 1 where a class has any.
+    """
+    total = sum(counts)
+    if total <= limit:
+        return list(counts)
+    exact = [limit * n / total for n in counts]
+    kept = [max(1, int(share)) if n else 0 for n, share in zip(counts, exact, strict=True)]
+    by_rest = sorted(range(len(counts)), key=lambda i: kept[i] - exact[i])
+    for i in by_rest[: max(0, limit - sum(kept))]:
+        kept[i] += 1
+    # A class that got its one sample without having earned it takes it from the largest.
+    while sum(kept) > limit:
+        kept[kept.index(max(kept))] -= 1
+    return kept
+
+
 def hold_out(split: Split, class_names: Sequence[str], *, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Cut a split in two, class by class.
 
