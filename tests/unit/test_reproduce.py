@@ -343,6 +343,7 @@ name = "other"
 method = "simplecil"
 options = ["preprocess=unit"]
 """
+QUOTED = VARIANTS + "published_in = { two = { last = 80.0 }, one = { last = 70.0, forgetting = 2.5 } }\n"
 
 
 def test_every_row_runs_in_every_variant(tmp_path, capsys, monkeypatch):
@@ -366,12 +367,26 @@ def test_every_row_runs_in_every_variant(tmp_path, capsys, monkeypatch):
     assert [line.split(":")[0] for line in dry.splitlines() if not line.startswith(" ")] == ["ncm-two", "other-two"]
 
 
+def test_published_results_of_variants_stand_beside_the_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    (tmp_path / "twice.toml").write_text(QUOTED)
+    ostinato(capsys, "reproduce", "twice.toml", "other-one", "out=t")
+    lines = (tmp_path / "t" / "table.md").read_text().splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    other = dict(zip(cells[0], cells[3], strict=True))
+    assert (other["published two last %"], other["two last %"]) == ("80.00", "-")
+    assert (other["published one last %"], other["published mean last %"]) == ("70.00", "75.00")
+    assert other["one last %"] == other["mean last %"] != "-"
+    assert other["published mean forgetting %"] == "-", "one of two quotes it"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (VARIANTS.replace('name = "one"', 'name = "ncm"'), "row 'ncm' is there twice"),
         (VARIANTS.replace('name = "one"', 'name = "one-two"'), "name"),
-        (VARIANTS + "published = { last = 9.0 }\n", "quotes a result, which a table with variants cannot"),
+        (VARIANTS + "published = { last = 9.0 }\n", "say which as published_in.<variant>"),
+        (VARIANTS + "published_in = { tow = { last = 9.0 } }\n", "no variant 'tow'. Did you mean 'two'"),
     ],
 )
 def test_wrong_variants_are_refused(text, says, tmp_path, monkeypatch):

@@ -136,17 +136,24 @@ class MBPA(Finetune):
         return torch.cat([self._by_all(x[i : i + 1], near[i]) for i in range(len(x))])
 
     def _by_heads(self, features: Tensor, near: Tensor) -> Tensor:
-        """Logits (B, n_seen) of features (B, D) by a head for each; the gradient is that of softmax regression."""
+        """Logits (B, n_seen) of features (B, D) by a head for each.
+
+        Every step moves the head's rows within the span of the K features that it learns from, W' = W - S^T F. So it is
+        enough to follow S (K, C) and the bias; the steps then need the products of the features with each other and
+        with W once, and never a head per sample.
+        """
         weight, bias = self.head.weight.joined(), self.head.bias.joined()
-        new_weight, new_bias = weight.expand(len(near), -1, -1), bias.expand(len(near), -1)
         known, answers = self.features_kept[near], F.one_hot(self.kept.y[near], len(bias))  # (B, K, D), (B, K, C)
-        for _ in range(self.steps):
-            guess = torch.baddbmm(new_bias[:, None], known, new_weight.mT).float()
-            wrong = ((guess - guess.logsumexp(-1, keepdim=True)).exp() - answers) / near.shape[1]
-            pull_weight, pull_bias = (2 * self.adapt_l2 * (a - b) for a, b in ((new_weight, weight), (new_bias, bias)))
-            new_weight = new_weight - self.adapt_lr * (wrong.mT @ known + pull_weight)
-            new_bias = new_bias - self.adapt_lr * (wrong.sum(1) + pull_bias)
-        return torch.baddbmm(new_bias[:, None], features[:, None], new_weight.mT)[:, 0]
+        keep = 1 - 2 * self.adapt_lr * self.adapt_l2
+        with torch.autocast(features.device.type, enabled=False):
+            gram, start = known @ known.mT, known @ weight.T
+            shift, new_bias = torch.zeros_like(start), bias.expand(len(near), -1)
+            for _ in range(self.steps):
+                guess = start + new_bias[:, None] - gram @ shift
+                wrong = ((guess - guess.logsumexp(-1, keepdim=True)).exp() - answers) / near.shape[1]
+                shift = keep * shift + self.adapt_lr * wrong
+                new_bias = bias + keep * (new_bias - bias) - self.adapt_lr * wrong.sum(1)
+            return features @ weight.T + new_bias - (features[:, None] @ known.mT @ shift)[:, 0]
 
     def _by_all(self, x: Tensor, near: Tensor) -> Tensor:
         """Logits (1, n_seen) of one sample by a copy of everything that took its local steps."""

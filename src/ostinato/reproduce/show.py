@@ -74,30 +74,42 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     costs = {k: v for k, v in COSTS.items() if k != "exemplars" or any((r.summary or {}).get(k) for r in results)}
     variants = list(dict.fromkeys(r.row.variant for r in results if r.row.variant))
     labelled = any(r.row.label != r.row.base for r in results)
-    headings = ["row", *(["what"] if labelled else []), *(f"{variant} last %" for variant in variants)]
+    mean = "mean " if variants else ""
+    headings = ["row", *(["what"] if labelled else [])]
+    for variant in variants:
+        headings += [f"published {variant} last %"] if "last" in published else []
+        headings.append(f"{variant} last %")
     for metric in shown:
-        headings += [f"published {_HEADINGS[metric]}"] if metric in published else []
-        headings.append(f"mean {_HEADINGS[metric]}" if variants else _HEADINGS[metric])
+        headings += [f"published {mean}{_HEADINGS[metric]}"] if metric in published else []
+        headings.append(f"{mean}{_HEADINGS[metric]}")
     headings += [heading for heading, _ in costs.values()]
     cells = []
     for base in dict.fromkeys(r.row.base for r in results):
         group = [r for r in results if r.row.base == base]
-        row, summary = group[0].row, _mean([r.summary for r in group if r.summary])
-        last = {r.row.variant: (r.summary or {}).get(METRICS["last"]) for r in group}
-        line = [base, *([row.label] if labelled else []), *(percent(last.get(variant)) for variant in variants)]
+        quoted, summary = _mean([r.row.published for r in group]), _mean([r.summary for r in group if r.summary])
+        line = [base, *([group[0].row.label] if labelled else [])]
+        of = {r.row.variant: r for r in group}
+        for result in (of.get(variant) for variant in variants):
+            if "last" in published:
+                line.append(_quoted(result.row.published if result else {}, "last"))
+            line.append(percent(((result.summary if result else None) or {}).get(METRICS["last"])))
         for metric in shown:
             if metric in published:
-                line.append(f"{row.published[metric]:.2f}" if metric in row.published else NOTHING)
+                line.append(_quoted(quoted, metric))
             line.append(percent(summary.get(METRICS[metric])))
         cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
     return headings, cells
 
 
-def _mean(summaries: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means of the accuracies and costs that all summaries have."""
-    keys = [*METRICS.values(), *COSTS]
-    known = [key for key in keys if summaries and all(s.get(key) is not None for s in summaries)]
-    return {key: sum(s[key] for s in summaries) / len(summaries) for key in known}
+def _quoted(published: dict[str, float], metric: str) -> str:
+    return f"{published[metric]:.2f}" if metric in published else NOTHING
+
+
+def _mean(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means of the accuracies and costs that all results have."""
+    keys = [*METRICS, *METRICS.values(), *COSTS]
+    known = [key for key in keys if results and all(r.get(key) is not None for r in results)]
+    return {key: sum(r[key] for r in results) / len(results) for key in known}
 
 
 def markdown(table: Table, results: Sequence[Measured]) -> str:

@@ -5,7 +5,8 @@ rows without a preset), ``options`` (words such as ``stream.step=5`` that all ro
 every row is to be run several times, a list ``variant``. A row has a ``name``, and a ``label`` where that says too
 little; ``preset`` or ``method``; its own ``options``; ``published`` (percent, keys of
 :data:`ostinato.presets.METRICS`); a ``note``; or, in place of a preset or method, ``not_run``: why it is only quoted. A
-variant has a ``name`` and ``options``, over which a row's own win; the runs of a row are then called ``row-variant``.
+variant has a ``name`` and ``options``, over which a row's own win; the runs of a row are then called ``row-variant``,
+and it quotes results as ``published_in.<variant>``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from ostinato.errors import InputError, did_you_mean
 from ostinato.presets import Preset, read_preset, table_file
 from ostinato.registry import describe_validation
 
+Quoted = dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], float]
+
 
 class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +34,8 @@ class _Row(BaseModel):
     method: str | None = None
     data: str | None = None
     options: tuple[str, ...] = ()
-    published: dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], float] = {}
+    published: Quoted = {}
+    published_in: dict[str, Quoted] = {}
     note: str | None = None
     not_run: str | None = None
 
@@ -136,8 +140,12 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
     where = f"{path}: row {row.name!r}"
     if sum(x is not None for x in (row.preset or row.method, row.not_run)) != 1:
         raise InputError(f"{where} must have a preset or a method, or say why it is only quoted as not_run.")
+    known = [v.name for v in file.variant]
+    if unknown := [name for name in row.published_in if name not in known]:
+        raise InputError(f"{where}: published_in names no variant {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
     if variant is not None and row.published:
-        raise InputError(f"{where} quotes a result, which a table with variants cannot; make the variants rows.")
+        raise InputError(f"{where} quotes one result for several runs; say which as published_in.<variant>.")
+    published = row.published_in.get(variant.name, {}) if variant else row.published
     preset = read_preset(row.preset, row.method) if row.preset else None
     words = replace_words(file.options, variant.options if variant else ())
     return Row(
@@ -149,7 +157,7 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
         preset=preset,
         words=() if row.not_run else replace_words(words, row.options),
         data=row.data or (preset.data if preset else file.data),
-        published={str(metric): value for metric, value in row.published.items()},
+        published={str(metric): value for metric, value in published.items()},
         note=row.note,
         not_run=row.not_run,
     )
