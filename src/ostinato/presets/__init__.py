@@ -49,6 +49,8 @@ DATA = {
     "imagenet_a": f"{_PILOT}; the images are from github.com/hendrycks/natural-adv-examples",
     "vtab": f"{_PILOT}; 50 classes of five VTAB data sets",
     "cub200": f"{_FOLDERS}, of CUB-200-2011 (vision.caltech.edu/datasets/cub_200_2011) in its official split",
+    "clinc150": "a folder with train and test tables (text, label) of the 150 intents, without those out of scope",
+    "texts4": "a folder with the sets ag_news, yelp_review_full, amazon_review_full and dbpedia_14, as for text5",
     "text5": (
         "a folder with the sets ag_news, yelp_review_full, amazon_review_full, yahoo_answers_topics and dbpedia_14 as "
         "huggingface.co/datasets has them under these names, each a folder with train and test tables (text, label)"
