@@ -168,6 +168,21 @@ def test_the_memory_keeps_a_share_evenly_and_is_replayed_at_its_rate():
     assert set(method.loss(x, y)) == {"ce"}
 
 
+@pytest.mark.parametrize("method", [MBPA, IDBR])
+def test_steps_without_replay_name_the_same_terms(method):
+    """Processes draw for themselves whether to replay, and sum their terms by position."""
+    rate = {"replay_rate": 0.5} if method is MBPA else {"replay_every": 2}
+    learned = taught(make(method, **rate))
+    x, y = texts(4, seed=5), torch.tensor([2, 3, 2, 3])
+    seen = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        seen.append(learned.loss(x, y))
+    assert len({tuple(losses) for losses in seen}) == 1
+    replayed = {all(losses[name] == 0 for name in losses if "replay" in name or "old" in name) for losses in seen}
+    assert replayed == {True, False}
+
+
 def test_without_adaptation_mbpa_is_its_head():
     method = taught(make(MBPA, adapt="none"))
     x = texts(3, seed=9)

@@ -32,6 +32,9 @@ from ostinato.registry import register
 BATCH = 64
 """Samples that are encoded at once after a task."""
 
+REPLAYED = ("old_ce", "old_order", "old_task", "hold_g", "hold_s")
+"""Loss terms of samples from the memory; 0 on steps without any."""
+
 
 @register("idbr")
 class IDBR(Method):
@@ -120,7 +123,11 @@ class IDBR(Method):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """The terms of the batch, and on replaying steps those of samples from the memory as well."""
         losses, _, _ = self._learned(x, y, torch.full_like(y, self.n_tasks - 1))
-        if len(self.kept) and torch.rand(()) < 1 / self.replay_every:
+        if not len(self.kept):
+            return losses
+        # Of the processes that share a step each draws for itself, and all must name the same terms.
+        losses |= {name: x.new_zeros((), dtype=torch.float32) for name in REPLAYED}
+        if torch.rand(()) < 1 / self.replay_every:
             rows = self.kept.draw(len(x))
             old, g, s = self._learned(self.kept.at(rows), self.kept.y[rows], self.kept.tasks[rows])
             losses |= {f"old_{name}": term for name, term in old.items()}

@@ -104,9 +104,12 @@ class MBPA(Finetune):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over all classes seen, and now and then that of samples from the memory."""
         losses = super().loss(x, y)
-        if len(self.kept) and torch.rand(()) < self.replay_rate:
-            rows = self.kept.draw(len(x))
-            losses["replay"] = F.cross_entropy(self.head(self.backbone(self.kept.at(rows))), self.kept.y[rows])
+        if len(self.kept) and self.replay_rate:
+            # Of the processes that share a step each draws for itself, and all must name the same terms.
+            losses["replay"] = x.new_zeros((), dtype=torch.float32)
+            if torch.rand(()) < self.replay_rate:
+                rows = self.kept.draw(len(x))
+                losses["replay"] = F.cross_entropy(self.head(self.backbone(self.kept.at(rows))), self.kept.y[rows])
         return losses
 
     def end_task(self, task: LearnTask) -> None:
