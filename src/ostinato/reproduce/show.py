@@ -13,10 +13,16 @@ from ostinato.presets import METRICS
 from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds
 from ostinato.reproduce.table import Row, Table
 
+
+def _whole(value: float | None) -> str:
+    """A count with all its digits."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
 COSTS = {
     "trainable_parameters": ("trainable", human_count),
     "stored_bytes": ("stored", human_bytes),
-    "exemplars": ("samples kept", human_count),
+    "exemplars": ("samples kept", _whole),
     "train_seconds": ("train s", seconds),
     "eval_seconds": ("eval s", seconds),
 }
