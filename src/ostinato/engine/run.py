@@ -12,6 +12,7 @@ from ostinato.engine.session import Before, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner
 from ostinato.report.console import Reporter
+from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
 
 CONTINUATION = "learn-"
@@ -132,8 +133,7 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     if "path" not in overrides.get("data", {}):
         raise InputError("learn: give the new classes, for example data=more_classes/.")
     base = parent.to_dict()
-    limits = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
-    carried = ("validation", *limits, "crop", "augment")
+    carried = ("validation", *LIMITS, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
     weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ostinato.backbones import Backbone, Tokens
 from ostinato.backbones.cache import FeatureCache, StateCache
 from ostinato.errors import InputError
+from ostinato.nn.exemplars import Exemplars
 from ostinato.nn.growing import Growing
 from ostinato.world import ALONE, World
 
@@ -226,8 +227,8 @@ class Method(Growing):
 
     @property
     def exemplars(self) -> int:
-        """Training samples of earlier tasks that are kept."""
-        return 0
+        """Training samples that are kept for later tasks."""
+        return sum(len(part) for part in self.modules() if isinstance(part, Exemplars))
 
     @property
     def device(self) -> torch.device:

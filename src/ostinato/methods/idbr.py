@@ -29,9 +29,6 @@ from ostinato.nn.clusters import representatives
 from ostinato.nn.exemplars import Exemplars
 from ostinato.registry import register
 
-BATCH = 64
-"""Samples that are encoded at once after a task."""
-
 REPLAYED = ("old_ce", "old_order", "old_task", "hold_g", "hold_s")
 """Loss terms of samples from the memory; 0 on steps without any."""
 
@@ -86,11 +83,6 @@ class IDBR(Method):
         self.register_buffer("old_g", torch.zeros(0, width))
         self.register_buffer("old_s", torch.zeros(0, width))
 
-    @property
-    def exemplars(self) -> int:
-        """Samples in the memory."""
-        return len(self.kept)
-
     def begin_task(self, task: LearnTask) -> None:
         """Add a row per new class and one for the task."""
         super().begin_task(task)
@@ -141,8 +133,7 @@ class IDBR(Method):
         n = max(len(task.classes), round(self.memory * len(features)))
         for x, y in task.batches(representatives(features, n).tolist()):
             self.kept.add(x, y, task.index)
-        rows = torch.arange(len(self.kept), device=self.device).split(BATCH)
-        g, s = zip(*(self.parts(self.kept.at(part)) for part in rows), strict=True)
+        g, s = zip(*(self.parts(x) for x in self.kept.batches()), strict=True)
         self.old_g, self.old_s = torch.cat(g).float(), torch.cat(s).float()
 
     def scores(self, x: Tensor) -> Tensor:

@@ -35,9 +35,6 @@ from ostinato.methods.finetune import Finetune
 from ostinato.nn.exemplars import Exemplars
 from ostinato.registry import register
 
-BATCH = 64
-"""Samples that are encoded at once after a task."""
-
 
 @register("mbpa")
 class MBPA(Finetune):
@@ -91,11 +88,6 @@ class MBPA(Finetune):
         self.register_buffer("keys", torch.zeros(0, backbone.dim))
         self.register_buffer("features_kept", torch.zeros(0, backbone.dim))  # by the encoder as it is now
 
-    @property
-    def exemplars(self) -> int:
-        """Samples in the memory."""
-        return len(self.kept)
-
     def query(self, x: Tensor) -> Tensor:
         """Features (B, D) of the pre-trained encoder."""
         with torch.no_grad():
@@ -121,8 +113,7 @@ class MBPA(Finetune):
             self.kept.add(x, y, task.index)
             self.keys = torch.cat([self.keys, self.query(x).float()])
         if self.adapt == "head":
-            rows = torch.arange(len(self.kept), device=self.device).split(BATCH)
-            self.features_kept = torch.cat([self.backbone(self.kept.at(part)).float() for part in rows])
+            self.features_kept = torch.cat([self.backbone(x).float() for x in self.kept.batches()])
 
     def nearest(self, x: Tensor) -> Tensor:
         """Positions (B, K) in the memory of the samples whose keys are nearest to q(x)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +27,8 @@ class Exemplars(Growing):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        text = isinstance(backbone, TextBackbone)
         self.fill = backbone.tokenization.pad if isinstance(backbone, TextBackbone) else None
-        self.register_buffer("x", torch.zeros(0, dtype=torch.int64 if text else torch.uint8))
+        self.register_buffer("x", torch.zeros(0, dtype=torch.uint8 if self.fill is None else torch.int64))
         self.register_buffer("y", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
 
@@ -49,6 +50,10 @@ class Exemplars(Growing):
         """Samples at positions (n,), texts as long as the longest of them."""
         x = self.x[rows]
         return x if self.fill is None else x[:, : max(1, int((x != self.fill).sum(1).max()))]
+
+    def batches(self, size: int = 64) -> Iterator[Tensor]:
+        """All samples, ``size`` at a time."""
+        return map(self.at, torch.arange(len(self), device=self.y.device).split(size))
 
     def draw(self, n: int) -> Tensor:
         """Positions (n,) drawn with replacement, by torch's generator."""

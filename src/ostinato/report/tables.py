@@ -69,6 +69,11 @@ def human_count(value: float | None) -> str:
     return f"{millions:.{digits}f} M"
 
 
+def whole_count(value: float | None) -> str:
+    """A count with all its digits: 12000 -> "12,000"."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:,.0f}"
+
+
 def human_bytes(value: float | None) -> str:
     """Bytes in decimal units: 999 -> "999 B", 1,500 -> "1.5 kB", 77,000,000 -> "77 MB"."""
     if value is None or math.isnan(value):

@@ -10,19 +10,13 @@ from typing import Any
 
 from ostinato.engine.rundir import RunDir, read_json
 from ostinato.presets import METRICS
-from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds
+from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds, whole_count
 from ostinato.reproduce.table import Row, Table
-
-
-def _whole(value: float | None) -> str:
-    """A count with all its digits."""
-    return NOTHING if value is None else f"{value:,.0f}"
-
 
 COSTS = {
     "trainable_parameters": ("trainable", human_count),
     "stored_bytes": ("stored", human_bytes),
-    "exemplars": ("samples kept", _whole),
+    "exemplars": ("samples kept", whole_count),
     "train_seconds": ("train s", seconds),
     "eval_seconds": ("eval s", seconds),
 }
@@ -94,11 +88,11 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         group = [r for r in results if r.row.base == base]
         quoted, summary = _mean([r.row.published for r in group]), _mean([r.summary for r in group if r.summary])
         line = [base, *([group[0].row.label] if labelled else [])]
-        of = {r.row.variant: r for r in group}
-        for result in (of.get(variant) for variant in variants):
-            if "last" in published:
-                line.append(_quoted(result.row.published if result else {}, "last"))
-            line.append(percent(((result.summary if result else None) or {}).get(METRICS["last"])))
+        of = {r.row.variant: (r.row.published, r.summary or {}) for r in group}
+        for variant in variants:
+            theirs, ours = of.get(variant, ({}, {}))
+            line += [_quoted(theirs, "last")] if "last" in published else []
+            line.append(percent(ours.get(METRICS["last"])))
         for metric in shown:
             if metric in published:
                 line.append(_quoted(quoted, metric))

@@ -49,6 +49,9 @@ _TEST = 1
 BACKBONES = {"image": "vit_base_patch16_224.augreg_in21k", "text": "bert-base-uncased, or the folder of a text encoder"}
 """Backbones to name to somebody who took one of the other kind."""
 
+LIMITS = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
+"""Fields of :class:`StreamOptions` that say how many samples are kept."""
+
 ORDERS = ("natural", "seeded", "seed1993")
 
 
@@ -85,8 +88,7 @@ class StreamOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
-        for key in ("first", "step", *limits):
+        for key in ("first", "step", *LIMITS):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InputError(f"{key} must be at least 1, not {value}.")
@@ -321,7 +323,7 @@ class TaskStream:
             n_validation = held_out_count(len(rows), options.validation)
             self._validation.append(np.sort(rows[:n_validation]))
             train.append(rows[n_validation:])
-        self._train = self._limited(train, "", options.limit_per_class, options.limit_per_task)
+        self._train = [rows for places in self._ranges for rows in self._limited([train[p] for p in places])]
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -348,8 +350,8 @@ class TaskStream:
             classes=range(start + places.start, start + places.stop),
             class_names=tuple(self.class_names[places.start : places.stop]),
             n_seen=start + places.stop,
-            train=self._examples(self.source.train, places, self._train),
-            validation=self._examples(self.source.train, places, self._validation),
+            train=self._examples(self.source.train, places, [self._train[p] for p in places]),
+            validation=self._examples(self.source.train, places, [self._validation[p] for p in places]),
             augment=self.source.augment,
         )
 
@@ -370,11 +372,9 @@ class TaskStream:
         split = self.source.test
         if split is None:
             raise DataError(f"Evaluation needs test images, but {self.source.name} has none: add a test split.")
-        named = zip(self._order, self.class_names, strict=True)
+        named = [(self._order[p], self.class_names[p]) for p in places]
         rows = [shuffled(np.flatnonzero(split.labels == label), name, seed=0, salt=_TEST) for label, name in named]
-        options = self.options
-        rows = self._limited(rows, "test_", options.test_limit_per_class, options.test_limit_per_task)
-        return self._examples(split, places, rows)
+        return self._examples(split, places, self._limited(rows, "test_"))
 
     def describe(self) -> dict[str, Any]:
         """What a run record needs to name this stream: JSON-able, without a path of this machine."""
@@ -408,22 +408,19 @@ class TaskStream:
             return None
         return torch.tensor([self.source.alike[label] for label in self._order])
 
-    def _limited(
-        self, rows: list[np.ndarray], of: str, per_class: int | None, per_task: int | None
-    ) -> list[np.ndarray]:
-        """The first of each class's shuffled rows, in the source's order."""
-        rows = [some[:per_class] for some in rows]
-        for places in self._ranges:
-            if per_task is None:
-                break
-            if per_task < len(places):
+    def _limited(self, rows: list[np.ndarray], of: str = "") -> list[np.ndarray]:
+        """The first of the shuffled rows of each class of a task, in the source's order; ``of`` begins options."""
+        rows = [some[: getattr(self.options, f"{of}limit_per_class")] for some in rows]
+        counts = [len(some) for some in rows]
+        limit = getattr(self.options, f"{of}limit_per_task")
+        if limit is not None:
+            if limit < len(rows):
                 raise InputError(
-                    f"{of}limit_per_task must leave every class a sample, but a task has {len(places)} classes and "
-                    f"keeps {per_task} samples."
+                    f"{of}limit_per_task must leave every class a sample, but a task has {len(rows)} classes and "
+                    f"keeps {limit} samples."
                 )
-            for place, n in zip(places, allotted([len(rows[p]) for p in places], per_task), strict=True):
-                rows[place] = rows[place][:n]
-        return [np.sort(some) for some in rows]
+            counts = allotted(counts, limit)
+        return [np.sort(some[:n]) for some, n in zip(rows, counts, strict=True)]
 
     def _places(self, i: int) -> range:
         if not 0 <= i < len(self):
@@ -431,9 +428,8 @@ class TaskStream:
         return self._ranges[i]
 
     def _examples(self, split: Split, places: range, rows: list[np.ndarray]) -> Examples:
-        chosen = [rows[place] for place in places]
-        labels = np.repeat(self.offset_classes + np.asarray(places), [len(part) for part in chosen])
-        return Examples(split, np.concatenate(chosen), labels, seed=self.options.seed)
+        labels = np.repeat(self.offset_classes + np.asarray(places), [len(part) for part in rows])
+        return Examples(split, np.concatenate(rows), labels, seed=self.options.seed)
 
 
 def _groups(source: Source, options: StreamOptions) -> list[list[int]]:
