@@ -413,6 +413,7 @@ def test_a_limit_on_test_images_keeps_the_same_ones_whatever_the_seed():
 
 def test_a_limit_per_task_is_shared_by_what_classes_have():
     assert allotted([50, 30, 20], 10) == [5, 3, 2]
+    assert allotted([17, 13], 10) == [6, 4]
     assert allotted([5, 3], 10) == [5, 3]
     assert allotted([1, 1, 1], 2 + 1) == [1, 1, 1]
     assert allotted([100, 1, 1], 10) == [8, 1, 1]
