@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
 from ostinato.nn import ClassMeans, Growing, PerTask, TaskHeads, cosine
+from ostinato.nn.discriminant import LinearDiscriminant
 
 CPU = torch.device("cpu")
 
@@ -262,3 +264,70 @@ def test_means_load_into_an_empty_object():
     assert torch.equal(twin.means(), means.means())
     twin.grow(1)
     assert twin.means().shape == (4, 2)
+
+
+# Linear discriminant
+
+
+def _clusters(n_classes: int, per_class: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(n_classes).repeat_interleave(per_class)
+    spread = torch.linspace(0.2, 3, dim)
+    x = torch.randn(n_classes, dim, generator=rng)[labels] + spread * torch.randn(len(labels), dim, generator=rng)
+    return x, labels
+
+
+@pytest.mark.parametrize("per_class", [3, 40])
+def test_discriminant_is_that_of_scikit_learn_at_its_shrinkage(per_class):
+    x, labels = _clusters(6, per_class, 12)
+    ours = LinearDiscriminant(12)
+    ours.add(x, labels, 6)
+    covariance = ours.covariance()
+    off = ~torch.eye(12, dtype=torch.bool)
+    share = 1 - float((covariance[off] / (ours.scatter / ours.degrees)[off]).mean())
+    assert 0 < share < 1
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=share, priors=[1 / 6] * 6).fit(x, labels)
+    test, _ = _clusters(6, 5, 12)
+    # Theirs divides by the samples, ours by the degrees of freedom, which is one factor in front of everything.
+    factor = len(x) / (len(x) - 6)
+    expected = torch.tensor(theirs.decision_function(test)) / factor
+    scores = ours(test)
+    torch.testing.assert_close(
+        scores - scores.mean(1, keepdim=True), (expected - expected.mean(1, keepdim=True)).float()
+    )
+
+
+def test_discriminant_shrinks_less_the_more_samples_there_are():
+    shares = []
+    for per_class in (3, 40, 1000):
+        x, labels = _clusters(6, per_class, 12)
+        d = LinearDiscriminant(12)
+        d.add(x, labels, 6)
+        sample = d.scatter / d.degrees
+        # Chen et al. 2010, eq. 23, written with eigenvalues.
+        values = torch.linalg.eigvalsh(sample)
+        squares, square = values.square().sum(), values.sum() ** 2
+        share = ((1 - 2 / 12) * squares + square) / ((len(x) - 6 + 1 - 2 / 12) * (squares - square / 12))
+        expected = (1 - share) * sample + share * values.mean() * torch.eye(12)
+        torch.testing.assert_close(d.covariance(), expected)
+        shares.append(float(share))
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_discriminant_of_classes_that_come_later_is_that_of_all_at_once():
+    x, labels = _clusters(6, 9, 12)
+    whole, parts = LinearDiscriminant(12), LinearDiscriminant(12)
+    whole.add(x, labels, 6)
+    for first, n in ((0, 1), (1, 2), (3, 3)):
+        rows = (labels >= first) & (labels < first + n)
+        order = torch.randperm(int(rows.sum()), generator=torch.Generator().manual_seed(first))
+        parts.add(x[rows][order], labels[rows][order], n)
+    torch.testing.assert_close(parts(x), whole(x))
+
+
+def test_discriminant_of_single_samples_takes_the_nearest():
+    x, labels = _clusters(6, 1, 12)
+    d = LinearDiscriminant(12)
+    d.add(x, labels, 6)
+    test, _ = _clusters(6, 5, 12)
+    assert torch.equal(d(test).argmax(1), torch.cdist(test, x).argmin(1))

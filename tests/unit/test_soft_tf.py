@@ -399,3 +399,39 @@ def test_keys_that_are_set_are_not_optimised():
         fresh._set_keys(task)
     assert all(torch.equal(a, b) for a, b in zip(method.class_keys, fresh.class_keys, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(method.keys, fresh.keys, strict=True))
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "soft_tf"])
+def test_gaussians_find_the_task_of_the_likeliest_class(name):
+    stream = toy_stream()
+    method = learn(make(name, keys="gaussians"), stream)
+    images, labels = [], []
+    for i in range(len(stream)):
+        for x, y in learn_view(method, stream, i).batches():
+            images.append(x)
+            labels.append(y)
+    x, labels = pixels(9), torch.cat(labels)
+    with torch.no_grad():
+        features = torch.nn.functional.normalize(method.backbone(torch.cat(images)).double(), dim=-1)
+        query = torch.nn.functional.normalize(method.backbone(x).double(), dim=-1)
+    covariance = method.discriminant.covariance()
+    likelihood = [
+        torch.distributions.MultivariateNormal(features[labels == c].mean(0), covariance).log_prob(query)
+        for c in range(5)
+    ]
+    task_of = torch.tensor([0, 0, 1, 1, 2])
+    assert torch.equal(method.infer_task(x), task_of[torch.stack(likelihood).argmax(0)])
+
+
+def test_a_method_with_gaussians_goes_on_from_its_state():
+    stream = toy_stream()
+    method, fresh = make("soft_tf", keys="gaussians"), make("soft_tf", keys="gaussians")
+    learn(method, stream, upto=2)
+    fresh.load_state_dict(method.state_dict())
+    for each in (method, fresh):
+        task = learn_view(each, stream, 2)
+        torch.manual_seed(0)
+        each.begin_task(task)
+        each._set_keys(task)
+    assert torch.equal(method.discriminant.weight, fresh.discriminant.weight)
+    assert len(fresh.discriminant) == 5

@@ -13,24 +13,25 @@ https://openreview.net/forum?id=EH2O3h7sBI. The attention that old samples x pay
 update of the prefix's keys satisfies (x W_q) dP_K^T = 0; values are free. From the second task on, updates are
 therefore projected off the directions that the queries of earlier tasks use (see ``nn/projection.py``).
 
-Differences from the paper: layers count from 0, so the paper's 1-2 and 3-5 are (0, 1) and (2, 3, 4). The pool grows
-by one expert per task. Lengths and recipe are those of the common PyTorch code for CIFAR-100: 5 positions per prefix
-(the paper uses longer experts), learning rate 0.03 at batch size 256 scaled to batch size 24, gradients clipped at
-norm 1, U(-1, 1) initialisation, a new expert as a copy of the one before. Unlike there, the expert is chosen per
-sample instead of by a vote of the batch, key and value prefixes keep their roles for every sample, and pixels are
-normalised as the weights expect. A task of one class competes with the frozen rows of earlier classes. Key and
-prefixes share no parameter but meet in the clipped gradient norm, so ``keys="mean"`` can set a key to the optimum of
-its pull instead of training it; one key cannot stand for a task of unrelated classes, so ``keys="classes"`` keeps one
-for each. PGP: the condition holds in every head, since each head attends by itself, not only for
-their sum; the directions come from the covariance of all tokens' queries, where the public code decomposes a matrix
-between samples; and the update is projected, not the gradient, because Adam's rescaling leaves the subspace.
+Differences from the paper: layers count from 0, so the paper's 1-2 and 3-5 are (0, 1) and (2, 3, 4). The pool grows by
+one expert per task. Lengths and recipe are those of the common PyTorch code for CIFAR-100: 5 positions per prefix (the
+paper uses longer experts), learning rate 0.03 at batch size 256 scaled to batch size 24, gradients clipped at norm 1,
+U(-1, 1) initialisation, a new expert as a copy of the one before. Unlike there, the expert is chosen per sample instead
+of by a vote of the batch, key and value prefixes keep their roles for every sample, and pixels are normalised as the
+weights expect. A task of one class competes with the frozen rows of earlier classes. Key and prefixes share no
+parameter but meet in the clipped gradient norm, so ``keys="mean"`` can set a key to the optimum of its pull instead of
+training it; one key cannot stand for a task of unrelated classes, so ``keys="classes"`` keeps one for each, and
+``keys="gaussians"`` also weighs directions by how much classes vary along them. PGP: the condition holds in every head,
+since each head attends by itself, not only for their sum; the directions come from the covariance of all tokens'
+queries, where the public code decomposes a matrix between samples; and the update is projected, not the gradient,
+because Adam's rescaling leaves the subspace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,12 @@ from ostinato.methods.base import (
     plain_step,
 )
 from ostinato.nn import PerTask, TaskHeads, cosine
+from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.matching import nearest_per_task
 from ostinato.nn.projection import Covariance, Subspaces, sampled
 from ostinato.registry import register
+
+Keys = Literal["learned", "mean", "classes", "gaussians"]
 
 IMAGES = 256
 """Training images of a task whose queries are collected for the projection, with all their tokens."""
@@ -72,7 +76,8 @@ class DualPrompt(TaskInferring):
         warm_start: begin a task's expert as a copy of the one before.
         keys: "learned" trains the key of a task by the pull; "mean" sets it, before training, to the mean of
             q(x) / |q(x)| over the task's images, which maximises their mean cosine, and drops the pull; "classes"
-            has such a key for every class of the task, of which the nearest counts.
+            has such a key for every class of the task, of which the nearest counts; "gaussians" has a Gaussian of
+            q(x) / |q(x)| for every class, with one covariance for all, and takes the likeliest.
         pgp: share of the energy of old queries that key prefixes must leave alone, in (0, 1]; 0 is off. Experts
             begin as copies then, so it needs ``warm_start``.
     """
@@ -89,7 +94,7 @@ class DualPrompt(TaskInferring):
         e_length: int = 5,
         pull: float = 1.0,
         warm_start: bool = True,
-        keys: Literal["learned", "mean", "classes"] = "learned",
+        keys: Keys = "learned",
         pgp: float = 0.0,
     ) -> None:
         super().__init__(backbone)
@@ -100,8 +105,8 @@ class DualPrompt(TaskInferring):
             raise InputError(f"method.g_layers and method.e_layers must not share layers, both have {sorted(shared)}.")
         if g_layers and not e_layers:
             raise InputError("method.e_layers must name at least one layer.")
-        if keys not in ("learned", "mean", "classes"):
-            raise InputError(f"method.keys must be 'learned', 'mean' or 'classes', got {keys!r}.")
+        if keys not in get_args(Keys):
+            raise InputError(f"method.keys must be one of {list(get_args(Keys))}, got {keys!r}.")
         if not 0 <= pgp <= 1:
             raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
         if pgp and not warm_start:
@@ -112,6 +117,7 @@ class DualPrompt(TaskInferring):
         self.experts = PerTask()  # T of (E layers, 2, P, D)
         self.keys = PerTask()  # T of (D,)
         self.class_keys = PerTask() if keys == "classes" else None  # T of (classes, D)
+        self.discriminant = LinearDiscriminant(backbone.dim) if keys == "gaussians" else None
         self.head = TaskHeads(backbone.dim)
         self.spaces = Subspaces(len(g_layers) + len(e_layers) if pgp else 0, backbone.dim)
 
@@ -157,6 +163,8 @@ class DualPrompt(TaskInferring):
         if self.class_keys is not None:
             for row, c in zip(self.class_keys[-1], task.classes, strict=True):
                 row.copy_(query[labels == c].mean(0))
+        if self.discriminant is not None:
+            self.discriminant.add(query, labels, len(task.classes))
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimiser's step, projected for the key half of each layer's prefix (P, D)."""
@@ -188,14 +196,18 @@ class DualPrompt(TaskInferring):
         self.spaces.add(sums.values(), [self.pgp] * len(sums))
 
     def task_scores(self, x: Tensor) -> Tensor:
-        """Cosine (B, T) of q(x) with the key of every task."""
+        """Evidence (B, T) for every task, see :meth:`match`."""
         return self.match(self.query(x))
 
     def match(self, query: Tensor) -> Tensor:
-        """Cosine (B, T) of q(x) with the key of every task, or the largest with the keys of its classes."""
-        if self.class_keys is None:
+        """Cosine (B, T) of q(x) with the key of every task; the largest cosine or log-likelihood of its classes."""
+        if self.class_keys is not None:
+            each = cosine(query, self.class_keys.joined())
+        elif self.discriminant is not None:
+            each = self.discriminant(F.normalize(query.float(), dim=-1))
+        else:
             return cosine(query, self.keys.stacked())
-        return nearest_per_task(cosine(query, self.class_keys.joined()), self.task_sizes.tolist())
+        return nearest_per_task(each, self.task_sizes.tolist())
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the experts of ``tasks``."""

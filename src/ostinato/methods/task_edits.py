@@ -25,7 +25,7 @@ from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_kind, check_layers
 from ostinato.methods.class_texts import ClassTexts
 from ostinato.methods.clip_pgp import ClipPGP
-from ostinato.methods.dualprompt import DualPrompt
+from ostinato.methods.dualprompt import DualPrompt, Keys
 from ostinato.methods.l2p import L2P
 from ostinato.nn import PerTask, TaskHeads, cosine, entropy
 
@@ -54,7 +54,7 @@ class TaskEdits(DualPrompt):
         image_length: vectors of the image prompt of base "clip_pgp".
         context: learned vectors in the texts of a task of base "clip_pgp".
         keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
-            "classes" has a key per class, see :class:`DualPrompt`.
+            "classes" has a key per class and "gaussians" a Gaussian, see :class:`DualPrompt`.
         prompts: options of DualPrompt.
     """
 
@@ -74,7 +74,7 @@ class TaskEdits(DualPrompt):
         readout: Literal["prompt", "cls"] = "prompt",
         image_length: int = 10,
         context: int = 16,
-        keys: Literal["learned", "mean", "classes"] = "mean",
+        keys: Keys = "mean",
         **prompts: Any,
     ) -> None:
         if base not in get_args(Base):

@@ -1,0 +1,77 @@
+"""Linear discriminant analysis that takes new classes as they come."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ostinato.nn.growing import Growing
+
+
+class LinearDiscriminant(Growing):
+    """A Gaussian N(mean_c, cov) per class, with one covariance for all, of which only sums are kept.
+
+    Hayes, Kanan: "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR Workshops 2020,
+    https://arxiv.org/abs/1909.01520. Differences: the covariance is the pooled one of the samples about the means of
+    their classes, all classes weigh the same whatever their number of samples, and it is shrunk towards a multiple of
+    the identity by as much as the number of samples calls for: Chen, Wiesel, Eldar, Hero: "Shrinkage Algorithms for
+    MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, eq. 23 ("OAS").
+
+    Args:
+        dim: width D of the features.
+    """
+
+    means: Tensor
+    scatter: Tensor
+    degrees: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))
+        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("degrees", torch.zeros((), dtype=torch.int64))  # samples less classes
+        self.register_buffer("weight", torch.zeros(0, dim))
+        self.register_buffer("bias", torch.zeros(0))
+
+    def __len__(self) -> int:
+        """Classes known."""
+        return len(self.means)
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
+        """Append the next ``n_classes`` classes.
+
+        Args:
+            features: (n, D) of their samples.
+            labels: (n,) among all classes; the first new one is ``len(self)``. Each has a sample.
+            n_classes: how many classes are added.
+        """
+        features, places = features.double(), labels - len(self)
+        sums = features.new_zeros(n_classes, features.shape[1]).index_add_(0, places, features)
+        means = sums / torch.bincount(places, minlength=n_classes)[:, None]
+        centred = features - means[places]
+        self.means = torch.cat([self.means, means])
+        self.scatter = self.scatter + centred.T @ centred
+        self.degrees = self.degrees + len(features) - n_classes
+        weight = torch.linalg.solve(self.covariance(), self.means.T).T
+        self.weight, self.bias = weight.float(), (-0.5 * (weight * self.means).sum(1)).float()
+
+    def covariance(self) -> Tensor:
+        """The shrunk covariance (D, D) in fp64; the identity where no class varies."""
+        n, dim = int(self.degrees), len(self.scatter)
+        eye = torch.eye(dim, dtype=self.scatter.dtype, device=self.scatter.device)
+        sample = self.scatter / max(n, 1)
+        size = float(sample.trace())
+        if size == 0:
+            return eye
+        squares = float(sample.square().sum())
+        spread = (n + 1 - 2 / dim) * (squares - size**2 / dim)
+        share = min(1.0, ((1 - 2 / dim) * squares + size**2) / spread) if spread > 0 else 1.0
+        return (1 - share) * sample + share * size / dim * eye
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Log-likelihood (B, C) of features (B, D) in every class, up to a number per sample."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features.float() @ self.weight.T + self.bias
