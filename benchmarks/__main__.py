@@ -13,7 +13,7 @@ import typer
 
 from benchmarks.cases import ARCHS, CASES, Case, Measured, measure
 from benchmarks.limits import multiply_rate
-from benchmarks.machine import PAGE, machine, markdown
+from benchmarks.machine import LIMITED, PAGE, machine, markdown
 from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
 from ostinato.report.tables import replace_between
@@ -58,6 +58,9 @@ def main(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
+    table = "/".join(["speed", model, where.type, *filter(None, [precision.replace("auto", ""), LIMITED.lower()])])
+    if write and f"<!-- table:{table} -->" not in PAGE.read_text(encoding="utf-8"):
+        raise typer.BadParameter(f"{PAGE} has no place for it: add <!-- table:{table} --> and <!-- /table:{table} -->.")
     limits = {kind: multiply_rate(kind, where) for kind in (torch.bfloat16, torch.float32)}
     text = [
         f"{machine(where)}; torch {torch.__version__.split('+')[0]}; {datetime.date.today()}. ViT "
@@ -79,9 +82,11 @@ def main(
         text += ["", peak_memory(model, batch, torch.get_num_threads())]
         print(text[-1])
     if write:
-        words = [f"--{k} {v}" for k, v in (("batch", batch), ("rounds", rounds), ("model", model), ("only", only)) if v]
-        text += ["", "```sh", f"python -m benchmarks {' '.join(words)} --write", "```"]
-        replace_between(PAGE, f"speed/{model}/{where.type}", "\n".join(text) + "\n")
+        given = {"batch": batch, "rounds": rounds, "model": model, "precision": precision, "only": only}
+        words = " ".join(f"--{name} {value}" for name, value in given.items() if value)
+        limit = f"ONEDNN_MAX_CPU_ISA={LIMITED} " if LIMITED else ""
+        text += ["", "```sh", f"{limit}python -m benchmarks {words} --write", "```"]
+        replace_between(PAGE, table, "\n".join(text) + "\n")
         print(f"Written to {PAGE}")
 
 

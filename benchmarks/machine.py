@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+LIMITED = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+"""Instructions beyond which products on the CPU use none, so that a machine can stand for one with fewer."""
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
@@ -19,8 +23,9 @@ def machine(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    amx = ", AMX" if any("amx_bf16" in line for line in lines if line.startswith("flags")) else ""
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{amx}, {torch.get_num_threads()} threads"
+    amx = any("amx_bf16" in line for line in lines if line.startswith("flags"))
+    units = f", products limited to {LIMITED}" if LIMITED else ", AMX" if amx else ""
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}{units}, {torch.get_num_threads()} threads"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
