@@ -11,19 +11,21 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.cases import ARCHS, CASES, Case, Measured, measure
-from benchmarks.limits import multiply_rate
+from benchmarks.cases import ARCHS, CASES, SIDE, Case, Measured, measure
+from benchmarks.limits import layer_rate, multiply_rate
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
 from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
 from ostinato.report.tables import replace_between
+
+TOKENS = (SIDE // 16) ** 2 + 1
 
 HEAD = ("case", "reference images/s", "ours images/s", "ratio", "GFLOP per image", "share of the limit")
 
 
 def row(case: Case, measured: Measured, model: str, limit: float) -> tuple[str, ...]:
     """A line of the table."""
-    flops = case.flops(ARCHS[model], (224 // 16) ** 2 + 1) if case.flops else None
+    flops = case.flops(ARCHS[model], TOKENS) if case.flops else None
     share = f"{flops / measured.ours / limit * 100:.0f} %" if flops else "-"
     return (
         case.name,
@@ -62,11 +64,14 @@ def main(
     if write and f"<!-- table:{table} -->" not in PAGE.read_text(encoding="utf-8"):
         raise typer.BadParameter(f"{PAGE} has no place for it: add <!-- table:{table} --> and <!-- /table:{table} -->.")
     limits = {kind: multiply_rate(kind, where) for kind in (torch.bfloat16, torch.float32)}
+    own = layer_rate(ARCHS[model], batch * TOKENS, dtype, where)
     text = [
         f"{machine(where)}; torch {torch.__version__.split('+')[0]}; {datetime.date.today()}. ViT "
         f"{model}/16 at 224, batch {batch}, median of {rounds}, seed 0, our frozen weights in {precision_name(dtype)}.",
         f"Matrix products: {limits[torch.bfloat16] / 1e9:.0f} GFLOP/s in bf16, "
-        f"{limits[torch.float32] / 1e9:.0f} GFLOP/s in fp32.",
+        f"{limits[torch.float32] / 1e9:.0f} GFLOP/s in fp32. A layer's four linear maps, forward and backward, with "
+        f"nothing between them: {own / 1e9:.0f} GFLOP/s in {precision_name(dtype)}, "
+        f"{own / limits[dtype] * 100:.0f} % of the limit.",
         "",
     ]
     print("\n".join(text), flush=True)

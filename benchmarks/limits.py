@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ostinato.backbones import Arch
 
@@ -37,6 +39,37 @@ def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> 
         times = [seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device) for _ in range(rounds + 2)][2:]
         rates.append(2 * m * k * n / statistics.median(times))
     return max(rates)
+
+
+def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
+    """FLOP/s of a layer's four linear maps at their own shapes, forward and for the gradient of what enters them.
+
+    What a training step would reach if nothing came between these products.
+
+    Args:
+        arch: sizes of the encoder.
+        rows: token states (samples times positions) that enter the maps.
+        dtype: of states and weights.
+        device: that computes.
+        rounds: of which the median counts.
+    """
+    flops, took = 0.0, 0.0
+    for out, into in (
+        (3 * arch.dim, arch.dim),
+        (arch.dim, arch.dim),
+        (arch.mlp_dim, arch.dim),
+        (arch.dim, arch.mlp_dim),
+    ):
+        weight = torch.randn(out, into, device=device).to(dtype)
+        x, grad = torch.randn(rows, into, device=device).to(dtype), torch.randn(rows, out, device=device).to(dtype)
+
+        def step(x: Tensor = x, grad: Tensor = grad, weight: Tensor = weight) -> None:
+            F.linear(x, weight)
+            grad @ weight
+
+        took += statistics.median([seconds(step, device) for _ in range(rounds + 2)][2:])
+        flops += 2 * 2 * rows * out * into
+    return flops / took
 
 
 def forward_flops(arch: Arch, tokens: int, *, prefix: int = 0, start: int = 0, patch_inputs: int = 768) -> float:
