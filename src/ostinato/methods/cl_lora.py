@@ -221,7 +221,7 @@ class CLLoRA(Method):
         size, mu, parts = max(1, BUDGET // states.h.numel()), self.block_weights(), []
         for i in range(0, self.n_tasks, size):
             some = slice(i, i + size)
-            down, up = (torch.stack(list(bank)[some])[:, None] for bank in (self.downs, self.ups))
+            down, up = (torch.stack(tuple(bank)[some])[:, None] for bank in (self.downs, self.ups))
             tokens = states.under(len(down))
             parts.append(self.backbone.features(tokens, self.specific(down, up, mu[some, None]), start=first))
         return torch.cat(parts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class PerTask(nn.ParameterList):
         super().__init__()
         self.freeze_old = freeze_old
         self.register_load_state_dict_pre_hook(_add_tasks)
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        """The parameters in the order of their tasks; torch's own way looks each one up by its name."""
+        return iter(cast(dict[str, nn.Parameter], self._parameters).values())
 
     def add(self, value: Tensor) -> None:
         """Append the parameter of a new task, trainable, and freeze the ones before it."""
