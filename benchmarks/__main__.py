@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
+import shlex
 import subprocess
 import sys
 from typing import Annotated
@@ -29,9 +31,9 @@ def row(case: Case, measured: Measured, model: str, limit: float) -> tuple[str, 
     share = f"{flops / measured.ours / limit * 100:.0f} %" if flops else "-"
     return (
         case.name,
-        f"{1 / measured.reference:.2f}",
+        "-" if math.isnan(measured.reference) else f"{1 / measured.reference:.2f}",
         f"{1 / measured.ours:.2f}",
-        f"{measured.reference / measured.ours:.1f}",
+        "-" if math.isnan(measured.reference) else f"{measured.reference / measured.ours:.1f}",
         f"{flops / 1e9:.1f}" if flops else "-",
         share,
     )
@@ -83,12 +85,13 @@ def main(
         rows.append(row(case, measured, model, limits[dtype]))
         print("  ".join(rows[-1]), flush=True)
     text.append(markdown(HEAD, rows))
-    if where.type == "cpu":
+    if where.type == "cpu" and not only:
         text += ["", peak_memory(model, batch, torch.get_num_threads())]
         print(text[-1])
     if write:
         given = {"batch": batch, "rounds": rounds, "model": model, "precision": precision, "only": only}
-        words = " ".join(f"--{name} {value}" for name, value in given.items() if value)
+        words = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in given.items() if value)
+        words += "" if reference else " --no-reference"
         limit = f"ONEDNN_MAX_CPU_ISA={LIMITED} " if LIMITED else ""
         text += ["", "```sh", f"{limit}python -m benchmarks {words} --write", "```"]
         replace_between(PAGE, table, "\n".join(text) + "\n")
