@@ -39,9 +39,9 @@ def row(case: Case, measured: Measured, model: str, limit: float) -> tuple[str, 
     )
 
 
-def peak_memory(model: str, batch: int, threads: int) -> str:
+def peak_memory(model: str, batch: int, threads: int, precision: str) -> str:
     """Peak resident memory of DualPrompt's training, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", model, str(batch), str(threads)]
+    command = [sys.executable, "-m", "benchmarks.memory", model, str(batch), str(threads), precision]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -62,7 +62,7 @@ def main(
         torch.set_num_threads(threads)
     where = resolve_device(device)
     dtype = resolve_precision(precision, where)
-    table = "/".join(["speed", model, where.type, *filter(None, [precision.replace("auto", ""), LIMITED.lower()])])
+    table = "/".join(["speed", model, where.type, *(p for p in (precision, LIMITED.lower()) if p not in ("auto", ""))])
     if write and f"<!-- table:{table} -->" not in PAGE.read_text(encoding="utf-8"):
         raise typer.BadParameter(f"{PAGE} has no place for it: add <!-- table:{table} --> and <!-- /table:{table} -->.")
     limits = {kind: multiply_rate(kind, where) for kind in (torch.bfloat16, torch.float32)}
@@ -86,7 +86,7 @@ def main(
         print("  ".join(rows[-1]), flush=True)
     text.append(markdown(HEAD, rows))
     if where.type == "cpu" and not only:
-        text += ["", peak_memory(model, batch, torch.get_num_threads())]
+        text += ["", peak_memory(model, batch, torch.get_num_threads(), precision)]
         print(text[-1])
     if write:
         given = {"batch": batch, "rounds": rounds, "model": model, "precision": precision, "only": only}

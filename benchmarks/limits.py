@@ -31,13 +31,17 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def _usual(call: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median seconds of ``rounds`` calls, after two that do not count."""
+    return statistics.median([seconds(call, device) for _ in range(rounds + 2)][2:])
+
+
 def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
     """FLOP/s of matrix products x W^T, the best shape's median."""
     rates = []
     for m, k, n in SHAPES:
         x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-        times = [seconds(lambda x=x, w=w: torch.nn.functional.linear(x, w), device) for _ in range(rounds + 2)][2:]
-        rates.append(2 * m * k * n / statistics.median(times))
+        rates.append(2 * m * k * n / _usual(lambda x=x, w=w: F.linear(x, w), device, rounds))
     return max(rates)
 
 
@@ -54,12 +58,7 @@ def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, 
         rounds: of which the median counts.
     """
     flops, took = 0.0, 0.0
-    for out, into in (
-        (3 * arch.dim, arch.dim),
-        (arch.dim, arch.dim),
-        (arch.mlp_dim, arch.dim),
-        (arch.dim, arch.mlp_dim),
-    ):
+    for out, into in ((3 * arch.dim, arch.dim), *map(arch.shape_of, ("proj", "fc1", "fc2"))):
         weight = torch.randn(out, into, device=device).to(dtype)
         x, grad = torch.randn(rows, into, device=device).to(dtype), torch.randn(rows, out, device=device).to(dtype)
 
@@ -67,7 +66,7 @@ def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, 
             F.linear(x, weight)
             grad @ weight
 
-        took += statistics.median([seconds(step, device) for _ in range(rounds + 2)][2:])
+        took += _usual(step, device, rounds)
         flops += 2 * 2 * rows * out * into
     return flops / took
 

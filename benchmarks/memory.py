@@ -1,4 +1,4 @@
-"""Peak resident memory of DualPrompt's training: ``python -m benchmarks.memory MODEL BATCH THREADS``."""
+"""Peak resident memory of DualPrompt's training: ``python -m benchmarks.memory MODEL BATCH THREADS PRECISION``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ostinato.engine.session import peak_memory
 
 def main() -> None:
     """Train a few steps without the reference and print the peak of this process."""
-    model, batch, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    model, batch, threads, precision = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     keep_freed_memory()
     torch.set_num_threads(threads)
     cpu = torch.device("cpu")
-    dtype = resolve_precision("auto", cpu)
+    dtype = resolve_precision(precision, cpu)
     measure(CASES[0], model, batch=batch, rounds=2, device=cpu, dtype=dtype, with_reference=False)
     print(f"Peak memory of a process that trains DualPrompt at batch {batch}: {peak_memory(cpu) / 2**30:.2f} GiB.")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ostinato.nn.growing import Growing
+from ostinato.nn.statistics import ClassMeans
 
 
 class LinearDiscriminant(Growing):
@@ -21,23 +22,26 @@ class LinearDiscriminant(Growing):
         dim: width D of the features.
     """
 
-    means: Tensor
     scatter: Tensor
-    degrees: Tensor
     weight: Tensor
     bias: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("means", torch.zeros(0, dim, dtype=torch.float64))
-        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))
-        self.register_buffer("degrees", torch.zeros((), dtype=torch.int64))  # samples less classes
+        self.classes = ClassMeans(dim)
+        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))  # about the means of the classes
+        # What follows from the sums, kept because solving for it takes longer than scoring a batch.
         self.register_buffer("weight", torch.zeros(0, dim))
         self.register_buffer("bias", torch.zeros(0))
 
     def __len__(self) -> int:
         """Classes known."""
-        return len(self.means)
+        return len(self.bias)
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of the covariance: samples less classes."""
+        return int(self.classes.counts.sum()) - len(self.classes.counts)
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
@@ -48,19 +52,17 @@ class LinearDiscriminant(Growing):
             labels: (n,) among all classes; the first new one is ``len(self)``. Each has a sample.
             n_classes: how many classes are added.
         """
-        features, places = features.double(), labels - len(self)
-        sums = features.new_zeros(n_classes, features.shape[1]).index_add_(0, places, features)
-        means = sums / torch.bincount(places, minlength=n_classes)[:, None]
-        centred = features - means[places]
-        self.means = torch.cat([self.means, means])
+        self.classes.grow(n_classes)
+        self.classes.update(features, labels)
+        means = self.classes.sums / self.classes.counts[:, None]
+        centred = features.double() - means[labels]
         self.scatter = self.scatter + centred.T @ centred
-        self.degrees = self.degrees + len(features) - n_classes
-        weight = torch.linalg.solve(self.covariance(), self.means.T).T
-        self.weight, self.bias = weight.float(), (-0.5 * (weight * self.means).sum(1)).float()
+        weight = torch.linalg.solve(self.covariance(), means.T).T
+        self.weight, self.bias = weight.float(), (-0.5 * (weight * means).sum(1)).float()
 
     def covariance(self) -> Tensor:
         """The shrunk covariance (D, D) in fp64; the identity where no class varies."""
-        n, dim = int(self.degrees), len(self.scatter)
+        n, dim = self.degrees, len(self.scatter)
         eye = torch.eye(dim, dtype=self.scatter.dtype, device=self.scatter.device)
         sample = self.scatter / max(n, 1)
         size = float(sample.trace())

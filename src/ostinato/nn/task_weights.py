@@ -23,9 +23,8 @@ def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         (B, T), not negative, rows sum to 1.
     """
-    counts = torch.tensor(sizes, device=logits.device)
-    owner = torch.arange(len(sizes), device=logits.device).repeat_interleave(counts)
-    means = logits.new_zeros(len(logits), len(sizes)).index_add(1, owner, logits.softmax(1)) / counts
+    probabilities = logits.softmax(1).split(list(sizes), dim=1)
+    means = torch.stack([p.mean(1) for p in probabilities], dim=1)
     return means / means.sum(1, keepdim=True)
 
 
