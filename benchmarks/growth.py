@@ -41,6 +41,8 @@ HEAD = (
 )
 PER_TASK = 100
 """Training images of a task."""
+LAST = 5
+"""Tasks up to each that is shown, whose median counts."""
 
 
 class Trained:
@@ -56,6 +58,7 @@ class Trained:
         torch.manual_seed(0)
         self.method: Method = get_method(name)(load_backbone(), **options)
         prepare(self.method, CPU, dtype)
+        self.method.cache = None  # every task shows the same images
         self.settings = Settings(CPU, dtype, overrides={"epochs": 1, "batch_size": 20})
         self.x = Images(PER_TASK, self.method.backbone.preprocess.size, range(CLASSES))
 
@@ -75,13 +78,11 @@ class Trained:
     def predict(self, n: int = 16) -> tuple[float, float]:
         """Seconds per image of scores, and of one plain pass."""
         self.method.eval()
-        cache, self.method.cache = self.method.cache, None
         x = self.x.x[:n]
         times = [
             (seconds(lambda: self.method.scores(x), CPU), seconds(lambda: self.method.backbone(x), CPU))
             for _ in range(5)
         ]
-        self.method.cache = cache
         ours, plain = zip(*times, strict=True)
         return statistics.median(ours) / n, statistics.median(plain) / n
 
@@ -90,8 +91,7 @@ class Trained:
         return sum(t.numel() * t.element_size() for t in self.method.learned_state().values())
 
     def held(self) -> int:
-        """Bytes of all tensors that the method keeps alive, the backbone's and the caches' left out."""
-        self.method.cache = None
+        """Bytes of all tensors that the method keeps alive, the backbone's left out."""
         gc.collect()
         frozen = {id(t) for t in self.method.backbone.state_dict(keep_vars=True).values()} | {id(self.x.x)}
         seen: dict[int, int] = {}
@@ -102,6 +102,17 @@ class Trained:
                 if t.grad is not None:
                     seen[t.grad.untyped_storage().data_ptr()] = t.grad.untyped_storage().nbytes()
         return sum(seen.values())
+
+
+def compare(trained: Trained, other: Trained, tasks: int) -> tuple[float, float]:
+    """Median seconds of ``tasks`` further tasks, and the ratio to the tasks from the second on of one that begins.
+
+    They take turns, so that a machine that slows down between the first task and the last is not read as growth. The
+    second task is the first with everything that later ones have.
+    """
+    other.learn()
+    late, early = zip(*[(trained.learn(), other.learn()) for _ in range(tasks)], strict=True)
+    return statistics.median(late), statistics.median(late) / statistics.median(early)
 
 
 def main(
@@ -115,22 +126,19 @@ def main(
     for name, options in METHODS.items():
         if only and name != only:
             continue
-        trained = Trained(name, options, resolve_precision("auto", CPU))
-        first, recent = 0.0, []
+        dtype = resolve_precision("auto", CPU)
+        trained = Trained(name, options, dtype)
         began = time.perf_counter()
-        for task in range(1, tasks + 1):
-            recent = [*recent[-4:], trained.learn()]
-            # The second task is the first with everything that later ones have.
-            first = statistics.median(recent) if task == 6 else first
-            if task in marks:
-                ours, plain = trained.predict()
-                took = statistics.median(recent)
-                share = f"{took / first:.2f}" if task > 6 else "-"
-                rows.append(
-                    (name, str(task), f"{took:.3f}", share, f"{ours * 1e3:.2f}", f"{ours / plain:.1f}",
-                     f"{trained.stored() / 1e6:.1f}", f"{trained.held() / 1e6:.1f}")
-                )  # fmt: skip
-                print("  ".join(rows[-1]), f" [{time.perf_counter() - began:.0f} s]", flush=True)
+        for mark in marks:
+            while trained.method.n_tasks < mark - LAST:
+                trained.learn()
+            took, ratio = compare(trained, Trained(name, options, dtype), mark - trained.method.n_tasks)
+            ours, plain = trained.predict()
+            rows.append(
+                (name, str(mark), f"{took:.3f}", f"{ratio:.2f}" if mark > LAST else "-", f"{ours * 1e3:.2f}",
+                 f"{ours / plain:.1f}", f"{trained.stored() / 1e6:.1f}", f"{trained.held() / 1e6:.1f}")
+            )  # fmt: skip
+            print("  ".join(rows[-1]), f" [{time.perf_counter() - began:.0f} s]", flush=True)
     text = "\n".join(
         [
             f"{machine(CPU)}; {datetime.date.today()}. Bundled backbone, {tasks} tasks of {CLASSES} classes, "

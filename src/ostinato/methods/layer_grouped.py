@@ -245,7 +245,7 @@ class LayerGrouped(Method):
             weights = self._fixed_weights()
         else:
             weights = F.one_hot(torch.tensor([self.n_tasks - 1], device=self.device), self.n_tasks).float()
-        plan = self._plan(self.group_prompts(), weights)
+        plan = self._plan(weights)
 
         def features(x: Tensor) -> Tensor:
             return self.backbone.features(self._tokens(x), plan, start=plan.first)
@@ -256,18 +256,19 @@ class LayerGrouped(Method):
         """Group prompts (G, 2, P, D) of the current task."""
         return self.root if self.generator is None else self.generator(self.root)
 
-    def group_prompts(self) -> Tensor:
-        """Group prompts S (T, G, 2, P, D) of all tasks, keys before values; the current task's have a gradient."""
-        if len(self.prompts) == self.n_tasks:
-            return self.prompts
-        return torch.cat([self.prompts, self._generated()[None]])
+    def _mixed(self, weights: Tensor, kept: Tensor, current: Tensor) -> Tensor:
+        """Mixture (B | 1, ...) over tasks of what is kept (t, ...) and, until that has it, of what trains (...)."""
+        # Apart from each other, so that no gradient of the kept ones, which grow with the tasks, is computed.
+        t = len(kept)
+        mixture = torch.tensordot(weights[:, :t], kept, 1)
+        return mixture if t == self.n_tasks else mixture + torch.tensordot(weights[:, t:], current[None], 1)
 
-    def _plan(self, prompts: Tensor, weights: Tensor) -> GroupedPlan:
-        """Prefixes of group prompts (T, G, 2, P, D), mixed over tasks by weights (B | 1, T)."""
-        alphas = self.alphas if len(self.alphas) == self.n_tasks else torch.cat([self.alphas, self.alpha[None]])
+    def _plan(self, weights: Tensor) -> GroupedPlan:
+        """Prefixes of the group prompts of all tasks, mixed by weights (B | 1, T)."""
+        summed = self.fusion == "sum"  # with one alpha for all, that of the newest task
         return GroupedPlan(
-            torch.einsum("bt,tgkpd->bgkpd", weights, prompts),
-            alphas[-1:] if self.fusion == "sum" else weights @ alphas,
+            self._mixed(weights, self.prompts, self._generated()),
+            self.alpha[None] if summed else self._mixed(weights, self.alphas, self.alpha),
             self.encoding,
             self.places,
             self.backbone.arch.heads,
@@ -278,7 +279,7 @@ class LayerGrouped(Method):
         return torch.full((1, self.n_tasks), 1.0 if self.fusion == "sum" else 1 / self.n_tasks, device=self.device)
 
     @torch.no_grad()
-    def _weights(self, x: Tensor, tokens: Tokens, prompts: Tensor) -> Tensor:
+    def _weights(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Weights (B | 1, T) of images, whose tokens enter the lowest prompted layer."""
         fixed = self._fixed_weights()
         if self.n_tasks == 1 or self.fusion in ("uniform", "sum") or (self.training and not self.fusion_in_training):
@@ -286,7 +287,7 @@ class LayerGrouped(Method):
         sizes = [len(rows) for rows in self.head.weight]
         if self.fusion == "soft_query":
             return weights_by_similarity(cosine(self.query(x), self.means.means()), sizes, self.temperature)
-        features = self.backbone.features(tokens, self._plan(prompts, fixed), start=self.layers[0])
+        features = self.backbone.features(tokens, self._plan(fixed), start=self.layers[0])
         return weights_by_probability(self.head(features), sizes)
 
     @torch.no_grad()
@@ -296,13 +297,13 @@ class LayerGrouped(Method):
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) under each image's own mixture of prompts; the weights pass no gradient."""
-        tokens, prompts = self._tokens(x), self.group_prompts()
-        plan = self._plan(prompts, self._weights(x, tokens, prompts))
+        tokens = self._tokens(x)
+        plan = self._plan(self._weights(x, tokens))
         return self.backbone.features(tokens, plan, start=plan.first)
 
     def task_weights(self, x: Tensor) -> Tensor:
         """Weights w (B, T) of the tasks for each image; rows sum to 1, but for the sum, where all are 1."""
-        return self._weights(x, self._tokens(x), self.group_prompts()).expand(len(x), -1)
+        return self._weights(x, self._tokens(x)).expand(len(x), -1)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes."""

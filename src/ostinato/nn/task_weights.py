@@ -23,8 +23,11 @@ def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         (B, T), not negative, rows sum to 1.
     """
-    probabilities = logits.softmax(1).split(list(sizes), dim=1)
-    means = torch.stack([p.mean(1) for p in probabilities], dim=1)
+    counts = torch.tensor(list(sizes))
+    share = (torch.eye(len(sizes)) / counts).repeat_interleave(
+        counts, dim=0
+    )  # (C, T), of each class in its task's mean
+    means = logits.softmax(1) @ share.to(logits)
     return means / means.sum(1, keepdim=True)
 
 
