@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ostinato.backbones.attention import attend
 from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear, edited_output, frozen_linear
 from ostinato.errors import InputError
 
@@ -89,9 +90,9 @@ class Attention(nn.Module):
                 torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True)
             )
         visible = self._visible(mask, edit, n, k, read)
-        # Fused kernels take 4-D inputs: fold tasks and samples into one axis.
+        # Tasks and samples in one axis.
         q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))
-        out = _attend(q, k, v, visible)
+        out = attend(q, k, v, visible)
         out = out.transpose(1, 2).reshape(*lead, -1, d)
         return edited_linear(out, self.proj.weight, self.proj.bias, edit.linear.get("proj"))
 
@@ -149,18 +150,6 @@ class Attention(nn.Module):
         """Weight (D, D) and bias (D,) of the queries (0), keys (1) or values (2)."""
         bias = self.qkv.bias.chunk(3)[i] if self.qkv.bias is not None else None
         return self.qkv.weight.chunk(3)[i], bias
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Attention of (S, H, N, d) queries over (S, H, P + N, d) keys and values."""
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not learns:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    # On CPUs the fused kernel's backward pass in bf16 takes more than twice as long as these products.
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    return scores.softmax(-1) @ v
 
 
 def _lead(prefix: Tensor, lead: list[int]) -> Tensor:
