@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks import reference
-from benchmarks.limits import forward_flops, seconds, training_flops
+from benchmarks.limits import forward_flops, multiply_rate, seconds, synchronise, training_flops
 from ostinato.backbones import Arch, Preprocess, VisionBackbone
 from ostinato.engine.precision import compute, prepare
 from ostinato.engine.train import Settings, learn_task
@@ -203,31 +203,55 @@ def taught(case: Case, backbone: VisionBackbone, tasks: int, *, learning: bool =
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds per image of both sides."""
+    """Medians over turns of ours, the reference and matrix products: all see the same states of the machine.
+
+    Attributes:
+        ours: seconds per image.
+        reference: seconds per image, NaN where it was not asked for.
+        limit: FLOP/s of large matrix products in our precision, NaN where the arithmetic of the case is not counted.
+    """
 
     ours: float
     reference: float
+    limit: float
+
+    @classmethod
+    def of(cls, turns: list[tuple[float, float, float]]) -> Measured:
+        """Of the three figures of each turn."""
+        return cls(*(statistics.median(figures) for figures in zip(*turns, strict=True)))
+
+
+Beside = Callable[[], tuple[float, float]]
+"""What follows ours in a turn: seconds of the reference per batch, and FLOP/s of matrix products."""
+
+
+def _beside(case: Case, other: Callable[[], object] | None, settings: Settings) -> Beside:
+    nan, device = float("nan"), settings.device
+
+    def turn() -> tuple[float, float]:
+        took = seconds(other, device) if other else nan
+        return took, multiply_rate(settings.dtype, device, rounds=1) if case.flops else nan
+
+    return turn
 
 
 class _Steps:
-    """Times our steps, and after each of them a step of the reference: both see the same state of the machine."""
+    """Times our training steps and takes a turn after each that is not skipped."""
 
-    def __init__(self, other: Callable[[], object], device: torch.device, skip: int) -> None:
-        self.other, self.device, self.skip = other, device, skip
-        self.ours: list[float] = []
-        self.theirs: list[float] = []
+    def __init__(self, beside: Beside, device: torch.device, skip: int) -> None:
+        self.beside, self.device, self.skip = beside, device, skip
+        self.turns: list[tuple[float, float, float]] = []
         self.mark = 0.0
 
     def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
         self.mark = time.perf_counter()
 
     def stepped(self, position: Any, losses: Any, optimizer: Any, n: int) -> None:  # noqa: ARG002
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronise(self.device)
         took = time.perf_counter() - self.mark
         if position.step > self.skip:
-            self.ours.append(took / n)
-            self.theirs.append(seconds(self.other, self.device) / n)
+            other, rate = self.beside()
+            self.turns.append((took / n, other / n, rate))
         self.mark = time.perf_counter()
 
 
@@ -273,9 +297,7 @@ def _training(
         ours.cache.persist(folder)
 
     def other() -> None:
-        if plain is None:
-            return
-        optimizer = torch.optim.SGD([p for p in plain.train().parameters() if p.requires_grad], 0.0)
+        optimizer = torch.optim.SGD([p for p in cast(Method, plain).train().parameters() if p.requires_grad], 0.0)
         case.reference(plain, x, y).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -284,9 +306,9 @@ def _training(
         yield images.batch(max(batch, CLASSES), device)  # statistics need every class
 
     skip = 2 + (rounds + 2 if case.known else 0)
-    steps = _Steps(other, device, skip)
+    steps = _Steps(_beside(case, other if plain else None, settings), device, skip)
     learn_task(ours, LearnTask(case.tasks - 1, classes, images, batches), settings, cast(Any, _FitOnly(steps)))
-    return Measured(statistics.median(steps.ours), statistics.median(steps.theirs) if plain else float("nan"))
+    return Measured.of(steps.turns)
 
 
 class _FitOnly:
@@ -310,12 +332,12 @@ def _scoring(case: Case, ours: Method, plain: Method | None, settings: Settings,
     images = Images(batch, ours.backbone.preprocess.size, range(CLASSES))
     x, y = images.batch(batch, device)
     ours.eval()
-    mine, theirs = [], []
+    beside = _beside(case, (lambda: case.reference(plain, x, y)) if plain else None, settings)
+    turns = []
     for i in range(rounds + 2):
         with compute(ours, device, settings.dtype):
             took = seconds(lambda: ours.scores(x), device)
         if i >= 2:  # the plain side has nothing to warm up that one more pass would pay for
-            other = seconds(lambda: case.reference(plain, x, y), device) if plain else float("nan")
-            mine.append(took / batch)
-            theirs.append(other / batch)
-    return Measured(statistics.median(mine), statistics.median(theirs))
+            other, rate = beside()
+            turns.append((took / batch, other / batch, rate))
+    return Measured.of(turns)
