@@ -107,7 +107,8 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
         cls: the method.
         options: as given.
         depth: layers of the encoder; defaults that name layers (``layers``, ``e_layers``, ...) are taken
-            :func:`in_proportion`, and what was given stays as it is.
+            :func:`in_proportion`, less those that an option before it has where the paper keeps the two apart; what
+            was given stays as it is.
 
     Returns:
         Every option's value.
@@ -125,10 +126,13 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
     except ValidationError as error:
         raise InputError(describe_validation(error, "method", list(schema.model_fields))) from None
     values = {name: getattr(model, name) for name in schema.model_fields}
-    for name in tuples - set(given):
-        if name.endswith("layers") and values[name] is not None:
-            values[name] = in_proportion(values[name], depth)
-    return values
+    placed: dict[str, tuple[int, ...]] = {}
+    for name, value in values.items():
+        if name in tuples and name not in given and name.endswith("layers") and value is not None:
+            apart = [other for other in placed if not set(values[other]) & set(value)]
+            taken = {layer for other in apart for layer in placed[other]}
+            placed[name] = tuple(layer for layer in in_proportion(value, depth) if layer not in taken)
+    return values | placed
 
 
 def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:

@@ -18,7 +18,7 @@ from ostinato.backbones import Backbone
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Position, Settings, learn_task, optimizer_tensors
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Method
+from ostinato.methods.base import LearnTask, Method, TaskInferring
 from ostinato.registry import check_options, methods, options_schema
 from ostinato.streams import EvalView, Examples, Source, StreamOptions, TaskStream, TextView, View, arrays
 from ostinato.streams.texts import Texts
@@ -111,6 +111,11 @@ def inputs_of(stream: TaskStream, upto: int | None = None) -> torch.Tensor:
     return groups[0].collate([g[j] for g in groups for j in range(len(g))])[0]
 
 
+def unpadded(x: torch.Tensor) -> torch.Tensor:
+    """One sample as it comes by itself: a text without what a batch of longer ones filled it up with."""
+    return x if x.ndim > 2 else x[:, x[0] != TEXT_VIEW.tokenization.pad]
+
+
 @torch.inference_mode()
 def scores(method: Method, x: torch.Tensor) -> torch.Tensor:
     return method.eval().scores(x)
@@ -147,11 +152,25 @@ def learned(name, kind, stream) -> Method:
 def test_a_score_does_not_depend_on_its_batch(learned, stream):
     x = inputs_of(stream)
     together = scores(learned, x)
-    alone = torch.cat([scores(learned, x[i : i + 1]) for i in range(len(x))])
+    alone = torch.cat([scores(learned, unpadded(x[i : i + 1])) for i in range(len(x))])
     shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(scores(learned, x[shuffle]), together[shuffle], atol=1e-5, rtol=1e-4)
     assert learned.protocol == "sample"
+
+
+def test_every_rule_weighs_every_task_for_each_sample_alone(learned, stream):
+    if not isinstance(learned, TaskInferring):
+        pytest.skip("it infers no task")
+    x = inputs_of(stream)[:7]
+    for rule, weigh in learned.rules().items():
+        with torch.inference_mode():
+            evidence = weigh(x)
+            alone = torch.cat([weigh(unpadded(x[i : i + 1])) for i in range(len(x))])
+        assert evidence.shape == (len(x), learned.n_tasks), rule
+        torch.testing.assert_close(alone, evidence, atol=1e-5, rtol=1e-4, msg=rule)
+    with torch.inference_mode():
+        assert torch.equal(learned.infer_task(x), learned.task_scores(x).argmax(1))
 
 
 def test_lookup_changes_nothing(name, kind, learned, stream):
@@ -182,6 +201,22 @@ def test_scores_cover_exactly_the_classes_seen(name, kind, stream):
     for i, n_seen in enumerate((2, 4, 5)):
         learn_task(method, learn_view(method, stream, i), SETTINGS)
         assert scores(method, inputs_of(stream, i + 1)).shape[1] == n_seen == method.n_seen
+
+
+def test_what_can_train_does(name, kind, stream):
+    """So that counting the parameters that have a gradient counts what is trained."""
+    for i in range(2):
+        method = learn(make(name, kind), stream, upto=i)
+        task = learn_view(method, stream, i)
+        method.train()
+        method.begin_task(task)
+        able = {n for n, p in method.named_parameters() if p.requires_grad}
+        given = [stage.params for stage in method.stages(task)]
+        trained = {id(p) for params in given for p in params or []}
+        if given and None not in given:
+            assert {n for n, p in method.named_parameters() if id(p) in trained} == able
+        elif not given:
+            assert not able, "nothing trains"
 
 
 def test_nothing_is_sized_by_a_total(name, kind, stream):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.conftest import random_backbone
+from tests.conftest import random_backbone, random_clip_backbone
 
 from ostinato.backbones.cache import FeatureCache
 
@@ -139,8 +139,9 @@ def stored(tmp_path):
     return path
 
 
-def test_a_second_cache_finds_what_the_first_one_wrote(tmp_path, monkeypatch):
-    backbone, x = random_backbone(depth=2), images(7)
+@pytest.mark.parametrize("make", [lambda: random_backbone(depth=2), random_clip_backbone], ids=["image", "clip"])
+def test_a_second_cache_finds_what_the_first_one_wrote(make, tmp_path, monkeypatch):
+    backbone, x = make(), images(7)
     first = FeatureCache()
     first.persist(tmp_path)
     want = first.features(backbone, x)

@@ -143,9 +143,11 @@ def test_l2p_selects_the_top_k_by_cosine_per_sample():
     assert len(chosen) > 1, "samples choose differently, or the test shows nothing"
 
 
+@pytest.mark.parametrize("backbone_reads", ["cls", "mean"])
 @pytest.mark.parametrize("readout", ["prompt", "cls"])
-def test_l2p_puts_prompts_after_cls_with_its_position(readout):
+def test_l2p_puts_prompts_after_cls_with_its_position(readout, backbone_reads):
     method, x = make(L2P, pool_size=5, top_k=2, length=3, readout=readout), images(2)
+    method.backbone.readout = backbone_reads
     ids = torch.tensor([[4, 1], [0, 3]])
     backbone = method.backbone
     plain = backbone.embed(x).h

@@ -169,3 +169,16 @@ def test_methods_without_options_take_none():
     assert check_options(get_method("simplecil"), {}) == {}
     with pytest.raises(InputError, match=r"method\.top_k: unknown key"):
         check_options(get_method("simplecil"), {"top_k": 3})
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5, 6, 12, 24])
+@pytest.mark.parametrize(("name", "below", "above"), [
+    ("dualprompt", "g_layers", "e_layers"),
+    ("cl_lora", "shared_layers", "specific_layers"),
+])  # fmt: skip
+def test_layers_that_a_paper_keeps_apart_stay_apart(name, below, above, depth):
+    options = check_options(methods()[name], {}, depth)
+    assert options[below]
+    assert max(options[below]) < min(options[above])
+    given = check_options(methods()[name], {above: [0]}, depth)
+    assert given[above] == (0,), "what is given stays as it is"

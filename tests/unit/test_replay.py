@@ -313,6 +313,13 @@ def test_training_retrieves_within_the_task_and_all_tasks_compete_at_test():
     assert ids.sort(1).values.tolist() == [[0, 1, 2, 3]] * 5
 
 
+def test_slm_at_a_small_temperature_takes_the_nearest():
+    method = trained(begun(make(SLM, keys=2, top_k=4, temperature=1e-3)))
+    query = method.keys.joined()[:1].detach()
+    _, weights = method.retrieve(query, method.keys.joined())
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 0.0, 0.0, 0.0]]), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("options", [{"layers": ()}, {"temperature": 0.0}, {"keys": 0}])
 def test_slm_checks_its_options(options):
     with pytest.raises(InputError, match=next(iter(options))):

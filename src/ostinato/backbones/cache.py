@@ -219,7 +219,7 @@ def _identity(backbone: Backbone) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     place = next(backbone.parameters()).device.type
     digest.update(repr((*backbone.settings(), str(backbone.dtype), place)).encode())
     return digest.hexdigest()[:24]

@@ -292,7 +292,6 @@ class Session:
         # Time and images of a part that was done before a restart are in the checkpoint already.
         self.progress.train_seconds += seconds
         self.progress.train_images += watcher.images
-        self.progress.trainable = sum(p.numel() for p in self.learner.method.parameters() if p.requires_grad)
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.old, *self.tests[: index + 1]]
@@ -453,6 +452,8 @@ class _Watcher:
 
     def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
         self._steps = steps
+        parameters = self.session.learner.method.parameters()
+        self.session.progress.trainable = sum(p.numel() for p in parameters if p.requires_grad)
         self.session.event("stage", task=task, stage=stage.name, step=step, steps=steps)
         self.session.reporter.begin(f"{self.label}: {stage.name}", steps, step)
 

@@ -115,8 +115,8 @@ class DualPrompt(TaskInferring):
         self.e_shape = (len(e_layers), 2, e_length, backbone.dim)
         self.general = nn.Parameter(torch.empty(len(g_layers), 2, g_length, backbone.dim).uniform_(-1, 1))
         self.experts = PerTask()  # T of (E layers, 2, P, D)
-        self.keys = PerTask()  # T of (D,)
-        self.class_keys = PerTask() if keys == "classes" else None  # T of (classes, D)
+        self.keys = PerTask(trains=self.learns_keys)  # T of (D,)
+        self.class_keys = PerTask(trains=False) if keys == "classes" else None  # T of (classes, D)
         self.discriminant = LinearDiscriminant(backbone.dim) if keys == "gaussians" else None
         self.head = TaskHeads(backbone.dim)
         self.spaces = Subspaces(len(g_layers) + len(e_layers) if pgp else 0, backbone.dim)
@@ -148,11 +148,9 @@ class DualPrompt(TaskInferring):
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; with ``pgp`` its updates are projected from the second task on."""
-        fixed = [] if self.learns_keys else [self.keys[-1], *(self.class_keys or [])]
-        params = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in fixed)]
         prepare = None if self.learns_keys else partial(self._set_keys, task)
         step = self._step if self.pgp and task.index else plain_step
-        return [Stage(self.loss, params=params, prepare=prepare, step=step)]
+        return [Stage(self.loss, prepare=prepare, step=step)]
 
     @torch.no_grad()
     def _set_keys(self, task: LearnTask) -> None:

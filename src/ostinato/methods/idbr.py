@@ -40,7 +40,8 @@ class IDBR(Method):
     Args:
         backbone: a text encoder, which is trained.
         width: of g and of s.
-        memory: share of each task's samples that is kept, in (0, 1]; at least one per class.
+        memory: share of each task's samples that is kept, in (0, 1], for as many clusters of the task; they are as
+            many as its classes at least, but not one of each.
         replay_every: steps per replayed batch.
         order: weight of telling swapped halves.
         task: weight of telling tasks.

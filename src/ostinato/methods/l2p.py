@@ -18,9 +18,10 @@ the common PyTorch code: learning rate 0.03 at batch size 256 scaled to batch si
 prompts and keys drawn from U(-1, 1), every prompt token at the position of the CLS token. Prompts are selected per
 sample, in training and at test, where that code lets a batch vote; pixels are normalised as the weights expect, where
 it feeds [0, 1]. Cross-entropy over the task's classes equals its masked logits; a task of one class competes with the
-frozen rows of earlier classes. PGP: the directions come from the covariance of the tokens, which covers x and p each
-and with them their sum, where the public code decomposes a matrix between samples; and the update is projected, not the
-gradient, because Adam's rescaling leaves the subspace.
+frozen rows of earlier classes. PGP: x is taken without the CLS token, whose view of the prompts is not protected; the
+directions come from the covariance of the tokens, which covers x and p each and with them their sum, where the public
+code decomposes a matrix between samples; and the update is projected, not the gradient, because Adam's rescaling leaves
+the subspace.
 """
 
 from __future__ import annotations
@@ -119,10 +120,10 @@ class L2P(Method):
 
     def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
         """Features (B, D) of states that enter layer ``start``, with the edits of a plan where one is given."""
-        if self.readout == "cls":
-            return self.backbone.features(tokens, plan, start=start)
         prompts = slice(1, 1 + self.top_k * self.prompts.shape[1])
-        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=prompts), at=slice(None))
+        # Never the mean over the tokens that some encoders read: prompts are among them here.
+        read = slice(0, 1) if self.readout == "cls" else prompts
+        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=read), at=slice(None))
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; with ``pgp`` its updates are projected from the second task on."""

@@ -36,6 +36,7 @@ from ostinato.errors import InputError
 from ostinato.methods.alignment import alignment_stage, collect
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
 from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine
+from ostinato.nn.matching import nearest_per_task
 from ostinato.nn.pools import PromptPool, shares
 from ostinato.registry import register
 
@@ -50,6 +51,7 @@ class PoolPlan:
         method: whose pools are read.
         frozen: q(x), (B, D).
         gate: (B, layers), scales the prefixes.
+        mask: (B, N), the tokens that are real; None for all.
         sizes: (B, layers) prompts that may take part; None for all.
         absent: whether a gate of 0 removes the prefix instead of leaving zeros.
     """
@@ -57,9 +59,17 @@ class PoolPlan:
     first = 0
 
     def __init__(
-        self, method: LiEPrompt, frozen: Tensor, gate: Tensor, sizes: Tensor | None = None, absent: bool = False
+        self,
+        method: LiEPrompt,
+        frozen: Tensor,
+        gate: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sizes: Tensor | None = None,
+        absent: bool = False,
     ) -> None:
-        self.method, self.frozen, self.gate, self.sizes, self.absent = method, frozen, gate, sizes, absent
+        self.method, self.frozen, self.gate = method, frozen, gate
+        self.mask, self.sizes, self.absent = mask, sizes, absent
         self.similarity: list[Tensor] = []  # (B, top_k) of each layer, where prompts are selected
 
     def __call__(self, layer: int, h: Tensor) -> Edit:
@@ -81,7 +91,7 @@ class PoolPlan:
     def _query(self, h: Tensor) -> Tensor:
         """What is compared with the keys, (B, D)."""
         if self.method.match == "max":
-            return h.amax(1)
+            return (h if self.mask is None else h.masked_fill(~self.mask[..., None], -torch.inf)).amax(1)
         return h[:, 0] if self.method.match == "cls" else self.frozen
 
 
@@ -102,7 +112,7 @@ class LiEPrompt(TaskInferring):
             training, "soft_masked" keeps those above average.
         off: what a gate of 0 leaves of a prefix: "zero" keys and values, or nothing ("absent").
         query: what is compared with keys: the "max" over the layer's input tokens, its "cls" token, or the
-            "frozen" feature q(x).
+            "frozen" feature q(x); what fills up a batch of texts does not count.
         key_pull: weight of a pull of selected keys towards their queries, mean(1 - cosine); needs ``top_k``.
         restrict: at test, use only prompts that were there when the inferred task was learned.
         align_epochs: passes of the alignment.
@@ -245,9 +255,10 @@ class LiEPrompt(TaskInferring):
         frozen = self.query(x)
         gate = self.training_gate(frozen)
         self.track(gate)
-        plan = PoolPlan(self, frozen, gate)
+        tokens = self.backbone.embed(x)
+        plan = PoolPlan(self, frozen, gate, mask=tokens.mask)
         losses = {
-            "ce": self.head.loss(self.backbone(x, plan), y),
+            "ce": self.head.loss(self.backbone.features(tokens, plan), y),
             "balance": self.balance * (gate.mean(0) - 1 / gate.shape[1]).square().mean(),
             "ortho": self.ortho * self.overlap(),
         }
@@ -263,9 +274,9 @@ class LiEPrompt(TaskInferring):
 
     # Test
 
-    def infer_task(self, x: Tensor) -> Tensor:
-        """The task of the class whose mean is nearest to q(x)."""
-        return self.task_of_class[self.prototype_scores(x).argmax(1)]
+    def task_scores(self, x: Tensor) -> Tensor:
+        """Cosine (B, T) of q(x) with the nearest class mean of each task."""
+        return nearest_per_task(self.prototype_scores(x), self.task_sizes.tolist())
 
     def prototype_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of q(x) with every class mean."""
@@ -285,7 +296,9 @@ class LiEPrompt(TaskInferring):
         frozen = self.query(x)
         sizes = self.sizes[tasks] if self.restrict else None
         absent = self.off == "absent" and self.test_gate != "soft"
-        return self.backbone(x, PoolPlan(self, frozen, self.gate(frozen, tasks), sizes, absent))
+        tokens = self.backbone.embed(x)
+        plan = PoolPlan(self, frozen, self.gate(frozen, tasks), mask=tokens.mask, sizes=sizes, absent=absent)
+        return self.backbone.features(tokens, plan)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the routers of ``tasks``; prototype cosines, which need no task, for "proto"."""

@@ -33,6 +33,7 @@ from ostinato.methods.alignment import collect
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
 from ostinato.nn import PerTask, TaskHeads, cosine
 from ostinato.nn.clusters import centres
+from ostinato.nn.pools import shares
 from ostinato.registry import register
 
 MAPS = ("q", "v")
@@ -44,7 +45,7 @@ class SLM(Method):
 
     Args:
         backbone: the frozen encoder.
-        layers: updated layers, from 0.
+        layers: updated layers, from 0; None for all.
         keys: keys, each with an update, per task.
         rank: r of an update.
         scale: factor on B A.
@@ -58,7 +59,7 @@ class SLM(Method):
         self,
         backbone: Backbone,
         *,
-        layers: tuple[int, ...] = tuple(range(12)),
+        layers: tuple[int, ...] | None = None,
         keys: int = 4,
         rank: int = 4,
         scale: float = 8.0,
@@ -67,13 +68,14 @@ class SLM(Method):
     ) -> None:
         super().__init__(backbone)
         check_positive(keys=keys, rank=rank, top_k=top_k)
-        if not layers:
+        depth = backbone.arch.depth
+        self.layers = check_layers("layers", range(depth) if layers is None else layers, depth)
+        if not self.layers:
             raise InputError("method.layers must name at least one layer.")
         if scale <= 0 or temperature <= 0:
             raise InputError(f"method.scale and method.temperature must be positive, got {scale} and {temperature}.")
-        self.layers = check_layers("layers", layers, backbone.arch.depth)
         self.n_keys, self.rank, self.scale, self.top_k, self.temperature = keys, rank, scale, top_k, temperature
-        self.keys = PerTask()  # T of (keys, D)
+        self.keys = PerTask(trains=False)  # T of (keys, D)
         self.down = nn.ModuleDict({self._at(i, name): PerTask() for i in self.layers for name in MAPS})  # (keys, r, in)
         self.up = nn.ModuleDict({place: PerTask() for place in self.down})  # (keys, out, r)
         self.head = TaskHeads(backbone.dim)
@@ -96,8 +98,7 @@ class SLM(Method):
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage, before which the keys are set."""
-        params = [p for p in self.parameters() if p.requires_grad and p is not self.keys[-1]]
-        return [Stage(self.loss, params=params, prepare=partial(self._set_keys, task))]
+        return [Stage(self.loss, prepare=partial(self._set_keys, task))]
 
     @torch.no_grad()
     def _set_keys(self, task: LearnTask) -> None:
@@ -108,8 +109,7 @@ class SLM(Method):
     def retrieve(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest of keys (n, D) to q(x), (B, D), and their weights: two of (B, k)."""
         near, ids = cosine(query, keys).topk(min(self.top_k, len(keys)), dim=1)
-        weights = (near / self.temperature).exp()
-        return ids, weights / weights.sum(1, keepdim=True)
+        return ids, shares(near / self.temperature)
 
     def plan(self, ids: Tensor, weights: Tensor, *, newest: bool) -> LayerPlan:
         """Updates joined along the rank, for every sample its own.

@@ -51,6 +51,8 @@ class SoftTF(TaskEdits):
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 
+    superposes = True
+
     def __init__(
         self,
         backbone: Backbone,

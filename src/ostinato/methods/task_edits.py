@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,8 @@ class TaskEdits(DualPrompt):
         base: the prompts below and beside the edits: "dualprompt", "l2p", "clip_pgp" (on CLIP models) or "none".
         layers: edited layers, from 0.
         e_layers: layers of DualPrompt's expert prefixes; None for the edited layers.
-        task_id: how the task of a sample is inferred: "prompt_id", "gradient_id", "min_entropy" or "max_score".
+        task_id: how the task of a sample is inferred: "prompt_id", "gradient_id" (where the edits are masks),
+            "min_entropy" or "max_score".
         entropy_over: logits in the entropy of a prediction: "seen" takes all classes seen, "top" as many of the
             largest as a task has classes on average, as the public code of Soft-TransFormers does.
         pool_size: M, prompts in the pool of base "l2p".
@@ -56,7 +57,12 @@ class TaskEdits(DualPrompt):
         keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
             "classes" has a key per class and "gaussians" a Gaussian, see :class:`DualPrompt`.
         prompts: options of DualPrompt.
+
+    Attributes:
+        superposes: whether every edit is a mask, so that those of all tasks can be superposed.
     """
+
+    superposes: ClassVar[bool] = False
 
     recipe = Recipe(epochs=20, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
 
@@ -81,6 +87,10 @@ class TaskEdits(DualPrompt):
             raise InputError(f"method.base must be one of {list(get_args(Base))}, got {base!r}.")
         if task_id not in get_args(TaskId):
             raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
+        if task_id == "gradient_id" and not self.superposes:
+            raise InputError(
+                f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id."
+            )
         if not layers:
             raise InputError("method.layers must name at least one layer.")
         experts: tuple[int, ...] = e_layers if e_layers is not None else layers
@@ -197,10 +207,11 @@ class TaskEdits(DualPrompt):
     # Which task
 
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The ways to weigh tasks that the module's docstring lists."""
+        """The ways to weigh tasks that the module's docstring lists, gradients for masks alone."""
+        gradient = {"gradient_id": self.gradient_evidence} if self.superposes else {}
         return {
             "prompt_id": lambda x: self.match(self.query(x)),
-            "gradient_id": self.gradient_evidence,
+            **gradient,
             "min_entropy": lambda x: -self._entropy(self.scores_all_tasks(x)).T,
             "max_score": lambda x: self.scores_all_tasks(x).max(-1).values.T,
         }
@@ -237,13 +248,7 @@ class TaskEdits(DualPrompt):
         edits: LinearEdits = {i: {} for i in each[0]}
         for i, maps in each[0].items():
             for name in maps:
-                masks = [e[i][name].mask for e in each]
-                known = [mask.detach() for mask in masks if mask is not None]
-                if len(known) < len(masks):
-                    raise InputError(
-                        f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id."
-                    )
-                stacked = torch.stack(known)
+                stacked = torch.stack([cast(Tensor, e[i][name].mask).detach() for e in each])
                 mean = stacked.mean(0)
                 edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=stacked - mean)
         return edits

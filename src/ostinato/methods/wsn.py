@@ -81,6 +81,8 @@ class WSN(TaskEdits):
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 
+    superposes = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -33,11 +33,12 @@ class PerTask(nn.ParameterList):
 
     Args:
         freeze_old: False keeps the parameters of earlier tasks trainable too (sequential fine-tuning).
+        trains: False for what is set from data, so that none of them trains.
     """
 
-    def __init__(self, *, freeze_old: bool = True) -> None:
+    def __init__(self, *, freeze_old: bool = True, trains: bool = True) -> None:
         super().__init__()
-        self.freeze_old = freeze_old
+        self.freeze_old, self.trains = freeze_old, trains
         self.register_load_state_dict_pre_hook(_add_tasks)
 
     def __iter__(self) -> Iterator[nn.Parameter]:
@@ -45,13 +46,13 @@ class PerTask(nn.ParameterList):
         return iter(cast(dict[str, nn.Parameter], self._parameters).values())
 
     def add(self, value: Tensor) -> None:
-        """Append the parameter of a new task, trainable, and freeze the ones before it."""
+        """Append the parameter of a new task and freeze the ones before it."""
         self.append(nn.Parameter(value))
         self._freeze()
 
     def _freeze(self) -> None:
         for i, p in enumerate(self):
-            p.requires_grad_(not self.freeze_old or i == len(self) - 1)
+            p.requires_grad_(self.trains and (not self.freeze_old or i == len(self) - 1))
 
     def stacked(self) -> Tensor:
         """All tasks in one tensor (T, ...); the parameters must have one shape."""
