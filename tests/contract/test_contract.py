@@ -219,6 +219,32 @@ def test_what_can_train_does(name, kind, stream):
             assert not able, "nothing trains"
 
 
+class Gradients:
+    """A watcher that notes which parameters can train when a stage begins, and which of them get a gradient."""
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.able, self.reached = method, set(), set()
+
+    def stage_started(self, *_) -> None:
+        for n, p in self.method.named_parameters():
+            if p.requires_grad and n not in self.able:
+                self.able.add(n)
+                p.register_hook(lambda _, n=n: self.reached.add(n))
+
+    def stepped(self, *_) -> None:
+        pass
+
+
+def test_what_can_train_gets_a_gradient(name, kind, stream):
+    method = learn(make(name, kind), stream, upto=1)
+    gradients = Gradients(method)
+    learn_task(method, learn_view(method, stream, 1), SETTINGS, gradients)
+    # Fine-tuning a CLIP model on images is given, and counts, what only its texts use.
+    towers = ("backbone.text", "backbone.projection") if kind == "clip" and method.trains_backbone else ()
+    unread = {n for n in gradients.able if n.startswith(towers)}
+    assert gradients.reached == gradients.able - unread
+
+
 def test_nothing_is_sized_by_a_total(name, kind, stream):
     """The first task is learned alike, whether the stream goes on or not."""
     x = inputs_of(stream, 1)

@@ -404,8 +404,8 @@ def test_a_plan_reads_the_state_that_enters_each_layer(exact, tokens):
     class Reader:
         first = 0
 
-        def __call__(self, layer, h):
-            calls.append((layer, h))
+        def __call__(self, layer, tokens):
+            calls.append((layer, tokens))
             return None
 
     exact.run(tokens, Reader(), start=1)
@@ -413,8 +413,9 @@ def test_a_plan_reads_the_state_that_enters_each_layer(exact, tokens):
     calls.clear()
     exact.run(tokens, Reader())
     assert [layer for layer, _ in calls] == [0, 1, 2]
-    for layer, h in calls:
-        assert torch.equal(h, exact.run(tokens, stop=layer).h)
+    for layer, given in calls:
+        assert torch.equal(given.h, exact.run(tokens, stop=layer).h)
+        assert given.mask is tokens.mask
 
 
 @pytest.mark.parametrize(("start", "stop"), [(2, 1), (-1, None), (0, DEPTH + 1), (DEPTH + 1, None)])

@@ -16,11 +16,13 @@ from tests.conftest import random_backbone
 from torch import nn
 from torch.utils.data import Dataset
 
+from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, save_tensors
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
+from ostinato.engine.run import start
 from ostinato.engine.rundir import RunDir, read_json, write_json
 from ostinato.engine.seeding import derive, generator, seeded
 from ostinato.engine.stopping import stop_on_signal
@@ -34,6 +36,7 @@ from ostinato.engine.train import (
 )
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.methods.base import LearnTask, Method, Recipe, Stage
+from ostinato.report.console import Reporter
 from ostinato.world import ALONE, World
 
 CPU = torch.device("cpu")
@@ -846,3 +849,20 @@ def test_names_that_are_not_utf8_can_be_recorded(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     write_json(tmp_path / "x.json", {"classes": [name]})
     assert read_json(tmp_path / "x.json") == {"classes": [name]}
+
+
+def test_a_run_counts_what_its_newest_task_trains(tmp_path):
+    """Also where a method drops, when the task ends, what it trained: the proxies of CL-LoRA."""
+    config = build_config(
+        {
+            "method": {"name": "cl_lora", "rank": 2, "shared_layers": [0], "specific_layers": [2]},
+            "data": {"path": "digits", "limit_per_class": 6, "test_limit_per_class": 2},
+            "stream": {"first": 2, "step": 4},
+            "train": {"epochs": 1},
+        }
+    )
+    result = start(config, tmp_path / "run", Reporter())
+    dim = load_backbone().dim
+    factor = 2 * 2 * dim  # for queries and values, of rank 2
+    shared, specific, block_weights, proxies = factor, 2 * factor, 3, 4 * dim + 1  # and their scale
+    assert result["trainable_parameters"] == shared + specific + block_weights + proxies

@@ -311,8 +311,8 @@ def test_absent_layers_are_absent_per_sample():
         class Some:
             first = 0
 
-            def __call__(self, layer, h, on=on, row=gate[i]):
-                return on(layer, h) if row[layer] else None
+            def __call__(self, layer, tokens, on=on, row=gate[i]):
+                return on(layer, tokens) if row[layer] else None
 
         want = method.backbone(x[i : i + 1], Some())
         torch.testing.assert_close(got[i : i + 1], want, atol=1e-5, rtol=1e-4)
@@ -323,10 +323,10 @@ def test_gradients_reach_earlier_prompts_through_the_queries_of_later_layers():
     h = []
 
     class Watched(PoolPlan):
-        def __call__(self, layer, state):
+        def __call__(self, layer, tokens):
             if layer == 2:
-                h.append(state)
-            return super().__call__(layer, state)
+                h.append(tokens)
+            return super().__call__(layer, tokens)
 
     plan = Watched(method, method.query(x), torch.full((3, DEPTH), 1 / DEPTH))
     method.backbone(x, plan)

@@ -398,8 +398,8 @@ def test_l2p_features_take_a_plan(stream):
     class Plan:
         first = 0
 
-        def __call__(self, layer, h):
-            layers.append((layer, h.shape[1]))
+        def __call__(self, layer, tokens):
+            layers.append((layer, tokens.h.shape[1]))
 
     assert torch.equal(method.read(method.tokens(x, ids), Plan()), method.read(method.tokens(x, ids)))
     assert layers == [(layer, 1 + 25 + 4) for layer in range(12)]

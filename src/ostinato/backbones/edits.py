@@ -276,8 +276,8 @@ class Plan(Protocol):
         """The lowest layer that may be edited; everything below it equals the plain pass."""
         ...
 
-    def __call__(self, layer: int, h: Tensor) -> Edit | None:
-        """The edit of ``layer`` (0-based), given the state (..., N, D) that enters it; None for none."""
+    def __call__(self, layer: int, tokens: Tokens) -> Edit | None:
+        """The edit of ``layer`` (0-based), given the states (..., N, D) that enter it; None for none."""
         ...
 
 
@@ -292,8 +292,8 @@ class LayerPlan:
         """The lowest edited layer; 0 for an empty plan."""
         return min(self.edits, default=0)
 
-    def __call__(self, layer: int, h: Tensor) -> Edit | None:  # noqa: ARG002 - plans may read the state
-        """The edit of ``layer``, whatever the state."""
+    def __call__(self, layer: int, tokens: Tokens) -> Edit | None:  # noqa: ARG002 - plans may read the states
+        """The edit of ``layer``, whatever the states."""
         return self.edits.get(layer)
 
 

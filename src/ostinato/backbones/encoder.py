@@ -274,7 +274,7 @@ class Encoder(nn.Module):
             raise InputError(f"run: 0 <= start <= stop <= {self.arch.depth} must hold, got {start} and {stop}.")
         h = tokens.h
         for layer in range(start, stop):
-            edit = plan(layer, h) if plan is not None else None
+            edit = plan(layer, Tokens(h, tokens.mask)) if plan is not None else None
             h = self.blocks[layer](h, tokens.mask, edit, read if layer == stop - 1 else None)
         if read is None or start == stop:
             return Tokens(h, tokens.mask)

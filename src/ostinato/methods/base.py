@@ -298,12 +298,13 @@ def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
     return backbone
 
 
-def check_layers(option: str, layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Layer numbers of an option, each once and inside the encoder.
+def check_layers(option: str, layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Layer numbers of an option, each once and inside the encoder; None names all.
 
     Raises:
         InputError: if one is outside [0, depth - 1] or named twice.
     """
+    layers = range(depth) if layers is None else layers
     if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
         raise InputError(f"method.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
     return tuple(layers)

@@ -27,7 +27,7 @@ the generator are kept instead of generators. A task of one class competes with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -96,7 +96,7 @@ class GroupedPlan:
         """The lowest prompted layer."""
         return min(self.places)
 
-    def __call__(self, layer: int, h: Tensor) -> Edit | None:  # noqa: ARG002 - plans may read the state
+    def __call__(self, layer: int, tokens: Tokens) -> Edit | None:  # noqa: ARG002 - plans may read the states
         """Key and value prefixes of a prompted layer."""
         if layer not in self.places:
             return None
@@ -164,7 +164,7 @@ class LayerGrouped(Method):
     ) -> None:
         super().__init__(backbone)
         d, depth = backbone.dim, backbone.arch.depth
-        self.layers = tuple(sorted(check_layers("layers", range(depth) if layers is None else layers, depth)))
+        self.layers = tuple(sorted(check_layers("layers", layers, depth)))
         if not self.layers:
             raise InputError("method.layers must name at least one layer; leave it out for all.")
         if not 1 <= groups <= len(self.layers):
@@ -256,19 +256,19 @@ class LayerGrouped(Method):
         """Group prompts (G, 2, P, D) of the current task."""
         return self.root if self.generator is None else self.generator(self.root)
 
-    def _mixed(self, weights: Tensor, kept: Tensor, current: Tensor) -> Tensor:
+    def _mixed(self, weights: Tensor, kept: Tensor, current: Callable[[], Tensor]) -> Tensor:
         """Mixture (B | 1, ...) over tasks of what is kept (t, ...) and, until that has it, of what trains (...)."""
         # Apart from each other, so that no gradient of the kept ones, which grow with the tasks, is computed.
         t = len(kept)
         mixture = torch.tensordot(weights[:, :t], kept, 1)
-        return mixture if t == self.n_tasks else mixture + torch.tensordot(weights[:, t:], current[None], 1)
+        return mixture if t == self.n_tasks else mixture + torch.tensordot(weights[:, t:], current()[None], 1)
 
     def _plan(self, weights: Tensor) -> GroupedPlan:
         """Prefixes of the group prompts of all tasks, mixed by weights (B | 1, T)."""
         summed = self.fusion == "sum"  # with one alpha for all, that of the newest task
         return GroupedPlan(
-            self._mixed(weights, self.prompts, self._generated()),
-            self.alpha[None] if summed else self._mixed(weights, self.alphas, self.alpha),
+            self._mixed(weights, self.prompts, self._generated),
+            self.alpha[None] if summed else self._mixed(weights, self.alphas, lambda: self.alpha),
             self.encoding,
             self.places,
             self.backbone.arch.heads,

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ostinato.backbones import Backbone, Edit, prefix_from
+from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
 from ostinato.errors import InputError
 from ostinato.methods.alignment import alignment_stage, collect
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
@@ -51,7 +51,6 @@ class PoolPlan:
         method: whose pools are read.
         frozen: q(x), (B, D).
         gate: (B, layers), scales the prefixes.
-        mask: (B, N), the tokens that are real; None for all.
         sizes: (B, layers) prompts that may take part; None for all.
         absent: whether a gate of 0 removes the prefix instead of leaving zeros.
     """
@@ -59,25 +58,17 @@ class PoolPlan:
     first = 0
 
     def __init__(
-        self,
-        method: LiEPrompt,
-        frozen: Tensor,
-        gate: Tensor,
-        *,
-        mask: Tensor | None = None,
-        sizes: Tensor | None = None,
-        absent: bool = False,
+        self, method: LiEPrompt, frozen: Tensor, gate: Tensor, sizes: Tensor | None = None, absent: bool = False
     ) -> None:
-        self.method, self.frozen, self.gate = method, frozen, gate
-        self.mask, self.sizes, self.absent = mask, sizes, absent
+        self.method, self.frozen, self.gate, self.sizes, self.absent = method, frozen, gate, sizes, absent
         self.similarity: list[Tensor] = []  # (B, top_k) of each layer, where prompts are selected
 
-    def __call__(self, layer: int, h: Tensor) -> Edit:
+    def __call__(self, layer: int, tokens: Tokens) -> Edit:
         """The gated prefix of ``layer`` for states (B, N, D)."""
         method = self.method
         pool: PromptPool = method.pools[layer]  # pyright: ignore[reportAssignmentType]
         sizes = None if self.sizes is None else self.sizes[:, layer]
-        query = self._query(h)
+        query = self._query(tokens)
         if method.top_k:
             # The choice has no gradient; the pull is to move keys, not what they are compared with.
             prompts, similarity = pool.select(query.detach(), method.top_k, sizes)
@@ -88,11 +79,12 @@ class PoolPlan:
         on = (gate > 0)[:, None].expand(-1, prompts.shape[2]) if self.absent else None
         return Edit(prefix=prefix_from(prompts * gate[:, None, None, None], method.heads), prefix_mask=on)
 
-    def _query(self, h: Tensor) -> Tensor:
+    def _query(self, tokens: Tokens) -> Tensor:
         """What is compared with the keys, (B, D)."""
         if self.method.match == "max":
-            return (h if self.mask is None else h.masked_fill(~self.mask[..., None], -torch.inf)).amax(1)
-        return h[:, 0] if self.method.match == "cls" else self.frozen
+            h, mask = tokens
+            return (h if mask is None else h.masked_fill(~mask[..., None], -torch.inf)).amax(1)
+        return tokens.h[:, 0] if self.method.match == "cls" else self.frozen
 
 
 @register("lieprompt")
@@ -255,10 +247,9 @@ class LiEPrompt(TaskInferring):
         frozen = self.query(x)
         gate = self.training_gate(frozen)
         self.track(gate)
-        tokens = self.backbone.embed(x)
-        plan = PoolPlan(self, frozen, gate, mask=tokens.mask)
+        plan = PoolPlan(self, frozen, gate)
         losses = {
-            "ce": self.head.loss(self.backbone.features(tokens, plan), y),
+            "ce": self.head.loss(self.backbone(x, plan), y),
             "balance": self.balance * (gate.mean(0) - 1 / gate.shape[1]).square().mean(),
             "ortho": self.ortho * self.overlap(),
         }
@@ -296,9 +287,7 @@ class LiEPrompt(TaskInferring):
         frozen = self.query(x)
         sizes = self.sizes[tasks] if self.restrict else None
         absent = self.off == "absent" and self.test_gate != "soft"
-        tokens = self.backbone.embed(x)
-        plan = PoolPlan(self, frozen, self.gate(frozen, tasks), mask=tokens.mask, sizes=sizes, absent=absent)
-        return self.backbone.features(tokens, plan)
+        return self.backbone(x, PoolPlan(self, frozen, self.gate(frozen, tasks), sizes, absent))
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the routers of ``tasks``; prototype cosines, which need no task, for "proto"."""

@@ -68,8 +68,7 @@ class SLM(Method):
     ) -> None:
         super().__init__(backbone)
         check_positive(keys=keys, rank=rank, top_k=top_k)
-        depth = backbone.arch.depth
-        self.layers = check_layers("layers", range(depth) if layers is None else layers, depth)
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
         if not self.layers:
             raise InputError("method.layers must name at least one layer.")
         if scale <= 0 or temperature <= 0:

@@ -24,9 +24,8 @@ def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
         (B, T), not negative, rows sum to 1.
     """
     counts = torch.tensor(list(sizes))
-    share = (torch.eye(len(sizes)) / counts).repeat_interleave(
-        counts, dim=0
-    )  # (C, T), of each class in its task's mean
+    # (C, T): the share of a class in the mean of its task.
+    share = (torch.eye(len(sizes)) / counts).repeat_interleave(counts, dim=0)
     means = logits.softmax(1) @ share.to(logits)
     return means / means.sum(1, keepdim=True)
 
