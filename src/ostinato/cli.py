@@ -177,7 +177,7 @@ def predict(
         typer.Argument(
             metavar="[FILE]...",
             help="Images or folders of them; for texts, files with one a line, csv, tsv, jsonl or parquet. Also "
-            "backbone.weights=FILE (if it moved) and device=cpu.",
+            "backbone.weights=FILE (if it moved), device=cpu and precision=fp32.",
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
@@ -196,11 +196,11 @@ def predict(
     from ostinato.config import parse_overrides
     from ostinato.predicting import image_files, texts_of
 
-    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device="))]
+    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision="))]
     files = [Path(w) for w in inputs or [] if w not in words]
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
-    learner = _load(run, parse_overrides(words))
+    learner = _load(run, _machine(parse_overrides(words)))
     if learner.method.backbone.modality == "text":
         given = texts_of(text or [], files, column)
     elif text or column:
@@ -229,14 +229,26 @@ def predict(
         raise DataError("\n".join(bad))
 
 
-def _load(run: Path, options: dict[str, Any]) -> Learner:
+def _machine(given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options what :func:`_load` makes use of.
+
+    Raises:
+        InputError: for another option of the backbone, which belongs to what was learned.
+    """
+    machine = {key: given.pop(key) for key in ("device", "precision") if key in given}
+    backbone = given.pop("backbone", {})
+    if set(backbone) - {"weights"}:
+        raise InputError("backbone: only backbone.weights (where the file is now) may be given here.")
+    return machine | backbone
+
+
+def _load(run: Path, machine: dict[str, Any]) -> Learner:
     """The learner of a finished run, or of an artifact folder."""
     if not run.is_dir():
         raise InputError(f"{run} is no directory; give a run directory or an artifact folder.")
     from ostinato.learner import Learner
 
-    weights = options.get("backbone", {}).get("weights")
-    return Learner.load(run, weights=weights, device=options.get("device", "auto"))
+    return Learner.load(run, **machine)
 
 
 def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
@@ -324,28 +336,29 @@ def evaluate(
 
     given = parse_overrides(options or [])
     data, scoring = given.pop("data", {}), given.pop("eval", {})
-    machine = {key: given.pop(key) for key in ("backbone", "device") if key in given}
-    if (
-        given
-        or set(data) - {"path", "on_error"}
-        or "path" not in data
-        or set(scoring) - {"protocol", "shots", "batch_size"}
-    ):
+    machine = _machine(given)
+    stream = given.pop("stream", None)
+    wrong = given or set(scoring) - {"protocol", "shots", "batch_size"} or stream not in (None, {"tasks": "folders"})
+    if wrong or "path" not in data:
         raise InputError(
-            "eval takes data=FOLDER, data.on_error=skip, backbone.weights=FILE, device=NAME, and eval.protocol=batch "
-            "with eval.batch_size=24 and eval.shots=7."
+            "eval takes data=FOLDER with further options of data.*, stream.tasks=folders, backbone.weights=FILE, "
+            "device=NAME, precision=fp32, and eval.protocol=batch with eval.batch_size=24 and eval.shots=7."
         )
     protocol = _protocol(scoring)
     learner = _load(run, machine)
+    from ostinato.engine.data import samples_to_score
     from ostinato.engine.rundir import RunDir
-    from ostinato.streams import open_source
-    from ostinato.streams.base import known_examples
 
-    source = open_source(data["path"], on_error=data.get("on_error", "raise"), seed=learner.settings.seed)
-    learned_from = RunDir(run).read_config().data.path if (run / "config.toml").exists() else None
-    # Of the very data that were learned from, only what was held out then may be scored.
-    same = learned_from is not None and Path(data["path"]).resolve() == Path(learned_from).resolve()
-    samples = known_examples(source, learner.class_names, held_out_only=same)
+    samples, notes = samples_to_score(
+        data,
+        RunDir(run).read_config() if (run / "config.toml").exists() else None,
+        learner.class_names,
+        learner.used,
+        seed=learner.settings.seed,
+        task_folders=True if stream else None,
+    )
+    for note in notes:
+        typer.echo(note, err=as_json)
     labels = sorted(set(samples.labels.tolist()))
     parts = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
     if protocol is None:
@@ -360,13 +373,13 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(stamped))
         else:
-            typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} images, protocol {protocol.name}")
+            typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, protocol {protocol.name}")
         return
     shares = {learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)}
     if as_json:
         typer.echo(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": shares}))
         return
-    typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} images, {len(labels)} classes")
+    typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, {len(labels)} classes")
     for name, share in sorted(shares.items(), key=lambda item: item[1]):
         typer.echo(f"  {100 * share:5.1f}%  {name}")
 

@@ -142,13 +142,16 @@ def absolute(config: RunConfig) -> RunConfig:
     if config.backbone.weights is None and Path(config.backbone.name).expanduser().is_dir():
         folder = Path(config.backbone.name).expanduser().resolve()
         backbone = {"name": folder.name, "weights": str(folder)}  # of a text encoder
-    # A known name wins over a folder of that name, as where data are opened.
-    data = config.data.path if config.data.path in SOURCES else None
+
+    def full_data(text: str | None) -> str | None:
+        # A known name wins over a folder of that name, as where data are opened.
+        return text if text in SOURCES else full(text)
+
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"path": data or full(config.data.path)}),
+            "data": config.data.model_copy(update={"path": full_data(config.data.path)}),
             "backbone": config.backbone.model_copy(update=backbone),
-            "eval": config.eval.model_copy(update={"data": full(config.eval.data)}),
+            "eval": config.eval.model_copy(update={"data": full_data(config.eval.data)}),
             "cache": str(Path(config.cache).expanduser().resolve()) if config.cache else None,
         }
     )
@@ -267,6 +270,15 @@ def build_config(*layers: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
+
+
+def data_config(options: dict[str, Any]) -> DataConfig:
+    """``data.*`` alone, checked.
+
+    Raises:
+        InputError: as :func:`build_config`.
+    """
+    return build_config({"method": {"name": ""}, "data": options}).data
 
 
 def _explain(error: ValidationError) -> str:

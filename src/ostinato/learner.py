@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from ostinato.backbones import TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
-from ostinato.engine.checkpoint import save_tensors
+from ostinato.engine.checkpoint import put_folder, save_tensors
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
@@ -30,12 +31,14 @@ from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
 from ostinato.methods.base import LearnTask, Recipe
 from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
-from ostinato.streams.decode import decode
+from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.world import ALONE, World
 
-FORMAT = 1
+FORMAT = 2
 """Version of the artifact's layout."""
+
+ABOUT, USED = "artifact.json", "used_samples.npy"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ class Learner:
         world: the processes that share the work, see :func:`ostinato.world.joined`.
         options: the method's own options.
 
+    Attributes:
+        used: sorted fingerprints of all samples that were learned from or set aside for validation, see
+            :meth:`ostinato.streams.Examples.fingerprints`; what else there is of their classes may be scored.
+
     Raises:
         InputError: unknown names or options, each with the closest known ones.
     """
@@ -142,6 +149,8 @@ class Learner:
             self.spec = replace(self.spec, name=self.origin.name)
         self.crop = crop
         self.class_names: list[str] = []
+        self.used = np.empty(0, np.uint64)
+        self.precision = precision
         self._history: list[Examples] = []
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
@@ -223,7 +232,12 @@ class Learner:
             resume=resume,
         )
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
+        self._note_used(task)
         return seconds
+
+    def _note_used(self, task: Task) -> None:
+        for part in (task.train, task.validation):
+            self.used = np.union1d(self.used, part.fingerprints())
 
     def _remember(self, task: Task) -> None:
         """Keep the data of all tasks for methods that declare that they need it."""
@@ -237,9 +251,10 @@ class Learner:
         self._history = [*self._history[: task.index], task.train]
 
     def remember(self, tasks: Sequence[Task]) -> None:
-        """Hand over the data of tasks learned before a restart, for methods that need all data."""
+        """Hand over tasks learned before a restart: what was used, and the data for methods that need all of them."""
         for task in tasks:
             self._remember(task)
+            self._note_used(task)
 
     def evaluate(
         self,
@@ -320,23 +335,26 @@ class Learner:
                 raise DataError(f"text {index}: {EMPTY}.")
             return f"text {index}", given
         if isinstance(given, Image.Image):
-            return f"image {index}", given.convert("RGB")
+            return f"image {index}", as_rgb(given, f"image {index}")
         return str(given), decode(Path(given), str(given))
 
     def save(self, path: str | Path) -> None:
-        """Write the learner as a folder, whole or not at all: ``artifact.json`` and ``learned.safetensors``.
+        """Write the learner as a folder, whole or not at all: what was learned, from what, and ``artifact.json``.
 
         Args:
-            path: a new folder, or one that holds a saved learner, which is replaced.
+            path: a new folder, or one that holds a saved learner, which is replaced when the new one is on disk.
 
         Raises:
-            InputError: if there is something else in the folder.
+            InputError: if there is something else.
         """
         target = Path(path)
+        if target.exists() and not (target.is_dir() and ((target / ABOUT).exists() or not any(target.iterdir()))):
+            raise InputError(f"save: {target} exists and is no saved learner; choose another folder.")
         folder = target.with_name(target.name + ".part")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         save_tensors(self.method.learned_state(), folder / "learned.safetensors")
+        np.save(folder / USED, self.used)
         spec = asdict(self.spec)
         if self.spec.weights is not None:
             spec["weights"] = str(Path(self.spec.weights).resolve())
@@ -351,14 +369,11 @@ class Learner:
             "protocol": self.method.protocol,
             "seed": self.settings.seed,
             "crop": self.crop,
+            "precision": self.precision,
             "train": self.settings.overrides or {},
         }
-        (folder / "artifact.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            if not (target / "artifact.json").exists() and any(target.iterdir()):
-                raise InputError(f"save: {target} exists and is no saved learner; choose another folder.")
-            shutil.rmtree(target)
-        folder.rename(target)
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        put_folder(folder, target)
 
     @classmethod
     def load(
@@ -367,7 +382,6 @@ class Learner:
         *,
         weights: str | None = None,
         device: str = "auto",
-        precision: str = "auto",
         **more: Any,
     ) -> Learner:
         """Read a learner back.
@@ -376,8 +390,7 @@ class Learner:
             path: folder written by :meth:`save`, or the directory of a finished run.
             weights: where the backbone's weights are now, if they moved.
             device: as in the constructor.
-            precision: as in the constructor.
-            more: further arguments of the constructor.
+            more: further arguments of the constructor; without, what the learner was made with.
 
         Returns:
             A learner that gives the same scores and can go on learning.
@@ -386,12 +399,12 @@ class Learner:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
         """
         folder = Path(path)
-        if not (folder / "artifact.json").exists() and (folder / "config.toml").exists():
+        if not (folder / ABOUT).exists() and (folder / "config.toml").exists():
             folder = folder / "artifact"
             if not folder.exists():
                 raise InputError(f"{path} is not finished; first run 'ostinato resume {path}'.")
         try:
-            about = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} is no saved learner: artifact.json cannot be read ({error}).") from None
         if about.get("format") != FORMAT:
@@ -399,8 +412,8 @@ class Learner:
         spec = BackboneSpec(**about["backbone"])
         if weights is not None:
             spec = replace(spec, weights=weights)
-        known = {"seed": about["seed"], "crop": about["crop"], "train": about["train"]} | more
-        learner = cls(about["method"], backbone=spec, device=device, precision=precision, **known, **about["options"])
+        known = {key: about[key] for key in ("seed", "crop", "precision", "train")} | more
+        learner = cls(about["method"], backbone=spec, device=device, **known, **about["options"])
         if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
             raise DataError(
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
@@ -411,6 +424,7 @@ class Learner:
         except (OSError, SafetensorError) as error:
             raise DataError(f"{folder}: learned.safetensors cannot be read ({error}). Restore the artifact.") from None
         learner.restore(learned, about["class_names"])
+        learner.used = read_used(folder)
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
@@ -419,6 +433,18 @@ class Learner:
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
+
+
+def read_used(artifact: Path) -> np.ndarray:
+    """``Learner.used`` of a saved learner.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        return np.load(artifact / USED, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{artifact}: {USED} cannot be read ({error}). Restore the artifact.") from None
 
 
 def check_recipe(train: dict[str, Any]) -> dict[str, Any]:

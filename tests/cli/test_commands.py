@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pytest
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
 from ostinato.cli import main
+from ostinato.engine.rundir import write_json
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
 
@@ -165,6 +167,24 @@ def test_eval_on_the_very_data_scores_what_was_held_out(photo_run):
     assert result["accuracy"] == pytest.approx(summary["last_accuracy"])
 
 
+def test_eval_knows_what_was_learned_from_wherever_it_lies(photo_run, tmp_path):
+    """Not by path and not by name: in a folder that grew and moved, and with the artifact alone."""
+    moved = tmp_path / "moved"
+    shutil.copytree(photo_run / "photos", moved)
+    photos(tmp_path / "new", {"red": RED, "blue": BLUE}, n=3, seed=9)
+    for i in range(3):
+        (tmp_path / f"new/red/{i}.jpg").rename(moved / f"red/000{i}.jpg")
+    model = shutil.copytree(photo_run / "runs/photos/artifact", tmp_path / "model")
+    done = ostinato("eval", model, f"data={moved}", "--json")
+    assert json.loads(done.stdout)["images"] == 4 + 3
+    assert "28 of the 35 images of moved were learned from or validated on; the other 7 are scored." in done.stderr
+    shutil.rmtree(moved / "green")
+    for i in range(3):
+        (moved / f"red/000{i}.jpg").unlink()
+    text = ostinato("eval", model, f"data={moved}", "data.limit_per_class=3", code=2).stderr
+    assert "data.limit_per_class: is about learning" in text
+
+
 def test_a_runs_own_configuration_repeats_it(photo_run, tmp_path):
     config = photo_run / "runs/photos/config.toml"
     ostinato("run", "simplecil", "-c", config, "out=again", cwd=tmp_path)
@@ -191,6 +211,10 @@ def test_learn_more_classes_months_later(photo_run):
     assert json.loads(ostinato("predict", "runs/photos", file, "--json", cwd=photo_run).stdout)[0]["classes"] == [
         "cyan"
     ]
+    scored = json.loads(ostinato("eval", "runs/photos", "data=more", "--json", cwd=photo_run).stdout)
+    assert scored["images"] == 2, "of the six images of each new class one was held out"
+    own = json.loads(ostinato("eval", "runs/photos", "data=photos", "--json", cwd=photo_run).stdout)
+    assert own["images"] == 4, "nor those that were learned from before"
     kept = json.loads((photo_run / "runs/photos/learn-001/artifact_before/artifact.json").read_text())
     assert kept == before
     text = ostinato("learn", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
@@ -228,6 +252,50 @@ def test_an_interrupted_learn_is_resumed(tmp_path):
     assert (tmp_path / "b/artifact/artifact.json").exists()
     one, two = ((tmp_path / r / "artifact/learned.safetensors").read_bytes() for r in "ab")
     assert one == two
+
+
+@pytest.mark.parametrize("rename", range(5))
+def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tmp_path, monkeypatch, rename):
+    """Before each rename of an artifact, and after the last one, there is a model, and a way to the new one."""
+    run = shutil.copytree(photo_run / "runs/photos", tmp_path / "run", ignore=shutil.ignore_patterns("learn-*"))
+    if (old := photo_run / "runs/photos/learn-001/artifact_before").exists():  # an earlier test has taught it more
+        shutil.rmtree(run / "artifact")
+        shutil.copytree(old, run / "artifact")
+    photos(tmp_path / "more", {"pink": (250, 150, 170), "grey": (120, 120, 120)}, n=6)
+    moved, seen = Path.rename, []
+
+    class Killed(BaseException):
+        pass
+
+    def counted(self, target):
+        if "artifact" in Path(target).name:
+            if len(seen) == rename:
+                raise Killed
+            seen.append(target)
+        return moved(self, target)
+
+    def killed(path, value):
+        if path.name == "summary.json":
+            raise Killed
+        write_json(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted)
+        if rename == 4:
+            patch.setattr("ostinato.engine.rundir.write_json", killed)
+        with pytest.raises(Killed):
+            ostinato("learn", run, f"data={tmp_path / 'more'}", f"eval={photo_run / 'old'}")
+    assert (run / "artifact").exists() or (run / "learn-001/artifact_before").exists()
+    advice = ostinato("learn", run, f"data={tmp_path / 'more'}", code=2).stderr
+    assert ("delete" in advice) == (rename < 2), "not once the old model may lie in there alone"
+    result = json.loads(ostinato("resume", run, "--json").stdout)
+    assert result["classes"] == 6
+    assert result["old_accuracy_before"] > 0.8
+    kept = json.loads((run / "learn-001/artifact_before/artifact.json").read_text())
+    assert len(kept["class_names"]) == 4
+    assert len(json.loads((run / "artifact/artifact.json").read_text())["class_names"]) == 6
+    assert json.loads(ostinato("eval", run, f"data={tmp_path / 'more'}", "--json").stdout)["images"] == 2
+    assert not [p for p in run.rglob("*artifact*.*") if p.is_dir()], "nothing half done is left"
 
 
 def test_resume_refuses_other_data(tmp_path):
@@ -464,6 +532,45 @@ def test_predict_bad_texts(text_run):
         in ostinato("predict", "run", "other.csv", "--column", "c", code=2, cwd=text_run).stderr
     )
     assert "give image files, text files or --text" in ostinato("predict", "run", code=2, cwd=text_run).stderr
+
+
+def test_texts_of_a_named_column_are_predicted_as_written(text_run):
+    (text_run / "named.csv").write_text("question\n007\n1.0\n")
+    (text_run / "same.txt").write_text("007\n1.0\n")
+    named = json.loads(ostinato("predict", "run", "named.csv", "--column", "question", "--json", cwd=text_run).stdout)
+    same = json.loads(ostinato("predict", "run", "same.txt", "--json", cwd=text_run).stdout)
+    assert [p["scores"] for p in named] == [p["scores"] for p in same]
+
+
+def test_what_a_run_was_told_of_its_columns_holds_for_more_and_for_scoring(text_run, tmp_path):
+    """And can be told anew for data that are different."""
+    for name, classes, column in (("first", "ab", "question"), ("more", "cd", "question"), ("last", "ef", "title")):
+        rows = [(f"w{i % 7} w{ord(c) - 94} w{i % 5}", c) for c in classes for i in range(10)]
+        (tmp_path / name).mkdir()
+        lines = "".join(f"{text},{c}\n" for text, c in rows)
+        (tmp_path / name / "train.csv").write_text(f"{column},intent\n{lines}")
+    own = ("data.text_column=question", "data.label_column=intent")
+    ostinato("run", "simplecil", "data=first", f"backbone={text_run / 'bert'}", "stream.step=2", *own, "out=r",
+             cwd=tmp_path)  # fmt: skip
+    ostinato("learn", "r", "data=more", "eval=first", cwd=tmp_path)
+    ostinato("learn", "r", "data=last", "data.text_column=title", "eval=more", cwd=tmp_path)
+    for data, more in (("first", ()), ("more", ()), ("last", ("data.text_column=title",))):
+        done = ostinato("eval", "r", f"data={data}", *more, "--json", cwd=tmp_path)
+        assert json.loads(done.stdout)["images"] == 4, data
+    assert "texts, 2 classes" in ostinato("eval", "r", "data=more", cwd=tmp_path).stdout
+    assert "no column of last" in ostinato("eval", "r", "data=last", code=2, cwd=tmp_path).stderr
+
+
+def test_the_runs_precision_is_that_of_its_model(text_run):
+    ostinato("run", "simplecil", "data=intents", "backbone=bert", "precision=bf16", "out=half", cwd=text_run)
+    words = ("--text", "w1 w2 w3", "--json")
+    half, full = (
+        json.loads(ostinato("predict", "half", *words, *more, cwd=text_run).stdout)[0]["scores"]
+        for more in ((), ("precision=fp32",))
+    )
+    assert half != full
+    assert half == pytest.approx(full, abs=0.05)
+    assert "precision must be" in ostinato("predict", "half", "precision=fp8", *words, code=2, cwd=text_run).stderr
 
 
 def test_a_text_of_a_megabyte_is_answered_by_its_beginning(text_run):

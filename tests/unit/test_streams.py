@@ -19,8 +19,8 @@ from ostinato.streams import (
     TrainView,
     arrays,
     open_source,
+    scorable,
 )
-from ostinato.streams.base import known_examples
 from ostinato.streams.source import allotted, natural_key, shuffled
 
 
@@ -376,16 +376,50 @@ def test_arrays_labels_need_names():
         arrays(np.zeros((2, 3, 3), np.uint8), [0, 2], class_names=["a", "b"])
 
 
-def test_known_examples_are_labelled_as_learned():
+NOTHING = np.empty(0, np.uint64)
+
+
+def test_scorable_samples_are_labelled_as_learned():
     source = toy([3, 3], names=["b", "c"])
-    examples = known_examples(source, ["a", "b", "c"])
-    assert examples.labels.tolist() == [1, 1, 2, 2]
+    samples, notes = scorable(source, ["a", "b", "c"], NOTHING)
+    assert samples.labels.tolist() == [1, 1, 2, 2]
+    assert not notes
     source.test_was_cut = True
-    assert len(known_examples(source, ["a", "b", "c"])) == 10
+    assert len(scorable(source, ["a", "b", "c"], NOTHING)[0]) == 10
     source.test = None
-    assert len(known_examples(source, ["a", "b", "c"])) == 6
+    samples, notes = scorable(source, ["a", "b", "c"], NOTHING)
+    assert len(samples) == 6
+    assert "all its 6 images" in notes[0]
     with pytest.raises(DataError, match="toy has 'c'"):
-        known_examples(source, ["a", "b"])
+        scorable(source, ["a", "b"], NOTHING)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_was_learned_from_is_not_scored_whatever_it_is_called_now(seed):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint8)
+    labels = np.repeat([0, 1], 10)
+    source = arrays(pixels, labels)
+    used = TaskStream(source, StreamOptions(step=2, validation=0, limit_per_class=6, seed=seed)).task(0).train
+    renamed = arrays(pixels[::-1], labels[::-1], name="again")
+    samples, notes = scorable(renamed, ["0", "1"], used.fingerprints())
+    assert len(samples) == 8
+    assert not set(samples.fingerprints().tolist()) & set(used.fingerprints().tolist())
+    assert notes == ["12 of the 20 images of again were learned from or validated on; the other 8 are scored."]
+    with pytest.raises(DataError, match=r"20 of the 20 images of again were .* nothing else to score"):
+        scorable(renamed, ["0", "1"], scorable(source, ["0", "1"], NOTHING)[0].fingerprints())
+    # A test split of its own is scored whole, or figures on it would not compare; but not without a word.
+    own = arrays(pixels[:4], labels[:4], pixels[3:], labels[3:], class_names=["0", "1"], name="own")
+    samples, notes = scorable(own, ["0", "1"], used.fingerprints())
+    assert len(samples) == 17
+    assert "test images of own were learned from or validated on, and are scored all the same" in notes[0]
+
+
+def test_digest_tells_contents_apart():
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    source, other = arrays(pixels, [0, 0, 1, 1]), arrays(pixels + 1, [0, 0, 1, 1])
+    one, two = (TaskStream(s, StreamOptions(step=2, validation=0)).task(0).train for s in (source, other))
+    assert one.names() == two.names()
+    assert one.digest() != two.digest()
 
 
 def test_shuffles_depend_on_class_name_seed_and_purpose():

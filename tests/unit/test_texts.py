@@ -27,6 +27,31 @@ def view() -> TextView:
     return TextView(random_text_backbone().tokenization)
 
 
+def test_labels_of_a_csv_are_what_is_written(tmp_path):
+    """Whatever they look like: numbers with zeros, truth values, dates."""
+    (tmp_path / "train.csv").write_text("text,label\na,001\nb,01\nc,1\nd,true\ne,2020-01-01\nf,1.50\n")
+    assert open_source(str(tmp_path / "train.csv")).class_names == ["001", "01", "1", "1.50", "2020-01-01", "true"]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_label_is_refused(tmp_path, blank):
+    (tmp_path / "train.csv").write_text(f"text,label\na,x\nb,{blank}\nc,y\nd,{blank}\n")
+    with pytest.raises(DataError, match=r"2 lack one, such as train\.csv row 1"):
+        open_source(str(tmp_path / "train.csv"))
+
+
+def test_categories_and_truth_values_are_words(tmp_path):
+    words = pa.array(["a b", "c d", "e f", "g h"])
+    labels = pa.array(["yes", "no", "yes", "no"]).dictionary_encode()
+    pq.write_table(pa.table({"text": words.dictionary_encode(), "label": labels}), tmp_path / "train.parquet")
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["no", "yes"]
+    assert source.train.load(0) in words.to_pylist()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/train.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": false}\n')
+    assert open_source(str(tmp_path / "one")).class_names == ["false", "true"]
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 def test_tables_of_texts(tmp_path, suffix):
     source = open_source(str(text_tables(tmp_path, 3, suffix)))

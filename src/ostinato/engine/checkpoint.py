@@ -65,11 +65,7 @@ class Checkpoints:
         written = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
         save_tensors(checkpoint.optimizer, draft / "optimizer.safetensors")
         (draft / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
-        for file in draft.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        draft.rename(target)
-        _sync_directory(self.root)
+        put_folder(draft, target)
         self._written = written
         for old in existing[:-1]:
             shutil.rmtree(old)
@@ -134,9 +130,28 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _sync_directory(path: Path) -> None:
-    """Put a rename on disk."""
-    handle = os.open(path, os.O_RDONLY)
+def put_folder(draft: Path, target: Path) -> None:
+    """Give a folder of files its name once every byte is on disk; what has that name is replaced.
+
+    A kill leaves the draft, or for the blink between two renames ``TARGET.old`` in place of the target.
+    """
+    for file in draft.iterdir():
+        _sync(file)
+    _sync(draft)
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    draft.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk."""
+    if os.name == "nt" and path.is_dir():  # no handle to be had of a folder there
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

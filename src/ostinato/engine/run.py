@@ -7,10 +7,11 @@ from typing import Any
 
 from ostinato.config import RunConfig, absolute, build_config, flat
 from ostinato.engine.checkpoint import Checkpoints
+from ostinato.engine.data import Before, options_for
 from ostinato.engine.rundir import RunDir, read_json
-from ostinato.engine.session import Before, Session
+from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
-from ostinato.learner import BackboneSpec, Learner
+from ostinato.learner import BackboneSpec, Learner, read_used
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -85,9 +86,11 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     # What "auto" meant on the machine where the run began.
     fixed = {"precision": record["precision"]} if record else {}
     config = absolute(build_config(dirs.read_config().to_dict(), overrides, fixed))
-    before = _before(dirs.root.parent) if dirs.root.name.startswith(CONTINUATION) else None
+    before = _before(dirs) if dirs.root.name.startswith(CONTINUATION) else None
     fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
     learner = _taught(dirs, config, world) if before is not None and fresh else make_learner(config, world)
+    if before is not None and not fresh:
+        learner.used = read_used(_goes_on_from(dirs))
     session = Session(dirs, config, reporter, learner, before=before)
     if not record:
         session.write_record()
@@ -123,7 +126,9 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     dirs = RunDir(path, writes=world.main)
     parent = dirs.read_config()
     if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
-        drop = "" if unfinished[0] is dirs else f", or delete {unfinished[0].root} to drop it"
+        # Once it keeps the old artifact, that may be the only one.
+        kept = unfinished[0] is dirs or (unfinished[0].root / ARTIFACT_BEFORE).exists()
+        drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
         raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
     for key in ("method", "preprocess"):
         if key in overrides:
@@ -135,14 +140,14 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     base = parent.to_dict()
     carried = ("validation", *LIMITS, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
+    keep |= options_for(str(overrides["data"]["path"]), parent.data)
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
     weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
     where = {"backbone": {"weights": weights}} if weights else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
-    before = _before(dirs.root)
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
-    learner = _taught(sub, config, world)
+    before, learner = _before(sub), _taught(sub, config, world)
     if learner.method.data_seen == "all":
         raise InputError(
             f"{config.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
@@ -158,21 +163,26 @@ def _same_data(recorded: dict[str, Any], found: dict[str, Any]) -> bool:
     return all(recorded[key] == found[key] for key in ("tasks", "class_order", "options"))
 
 
-def _before(run: Path) -> Before:
-    """What a continuation of a run goes on from; its artifact stays in place until the continuation is finished."""
-    dirs = RunDir(run)
-    artifact = read_json(dirs.artifact / "artifact.json")
-    config = dirs.read_config()
-    return Before(artifact["class_names"], len(artifact["task_sizes"]), config.data.path, config.seed)
+def _goes_on_from(continuation: RunDir) -> Path:
+    """The artifact that a continuation goes on from, wherever it was stopped while it put its own in that place."""
+    kept = continuation.root / ARTIFACT_BEFORE
+    return kept if kept.exists() else continuation.root.parent / "artifact"
+
+
+def _before(continuation: RunDir) -> Before:
+    artifact = read_json(_goes_on_from(continuation) / "artifact.json")
+    config = RunDir(continuation.root.parent).read_config()
+    return Before(artifact["class_names"], len(artifact["task_sizes"]), config)
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:
-    return [RunDir(p, writes=dirs.writes) for p in sorted(dirs.root.glob(f"{CONTINUATION}[0-9]*")) if p.is_dir()]
+    found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if p.name.removeprefix(CONTINUATION).isdecimal()]
+    return [RunDir(p, writes=dirs.writes) for p in sorted(found) if p.is_dir()]
 
 
 def _taught(continuation: RunDir, config: RunConfig, world: World) -> Learner:
     """The learner that a continuation goes on from."""
-    artifact = continuation.root.parent / "artifact"
+    artifact = _goes_on_from(continuation)
     return Learner.load(artifact, weights=config.backbone.weights, world=world, **_machine(config))
 
 

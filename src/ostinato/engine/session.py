@@ -17,7 +17,8 @@ import torch
 
 from ostinato.backbones import TextBackbone
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints, put_folder
+from ostinato.engine.data import Before, make_stream, samples_to_score
 from ostinato.engine.precision import precision_name
 from ostinato.engine.rundir import RunDir
 from ostinato.engine.stopping import StopRequest, stop_on_signal
@@ -27,12 +28,14 @@ from ostinato.evaluation.evaluator import Evaluation
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
 from ostinato.report.console import Reporter
-from ostinato.streams import Examples, StreamOptions, TaskStream, open_source
-from ostinato.streams.base import known_examples
+from ostinato.streams import Examples
 
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
 
 SHARES = ("task_incremental", "task_id", "oracle_id")
+
+ARTIFACT_BEFORE = "artifact_before"
+"""Where a continuation keeps what it went on from; there once its own artifact is complete."""
 
 PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -67,82 +70,6 @@ class Progress:
     eval_seconds: float = 0.0
     eval_images: int = 0
     peak_memory: int = 0
-
-
-@dataclass(frozen=True)
-class Before:
-    """What a continuation goes on from: the run in whose directory it lies.
-
-    Attributes:
-        class_names: of all classes learned so far.
-        tasks: learned so far.
-        data: that the run was started with.
-        seed: that the run was started with, which decided what was held out.
-    """
-
-    class_names: list[str]
-    tasks: int
-    data: str
-    seed: int
-
-
-def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
-    """The stream of a configuration, numbered on from what was learned before.
-
-    A continuation takes all its classes as one task unless ``stream`` says otherwise.
-    """
-    data, stream = config.data, config.stream
-    source = open_source(
-        data.path,
-        on_error=data.on_error,
-        sets=data.sets,
-        image_column=data.image_column,
-        text_column=data.text_column,
-        label_column=data.label_column,
-        seed=config.seed,
-        classes=data.classes,
-        task_folders=True if stream.tasks == "folders" else None,
-    )
-    step, tasks = stream.step, stream.tasks
-    if tasks is None and stream.first is None and step is None:
-        if data.sets is not None:
-            tasks = "folders"
-        elif before is not None:
-            step = max(len(source.class_names), 1)
-    options = StreamOptions(
-        first=stream.first,
-        step=step,
-        tasks=tasks,
-        order=stream.order,
-        validation=data.validation,
-        limit_per_class=data.limit_per_class,
-        test_limit_per_class=data.test_limit_per_class,
-        limit_per_task=data.limit_per_task,
-        test_limit_per_task=data.test_limit_per_task,
-        seed=config.seed,
-    )
-    if before is None:
-        return TaskStream(source, options)
-    return TaskStream(
-        source,
-        options,
-        offset_classes=len(before.class_names),
-        offset_tasks=before.tasks,
-        known=before.class_names,
-    )
-
-
-def old_samples(config: RunConfig, before: Before, reporter: Reporter) -> Examples:
-    """Labelled samples of classes learned before, from ``eval.data``.
-
-    Where that is the very data the run was learned from, only what was held out then is scored.
-    """
-    source = open_source(str(config.eval.data), on_error=config.data.on_error, seed=before.seed)
-    same = config.eval.data == before.data
-    samples = known_examples(source, before.class_names, held_out_only=same)
-    if source.test_was_cut and not same:
-        reporter.message(f"{source.name} has no test folder of its own: all its {len(samples)} samples are scored.")
-    return samples
 
 
 class Session:
@@ -195,9 +122,13 @@ class Session:
 
     def _old_samples(self) -> list[Examples]:
         """Samples of classes learned before, as the first group of every evaluation; empty without."""
-        if self.before is None or self.config.eval.data is None:
+        before, path = self.before, self.config.eval.data
+        if before is None or path is None:
             return []
-        return [old_samples(self.config, self.before, self.reporter)]
+        samples, notes = samples_to_score({"path": path}, before.config, before.class_names, self.learner.used)
+        for note in notes:
+            self.reporter.message(note)
+        return [samples]
 
     def write_record(self) -> None:
         """Write what the results depend on: data, weights, versions, protocol."""
@@ -219,7 +150,9 @@ class Session:
                 "threads": torch.get_num_threads(),
                 "processes": self.world.size,
                 "stream": self.stream.describe(),
-                "continues": asdict(self.before) if self.before else None,
+                "continues": {"tasks": self.before.tasks, "classes": len(self.before.class_names)}
+                if self.before
+                else None,
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             },
         )
@@ -430,15 +363,14 @@ def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
 
 
 def _promote(sub: RunDir, parent: RunDir) -> None:
-    """Put a continuation's artifact in the place of its parent's, keeping the old one."""
-    kept, draft = sub.root / "artifact_before", parent.root / "artifact_next"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(sub.artifact, draft)
-    if kept.exists():
-        shutil.rmtree(parent.artifact, ignore_errors=True)
-    else:
-        parent.artifact.rename(kept)
-    draft.rename(parent.artifact)
+    """Put a continuation's artifact in the place of its parent's, of which a copy is kept first."""
+    kept = sub.root / ARTIFACT_BEFORE
+    steps = [(parent.artifact, kept)] if not kept.exists() else []
+    for source, target in (*steps, (sub.artifact, parent.artifact)):
+        draft = target.with_name(target.name + ".part")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(source, draft)
+        put_folder(draft, target)
 
 
 class _Watcher:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ostinato.errors import InputError, did_you_mean
 from ostinato.streams.arrays import arrays
-from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View
+from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View, scorable
 from ostinato.streams.folder import image_folder
 from ostinato.streams.source import check_on_error
 from ostinato.streams.texts import TextView
@@ -25,7 +25,9 @@ __all__ = [
     "View",
     "arrays",
     "image_folder",
+    "kind_of",
     "open_source",
+    "scorable",
 ]
 
 SOURCES = ("digits", "glyphs", "cifar100")
@@ -75,7 +77,7 @@ def open_source(
         from ostinato.streams.joined import joined
 
         return joined(Path(spec).expanduser(), sets, on_error=on_error, seed=seed, **columns)
-    kind, path = _kind(spec)
+    kind, path = kind_of(spec), Path(spec).expanduser()
     _refuse_unused(kind, spec, ("table", "hub"), **columns)
     _refuse_unused(kind, spec, ("glyphs",), classes=classes)
     _refuse_unused(kind, spec, ("folder",), task_folders=task_folders)
@@ -100,14 +102,19 @@ def open_source(
     return table(path, on_error=on_error, seed=seed, **columns)
 
 
-def _kind(spec: str) -> tuple[str, Path]:
-    path = Path(spec).expanduser()
+def kind_of(spec: str) -> str:
+    """What :func:`open_source` takes a name or path for: one of ``SOURCES``, "hub", "table" or "folder".
+
+    Raises:
+        InputError: if it is neither a name nor a path.
+    """
     if spec in SOURCES:
-        return spec, path
+        return spec
     if spec.startswith("hub:"):
         if spec == "hub:":
             raise InputError("hub: needs the name of a data set, as in 'hub:owner/name'.")
-        return "hub", path
+        return "hub"
+    path = Path(spec).expanduser()
     if not spec or not path.exists():
         raise InputError(
             f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
@@ -116,7 +123,7 @@ def _kind(spec: str) -> tuple[str, Path]:
     from ostinato.streams.tables import SUFFIXES, table_files
 
     is_table = path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(table_files(path)))
-    return "table" if is_table else "folder", path
+    return "table" if is_table else "folder"
 
 
 def _refuse_unused(kind: str, spec: str, kinds: tuple[str, ...], **options: object) -> None:

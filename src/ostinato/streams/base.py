@@ -9,9 +9,11 @@ import copy
 import hashlib
 import math
 import operator
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -241,10 +243,20 @@ class Examples(Dataset[tuple[Tensor, int]]):
         pairs = zip(self._split_of, self._rows, strict=True)
         return [self._splits[split].name(int(row)) for split, row in pairs]
 
+    def fingerprints(self) -> np.ndarray:
+        """A number (n,) uint64 for what each sample holds, the same under any name: 8 bytes of BLAKE2b."""
+
+        def fingerprint(index: int) -> int:
+            content = self._splits[self._split_of[index]].content(int(self._rows[index]))
+            return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # files are waited for
+            return np.fromiter(pool.map(fingerprint, range(len(self))), np.uint64, len(self))
+
     def digest(self) -> str:
-        """Fingerprint for records: SHA-256 over the sorted (name, label) pairs, in whatever order."""
-        pairs = zip(self.names(), self.labels.tolist(), strict=True)
-        lines = sorted(f"{name}\t{label}\n" for name, label in pairs)
+        """Fingerprint for records: SHA-256 over the sorted names, labels and contents, in whatever order."""
+        samples = zip(self.names(), self.labels.tolist(), self.fingerprints().tolist(), strict=True)
+        lines = sorted(f"{name}\t{label}\t{content:016x}\n" for name, label, content in samples)
         return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def class_counts(self) -> dict[int, int]:
@@ -491,17 +503,19 @@ def _check_classes(source: Source, names: list[str], offset: int, known: Sequenc
         raise DataError(f"Each class needs a training image; in {source.name} these have none:{listed(empty)}")
 
 
-def known_examples(source: Source, class_names: Sequence[str], *, held_out_only: bool = False) -> Examples:
-    """Samples of classes that were learned under the given names, for scoring.
+def scorable(source: Source, class_names: Sequence[str], used: np.ndarray) -> tuple[Examples, list[str]]:
+    """Samples of classes that were learned under the given names, without those that were learned from.
+
+    A source's own test split is scored as it is, so that the figure compares with others on it. A source without one
+    is scored on all of its samples that were not used.
 
     Args:
         source: all its classes must be known.
         class_names: position = label.
-        held_out_only: take the test split even where it was cut from the source here; for the very data that was
-            learned from. Otherwise all images of a source without a test split of its own are scored.
+        used: fingerprints of what was learned from, see :meth:`Examples.fingerprints`.
 
     Returns:
-        The samples, labelled as learned.
+        The samples, labelled as learned, and what there is to tell about the choice.
 
     Raises:
         DataError: if the source has a class that is not known, or nothing to score.
@@ -513,11 +527,21 @@ def known_examples(source: Source, class_names: Sequence[str], *, held_out_only:
             f"Only classes that were learned can be scored, but {source.name} has {', '.join(map(repr, unknown))}. "
             f"{did_you_mean(unknown[0], list(class_names))}"
         )
-    if held_out_only and source.test is None:
-        raise DataError(f"{source.name} has no test images beside the ones that were learned from.")
     to_label = np.array([label_of[name] for name in source.class_names])
-    own_test = source.test is not None and (held_out_only or not source.test_was_cut)
+    own_test = source.test is not None and not source.test_was_cut
     splits = [source.test] if own_test else [source.train, source.test]
-    return Examples.concat(
+    samples = Examples.concat(
         [Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits if s is not None]
     )
+    again = np.isin(samples.fingerprints(), used)
+    n, total, kind = int(again.sum()), len(samples), samples.modality
+    told = f"{n} of the {total} {'test ' if own_test else ''}{kind}s of {source.name} were learned from or validated on"
+    if own_test:
+        return samples, [f"{told}, and are scored all the same."] if n else []
+    if n == total:
+        raise DataError(f"{told}: there is nothing else to score.")
+    if n:
+        told += f"; the other {total - n} are scored."
+    else:
+        told = f"{source.name} has no test split of its own: all its {total} {kind}s are scored."
+    return samples.subset(np.flatnonzero(~again)), [told]

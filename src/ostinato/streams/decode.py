@@ -47,6 +47,39 @@ def decode(data: Path | bytes, where: str) -> Image.Image:
         raise DataError(f"{where}: {_reason(error)}.") from error
 
 
+def as_rgb(image: Image.Image, where: str) -> Image.Image:
+    """An image that somebody opened, as :func:`decode` gives the file behind it.
+
+    Args:
+        image: of any kind that can be used; it stays as it is.
+        where: what to call it in an error.
+
+    Returns:
+        RGB, in memory.
+
+    Raises:
+        DataError: if it cannot be used.
+    """
+    try:
+        _check(image)
+        image.load()
+        return to_rgb(image)
+    except Exception as error:  # the decoders of damaged files raise almost anything
+        raise DataError(f"{where}: {_reason(error)}.") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file as it is.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {_reason(error)}.") from error
+
+
 def problem(data: Path | bytes, *, full: bool) -> str | None:
     """What is wrong with an image, if anything.
 
@@ -124,15 +157,20 @@ def _open(data: Path | bytes) -> Image.Image:
     if size == 0:
         raise _Unfit("empty (0 bytes)")
     image = Image.open(BytesIO(data) if isinstance(data, bytes) else data)
+    try:
+        _check(image)
+    except _Unfit:
+        image.close()
+        raise
+    return image
+
+
+def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        image.close()
         raise _Unfit(_too_large(f"{width} x {height}"))
     if image.mode in ("F", "LAB"):
-        mode = image.mode
-        image.close()
-        raise _Unfit(f"pixels of kind {mode!r}; save it as an 8-bit RGB or grey image")
-    return image
+        raise _Unfit(f"pixels of kind {image.mode!r}; save it as an 8-bit RGB or grey image")
 
 
 def _too_large(size: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ostinato.errors import DataError
-from ostinato.streams.decode import decode, problems
+from ostinato.streams.decode import decode, problems, read_bytes
 from ostinato.streams.source import (
     HELD_OUT,
     Source,
@@ -58,6 +58,9 @@ class Files(Split):
 
     def name(self, index: int) -> str:  # noqa: D102
         return self.paths[index]
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        return read_bytes(self.root / self.paths[index])
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,9 @@ class _Rendered(Split):
         character, number = self._at(index)
         return f"{self._split}/{class_name(character)}/{number:04d}"
 
+    def content(self, index: int) -> bytes:
+        return f"{self.name(index)} of seed {self._seed}".encode()  # which says what is drawn
+
     def _at(self, index: int) -> tuple[str, int]:
         """Character and number within the class, of a position in the split."""
         if not 0 <= index < len(self.labels):

@@ -55,6 +55,23 @@ class Split:
         """
         raise NotImplementedError(f"{type(self).__name__} must define name().")
 
+    def content(self, index: int) -> bytes:
+        """What sample ``index`` holds, to tell whether two samples are the same whatever they are called.
+
+        Args:
+            index: position in the split.
+
+        Returns:
+            The bytes of its file where it has one, else its size and pixels, or the text in UTF-8.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        sample = self.load(index)
+        if isinstance(sample, str):
+            return sample.encode(errors="surrogatepass")
+        return f"{sample.size} ".encode() + sample.tobytes()
+
 
 class Rows(Split):
     """Some rows of another split."""
@@ -70,6 +87,9 @@ class Rows(Split):
 
     def name(self, index: int) -> str:  # noqa: D102
         return self.parent.name(int(self.rows[index]))
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        return self.parent.content(int(self.rows[index]))
 
 
 class Joined(Split):
@@ -99,6 +119,10 @@ class Joined(Split):
     def name(self, index: int) -> str:  # noqa: D102
         part, i = self._place(index)
         return f"{self._prefixes[part]}/{self._parts[part].name(i)}"
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        part, i = self._place(index)
+        return self._parts[part].content(i)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pyarrow import csv
 from pyarrow import json as json_lines
 
 from ostinato.errors import DataError, InputError, did_you_mean
-from ostinato.streams.decode import decode, problems
+from ostinato.streams.decode import decode, problems, read_bytes
 from ostinato.streams.source import (
     HELD_OUT,
     Rows,
@@ -75,6 +75,12 @@ class Table(Split):
 
     def name(self, index: int) -> str:  # noqa: D102
         return self._part.name(int(self._rows[index]))
+
+    def content(self, index: int) -> bytes:  # noqa: D102
+        data = self.encoded(index)
+        if data is None:
+            raise DataError(f"{self.name(index)}: no image.")
+        return data if isinstance(data, bytes) else read_bytes(data)
 
     def encoded(self, index: int) -> bytes | Path | None:
         """The image as it is stored.
@@ -174,7 +180,7 @@ def hub(
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        parts[str(split)] = _Part(rows.with_format("arrow")[:], (f"{name} {split}",), (0,))
+        parts[str(split)] = _Part(_plain(rows.with_format("arrow")[:]), (f"{name} {split}",), (0,))
     return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
 
 
@@ -227,14 +233,21 @@ def read_table(file: Path) -> pa.Table:
     """
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        # Texts are texts, even where all of them look like numbers or dates.
+        # As they are written, even where all look like numbers, dates or truth values: "001" is not "1".
         names = csv.open_csv(file, parse_options=_lines(suffix)).schema.names
-        texts = {name: pa.string() for name in names if name in TEXT_NAMES}
-        options = csv.ConvertOptions(column_types=texts, strings_can_be_null=False)
+        options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
         return csv.read_csv(file, parse_options=_lines(suffix), convert_options=options)
-    if suffix == ".jsonl":
-        return json_lines.read_json(file)
-    return pq.read_table(file)
+    return _plain(json_lines.read_json(file) if suffix == ".jsonl" else pq.read_table(file))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Columns of words from a list (categories) as the words themselves, and truth values as "true" and "false"."""
+    for i, field in enumerate(table.schema):
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        plain = pa.string() if pa.types.is_boolean(kind) else kind
+        if plain != field.type:
+            table = table.set_column(i, field.with_type(plain), table.column(i).cast(plain))
+    return table
 
 
 def _lines(suffix: str) -> csv.ParseOptions:
@@ -377,9 +390,8 @@ def _labels(
     values: list[np.ndarray] = []
     for part in parts:
         stored = part.table.column(column)
-        if stored.null_count:
-            row = next(i for i, value in enumerate(stored) if not value.is_valid)
-            raise DataError(f"Each row needs a label, but {stored.null_count} lack one, such as {part.name(row)}.")
+        if blank := [i for i, value in enumerate(stored.to_pylist()) if value is None or not str(value).strip()]:
+            raise DataError(f"Each row needs a label, but {len(blank)} lack one, such as {part.name(blank[0])}.")
         if not (pa.types.is_integer(stored.type) or _is_string(stored.type)):
             raise InputError(
                 f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say label_column=..."

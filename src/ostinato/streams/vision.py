@@ -32,6 +32,7 @@ def digits(seed: int = 0) -> Source:
     images = np.rint(grey * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     source = arrays(images, labels, name="digits", augment="glyph")
     source.train, source.test = hold_out(source.train, source.class_names, fraction=DIGITS_TEST, seed=seed)
+    source.test_was_cut = True
     return source
 
 

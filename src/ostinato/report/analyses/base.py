@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ostinato.config import build_config
+from ostinato.engine.data import make_stream
 from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute
 from ostinato.engine.rundir import RunDir
-from ostinato.engine.session import make_stream
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.base import Method

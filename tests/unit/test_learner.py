@@ -1,0 +1,96 @@
+"""The Python interface: what is predicted, saved and read back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ostinato.errors import DataError, InputError
+from ostinato.learner import Learner
+from ostinato.streams import StreamOptions, TaskStream, arrays
+
+
+@pytest.fixture(scope="module")
+def taught() -> tuple[Learner, TaskStream]:
+    """Four classes of one brightness each, in two tasks."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 8)
+    pixels = np.clip(60 * labels[:, None, None] + rng.integers(0, 30, (32, 12, 20)), 0, 255).astype(np.uint8)
+    stream = TaskStream(arrays(pixels, labels), StreamOptions(step=2, validation=0.25))
+    learner = Learner("simplecil", precision="fp32")
+    for task in stream:
+        learner.learn(task)
+    return learner, stream
+
+
+def awkward_images() -> dict[str, Image.Image]:
+    rng = np.random.default_rng(1)
+    grey = np.linspace(0, 255, 24 * 24).reshape(24, 24).astype(np.uint8)
+    grey[:12] = 255 - grey[:12]
+    clear = np.zeros((24, 24, 4), np.uint8)
+    clear[6:18, 6:18] = 255
+    palette = Image.fromarray(grey).convert("P")
+    palette.info["transparency"] = 0
+    return {
+        "turned.jpg": Image.fromarray(np.stack([grey] * 3, -1)),
+        "clear.png": Image.fromarray(clear, "RGBA"),
+        "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "palette.png": palette,
+        "noise.png": Image.fromarray(rng.integers(0, 256, (30, 20, 3), dtype=np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("name", awkward_images())
+def test_an_opened_image_is_seen_as_its_file_is(taught, tmp_path, name):
+    path, exif = tmp_path / name, Image.Exif()
+    exif[0x0112] = 6 if name == "turned.jpg" else 1
+    awkward_images()[name].save(path, exif=exif)
+    (by_file,) = taught[0].predict([path], topk=4)
+    with Image.open(path) as image:
+        (by_image,) = taught[0].predict([image], topk=4)
+    assert by_image.scores == by_file.scores
+    assert by_image.source == "image 0"
+
+
+def test_an_image_that_cannot_be_used_is_named(taught):
+    with pytest.raises(DataError, match="image 1: pixels of kind 'F'"):
+        taught[0].predict([Image.new("RGB", (8, 8)), Image.new("F", (8, 8))])
+
+
+def test_what_was_used_is_kept_with_what_was_learned(taught, tmp_path):
+    learner, stream = taught
+    parts = [part for task in stream for part in (task.train, task.validation)]
+    used = {n for part in parts for n in part.fingerprints().tolist()}
+    assert set(learner.used.tolist()) == used
+    assert len(used) == 32
+    learner.save(tmp_path / "model")
+    assert np.array_equal(Learner.load(tmp_path / "model").used, learner.used)
+    (tmp_path / "model/used_samples.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"used_samples\.npy cannot be read"):
+        Learner.load(tmp_path / "model")
+
+
+def test_the_precision_that_was_asked_for_is_that_of_the_saved_learner(taught, tmp_path):
+    taught[0].save(tmp_path / "model")
+    assert Learner.load(tmp_path / "model").settings.dtype == torch.float32
+    assert Learner.load(tmp_path / "model", precision="bf16").settings.dtype == torch.bfloat16
+    again = Learner.load(tmp_path / "model", precision="bf16")
+    again.save(tmp_path / "model")
+    assert Learner.load(tmp_path / "model").settings.dtype == torch.bfloat16
+
+
+def test_save_replaces_a_saved_learner_and_nothing_else(taught, tmp_path):
+    learner, _ = taught
+    learner.save(tmp_path / "model")
+    learner.save(tmp_path / "model")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"], "nothing half done is left"
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(InputError, match=f"{name} exists and is no saved learner"):
+            learner.save(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file() and "mine" in p.read_bytes().decode("latin")) == [
+        "file", "mine"
+    ]  # fmt: skip
+    assert not list(tmp_path.glob("*.part"))
