@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from ostinato.errors import DataError, InputError, Interrupted, OstinatoError
+from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, explained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -534,9 +534,16 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     """Describe a method with its options and recipe, or a run with its configuration."""
     path = Path(name)
     if (path / "config.toml").exists():
-        typer.echo((path / "config.toml").read_text(encoding="utf-8").rstrip())
-        if (path / "summary.json").exists():
-            typer.echo((path / "summary.json").read_text(encoding="utf-8").rstrip())
+        from ostinato.engine.rundir import RunDir, read_json
+
+        run = RunDir(path)
+        summary = read_json(run.summary) if run.summary.exists() else None
+        if as_json:
+            typer.echo(json.dumps({"config": run.read_config().to_dict(), "summary": summary}))
+            return
+        typer.echo(run.config.read_text(encoding="utf-8").rstrip())
+        if summary is not None:
+            typer.echo(json.dumps(summary, indent=2))
         return
     import inspect
     from dataclasses import asdict
@@ -590,28 +597,34 @@ def main(arguments: list[str] | None = None) -> None:
     from ostinato.engine.memory import keep_freed_memory
 
     keep_freed_memory()
+    words = sys.argv[1:] if arguments is None else arguments
+    go_on = " 'ostinato resume RUN' goes on from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
+    interrupted = f"Interrupted.{go_on}"
     try:
-        app(args=arguments, prog_name="ostinato", standalone_mode=False)
+        code = app(args=arguments, prog_name="ostinato", standalone_mode=False)
     except OstinatoError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted; 'ostinato resume RUN' goes on from the last checkpoint.", Interrupted.exit_code)
-    except MemoryError:
-        _fail(
-            "Out of memory. Lower train.batch_size, or raise train.accumulate, and eval.batch_size.",
-            DataError.exit_code,
-        )
+        _fail(interrupted, Interrupted.exit_code)
     except Exception as error:
+        if (known := explained(error)) is not None:
+            _fail(f"{known}{go_on}", known.exit_code)
         # Typer's own usage errors carry a message and an exit code; anything else is a defect and shows its trace.
         show_usage = getattr(error, "format_message", None)
         if show_usage is None:
             raise
         _fail(show_usage(), 2)
+    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+        _fail(interrupted, code)
+    if code:
+        sys.exit(code)
 
 
-def _fail(message: str, code: int) -> None:
+_RESUMABLE = {"run", "resume", "learn"}
+"""Commands that leave checkpoints."""
+
+
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"error: {message}" if code != Interrupted.exit_code else message, err=True)
     sys.exit(code)
 

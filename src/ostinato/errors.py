@@ -25,6 +25,30 @@ class Interrupted(OstinatoError):
     exit_code = 130
 
 
+def explained(error: BaseException) -> OstinatoError | None:
+    """What of a machine's own errors a user can act on: no memory, no space, no permission, no such file.
+
+    Args:
+        error: of Python, torch or safetensors.
+
+    Returns:
+        An error that says so in a line; None for anything else, which is a defect or one of ours already.
+    """
+    kind, text = type(error).__name__, str(error)
+    # torch's own errors by name and words, since this module must not import it; on a CPU it has no kind of its own.
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "not enough memory" in text:
+        return DataError(
+            "Out of memory. Lower train.batch_size or raise train.accumulate, lower eval.batch_size, or take "
+            "precision=bf16 or another device."
+        )
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return DataError(f"{where}{error.strerror or text}.")
+    if kind == "SafetensorError" and "os error" in text:
+        return DataError(f"Tensors cannot be written or read ({text}).")
+    return None
+
+
 def did_you_mean(name: str, known: "list[str] | tuple[str, ...]") -> str:
     """A hint with the closest known names, or the list of all when nothing is close.
 

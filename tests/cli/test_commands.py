@@ -6,6 +6,7 @@ one ordinary run, get a process of their own.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
 from ostinato.cli import main
@@ -226,12 +229,21 @@ def test_learn_twice_from_elsewhere_with_one_image_a_class(photo_run, tmp_path):
     """Without anything to score on, the classes are learned all the same, and no accuracy is claimed."""
     photos(tmp_path / "single", {"black": (5, 5, 5)}, n=1)
     run = photo_run / "runs/photos"
+    (run / "learn-001.bak").mkdir()  # a copy that somebody made
     result = json.loads(ostinato("learn", run, "data=single", "--json", cwd=tmp_path).stdout)
     assert result["last_accuracy"] is None
     assert result["new_accuracy"] is None
     assert result["run"].endswith("learn-002")
     file = tmp_path / "single/black/0.jpg"
     assert json.loads(ostinato("predict", run, file, "--json").stdout)[0]["classes"] == ["black"]
+
+
+def test_a_new_class_called_nearly_as_a_known_one_is_pointed_out(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
+    photos(tmp_path / "more", {"Red ": WHITE, "green": GREEN}, n=4)
+    ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path)
+    done = ostinato("learn", "r", "data=more", cwd=tmp_path)
+    assert "'Red ' is learned as another one than 'red'" in " ".join(done.stdout.split("\n"))
 
 
 def test_an_interrupted_learn_is_resumed(tmp_path):
@@ -334,6 +346,75 @@ def test_mistakes_get_one_clear_line(words, code, says, tmp_path):
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists(), "nothing may be written for a mistake"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "Out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "Out of memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+            "Out of",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/runs/a/x.json"),
+            "/runs/a/x.json: No space left on device.",
+        ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "Tensors cannot be written"),
+    ],
+)
+def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path, monkeypatch, error, says):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ostinato.engine.session.Session.execute", fails)
+    text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
+    assert text.startswith("error: ")
+    assert says in text
+    assert "'ostinato resume RUN' goes on" in text
+    assert text.count("\n") == 1
+
+
+def test_places_that_cannot_be_written_get_one_line(photo_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'file/r'}", code=3)
+    assert "file/r: Not a directory." in done.stderr
+    done = ostinato("report", "runs/photos", "--csv", tmp_path / "no/t.csv", code=3, cwd=photo_run)
+    assert done.stderr == f"error: {tmp_path / 'no/t.csv'}: No such file or directory.\n"
+
+
+def test_defects_show_their_trace(photo_run, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("ostinato.learner.Learner.load", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        ostinato("predict", "runs/photos", "old", cwd=photo_run)
+
+
+def test_ctrl_c_promises_to_go_on_only_where_it_can(photo_run, monkeypatch):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ostinato.learner.Learner.load", stops)
+    assert ostinato("predict", "runs/photos", "old", code=130, cwd=photo_run).stderr == "Interrupted.\n"
+    assert "resume RUN" in ostinato("learn", "runs/photos", "data=old", code=130, cwd=photo_run).stderr
+
+
+def test_a_closed_pipe_ends_quietly(photo_run):
+    command = f"{sys.executable} -m ostinato show dualprompt | true"
+    done = subprocess.run(["bash", "-c", command], env=ENV, cwd=photo_run, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_show_a_run(photo_run):
+    found = json.loads(ostinato("show", "runs/photos", "--json", cwd=photo_run).stdout)
+    assert found["config"]["method"]["name"] == "simplecil"
+    assert found["summary"]["method"] == "simplecil"
+    text = ostinato("show", "runs/photos", cwd=photo_run).stdout
+    assert 'name = "simplecil"' in text
+    assert '"last_accuracy"' in text
 
 
 def test_an_output_directory_is_never_overwritten(photo_run):

@@ -194,9 +194,9 @@ def test_a_summary_is_read(tmp_path: Path):
 def test_what_is_no_finished_run_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="there is none at"):
         read_summary(tmp_path / "none")
-    with pytest.raises(DataError, match=r"neither that nor checkpoints"):
+    with pytest.raises(DataError, match=r"but .* has neither"):
         read_summary(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.toml").touch()
     with pytest.raises(DataError, match="must be finished") as caught:
         read_summary(tmp_path)
     assert f"ostinato resume {tmp_path}" in str(caught.value)

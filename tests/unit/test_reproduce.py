@@ -7,7 +7,7 @@ import shlex
 from contextlib import chdir
 
 import pytest
-from tests.conftest import BLUE, GREEN, RED, WHITE, photos
+from tests.conftest import BLUE, GREEN, RED, WHITE, photos, save_bert, text_tables
 
 from ostinato import reproduce
 from ostinato.cli import main
@@ -218,7 +218,7 @@ def test_missing_weights_are_found_before_the_first_run(tmp_path, capsys, monkey
     assert "backbone.weights.vit_base_patch16_224.orig_in21k=FILE" in text
     assert "needed by xavier-prompt, kaiming-prompt, normal-prompt, ones-prompt, ones-gradient" in text
     text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", "backbone.weights=w.pth", code=3)
-    assert "there is no file at w.pth" in text
+    assert "there is nothing at w.pth" in text
     assert not (tmp_path / "runs").exists()
 
 
@@ -256,6 +256,44 @@ def test_a_failed_row_does_not_keep_others_from_running(tmp_path, capsys, monkey
     text = ostinato(capsys, "reproduce", "t.toml", "out=o", code=3)
     assert "bad: first must be at most the 4 classes" in text
     assert (tmp_path / "o/good/summary.json").exists()
+
+
+def test_a_row_without_memory_or_space_is_a_failed_row(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    (tmp_path / "t.toml").write_text(
+        'title = "t"\noptions = ["data=photos", "stream.step=2"]\n'
+        '[[row]]\nname = "large"\nmethod = "simplecil"\n[[row]]\nname = "small"\nmethod = "simplecil"\n'
+    )
+    from ostinato.engine import run
+
+    start = run.start
+
+    def too_large(config, out, reporter):
+        if out.name == "large":
+            raise MemoryError
+        return start(config, out, reporter)
+
+    monkeypatch.setattr("ostinato.engine.run.start", too_large)
+    assert "large: Out of memory" in ostinato(capsys, "reproduce", "t.toml", "out=o", code=3)
+    assert (tmp_path / "o/small/summary.json").exists()
+
+
+def test_weights_may_be_the_folder_of_a_text_encoder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text_tables(tmp_path / "words", 3)
+    save_bert(tmp_path / "bert")
+    save_bert(tmp_path / "other", seed=1)
+    (tmp_path / "t.toml").write_text(
+        'title = "t"\noptions = ["data=words", "backbone=bert-base-uncased"]\n'
+        '[[row]]\nname = "one"\nmethod = "simplecil"\n'
+    )
+    for _ in range(2):
+        ostinato(capsys, "reproduce", "t.toml", "out=o", "backbone.weights=bert")
+    assert (tmp_path / "o/one/summary.json").exists()
+    text = ostinato(capsys, "reproduce", "t.toml", "out=o", "backbone.weights=other", code=2)
+    assert "weights were other ones" in text
+    text = ostinato(capsys, "reproduce", "t.toml", "out=p", code=3)
+    assert "backbone.weights.bert-base-uncased=FOLDER (huggingface.co/bert-base-uncased has it)" in text
 
 
 def test_collect_replaces_what_is_between_the_markers(done, capsys, monkeypatch):

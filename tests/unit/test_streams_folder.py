@@ -72,6 +72,33 @@ def test_test_wins_over_val(tmp_path):
     assert len(image_folder(tmp_path).test) == 6
 
 
+def test_no_folder_beside_train_goes_without_a_word(tmp_path):
+    plain(tmp_path / "train")
+    plain(tmp_path / "Extra", n=2)
+    plain(tmp_path / "val", n=2)
+    plain(tmp_path / "test", n=3)
+    assert "left out: val, Extra" in image_folder(tmp_path).notes[-1]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    plain(tmp_path, ("train", "test", "bus"))
+    assert image_folder(tmp_path).class_names == ["bus", "test", "train"]
+
+
+def test_images_without_classes_in_train_and_test_are_no_two_classes(tmp_path):
+    plain(tmp_path, ("train", "test"))
+    with pytest.raises(DataError, match=r"no class folders|no images"):
+        image_folder(tmp_path)
+
+
+def test_a_list_beside_class_folders_does_not_hide_the_images(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "labels.csv").write_text("file,author\ncat/0.png,me\n")
+    assert open_source(str(tmp_path)).class_names == ["cat", "dog"]
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\n")
+    assert open_source(str(tmp_path)).modality == "text"
+
+
 @pytest.mark.parametrize("below", ["", "train"])
 def test_a_part_is_set_aside_where_there_is_no_test(tmp_path, below):
     plain(tmp_path / below, n=10)

@@ -149,8 +149,6 @@ def put_folder(draft: Path, target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Put a file, or the names in a folder, on disk."""
-    if os.name == "nt" and path.is_dir():  # no handle to be had of a folder there
-        return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

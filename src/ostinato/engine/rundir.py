@@ -88,9 +88,10 @@ class RunDir:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON whole or not at all, and to the disk."""
+    text = json.dumps(value, indent=2) + "\n"
     draft = path.with_name(path.name + ".part")
     with draft.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

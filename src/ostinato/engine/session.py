@@ -29,6 +29,7 @@ from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
 from ostinato.report.console import Reporter
 from ostinato.streams import Examples
+from ostinato.streams.source import plain_name
 
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
 
@@ -167,6 +168,7 @@ class Session:
                 "photos, such as backbone=vit_base_patch16_224.augreg_in21k"
             )
         self._report_cuts()
+        self._report_twins()
         resumed = self._restore()
         self._report_start(resumed is not None)
         with stop_on_signal() as stop:
@@ -255,6 +257,13 @@ class Session:
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
+
+    def _report_twins(self) -> None:
+        """Say which new classes are called nearly as one that is known: perhaps they are the same."""
+        known = {plain_name(name): name for name in (self.before.class_names if self.before else [])}
+        for name in self.stream.class_names:
+            if (twin := known.get(plain_name(name))) is not None:
+                self.reporter.message(f"class {name!r} is learned as another one than {twin!r}, which is known already")
 
     def _report_cuts(self) -> None:
         """Say how many training texts lose their end."""

@@ -231,21 +231,21 @@ def read_summary(run_dir: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise DataError(f"A run is a directory that `ostinato run` wrote, but there is none at {folder}.")
     if not path.is_file():
-        if (folder / "checkpoints").is_dir():
+        if (folder / "config.toml").is_file():
             raise DataError(
-                f"A run must be finished to be read, but {folder} has checkpoints and no summary.json: it "
-                f"was interrupted or is still going on. Finish it with `ostinato resume {folder}`."
+                f"A run must be finished to be read, but {folder} has no summary.json: it was interrupted or is still "
+                f"going on. Finish it with `ostinato resume {folder}`."
             )
         raise DataError(
-            f"A run must have a summary.json, but {folder} has neither that nor checkpoints. Give the "
-            "directory that `ostinato run` wrote; if it is this one, it stopped before its first checkpoint, "
-            "so run again."
+            f"A run must have a config.toml and a summary.json, but {folder} has neither. Give the directory that "
+            "`ostinato run` wrote."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} must be JSON, but cannot be read: {error}. Write it again with `ostinato resume {folder}`."
+            f"{path} must be JSON, but cannot be read: {error}. Restore it, or remove it and repeat the run with "
+            f"`ostinato resume {folder}`."
         ) from error
     if not isinstance(content, dict) or not {"method", "last_accuracy"} <= set(content):
         raise DataError(

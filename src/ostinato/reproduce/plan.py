@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
 from ostinato.engine.rundir import RunDir, read_json, write_json
-from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean
+from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.presets import DATA
 from ostinato.registry import check_options, get_method
 from ostinato.report.console import Reporter
@@ -118,17 +118,26 @@ class Plan:
         if self.state == "finished" and "data.path" in keys and there.data.path != now.data.path:
             changed.append(f"data was {there.data.path} and is {now.data.path} now")
         weights = now.backbone.weights
-        if self.state == "finished" and weights and Path(weights).is_file():
-            from ostinato.backbones.weights import file_sha256
-
+        if self.state == "finished" and weights and Path(weights).exists():
             origin = self.run.read_record()["backbone"]
-            if origin and origin["sha256"] != file_sha256(Path(weights)):
+            if origin and origin["sha256"] != _sha256(now.backbone.name, weights):
                 changed.append(f"the backbone's weights were other ones than {weights}")
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
                 "another out=, or remove that directory."
             )
+
+
+@cache
+def _sha256(name: str, weights: str) -> str:
+    """The hash that a run records of weights: of a file its own, of a folder that of what is in it."""
+    from ostinato.backbones.weights import file_sha256, load_backbone
+
+    if Path(weights).is_file():
+        return file_sha256(Path(weights))
+    origin = load_backbone(name, weights=weights).origin
+    return origin.sha256 if origin is not None else ""
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,8 +212,8 @@ def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
         missing.append(f"data: {problem}")
     backbone = plan.config.backbone
     if backbone.weights is not None:
-        if not Path(backbone.weights).expanduser().is_file():
-            missing.append(f"weights: there is no file at {backbone.weights}")
+        if not Path(backbone.weights).expanduser().exists():
+            missing.append(f"weights: there is nothing at {backbone.weights}")
     elif fetch and not missing and (problem := _weights_problem(backbone.name)):
         # Without network a download takes a minute to fail; a row that cannot run anyway is spared that.
         missing.append(f"weights: {problem}")
@@ -239,11 +248,13 @@ def _weights_problem(name: str) -> str | None:
     """Why a backbone's weights cannot be had by name; fetches them where they are not there yet."""
     if name == DEFAULT_BACKBONE:
         return None
-    from ostinato.backbones.weights import load_backbone
+    from ostinato.backbones.weights import load_backbone, of_transformers
 
     try:
         load_backbone(name)
     except InputError as error:
+        if of_transformers(name, None):
+            return f"{error} Or say which folder: backbone.weights.{name}=FOLDER (huggingface.co/{name} has it)."
         return f"{error} Or say which file: backbone.weights.{name}=FILE (huggingface.co/timm/{name} has it)."
     return None
 
@@ -277,9 +288,12 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
                 start(plan.config, plan.run.root, reporter)
         except Interrupted:
             raise Interrupted(f"Stopped in row {plan.row.name}, which is saved; the same command goes on.") from None
-        except OstinatoError as error:
-            failed[plan.row.name] = str(error)
-            reporter.message(f"{plan.row.name}: {error}")
+        except Exception as error:
+            known = error if isinstance(error, OstinatoError) else explained(error)
+            if known is None:
+                raise
+            failed[plan.row.name] = str(known)
+            reporter.message(f"{plan.row.name}: {known}")
         write_table(table, measured(table, given.out), given.out)
     if not todo:
         write_table(table, measured(table, given.out), given.out)

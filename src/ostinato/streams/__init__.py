@@ -6,7 +6,7 @@ from pathlib import Path
 from ostinato.errors import InputError, did_you_mean
 from ostinato.streams.arrays import arrays
 from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View, scorable
-from ostinato.streams.folder import image_folder
+from ostinato.streams.folder import holds_class_folders, image_folder
 from ostinato.streams.source import check_on_error
 from ostinato.streams.texts import TextView
 from ostinato.streams.views import EvalView, TrainView
@@ -120,9 +120,12 @@ def kind_of(spec: str) -> str:
             f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
             f"them. {did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
         )
-    from ostinato.streams.tables import SUFFIXES, table_files
+    from ostinato.streams.tables import SUFFIXES, table_files, training_files
 
-    is_table = path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(table_files(path)))
+    if not path.is_dir():
+        return "table" if path.suffix.lower() in SUFFIXES else "folder"
+    # A list that lies beside class folders does not hide the images; one of training samples holds them itself.
+    is_table = bool(training_files(path)) or (bool(table_files(path)) and not holds_class_folders(path))
     return "table" if is_table else "folder"
 
 

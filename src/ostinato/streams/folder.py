@@ -26,6 +26,7 @@ from ostinato.streams.source import (
     hold_out,
     listed,
     natural_key,
+    plain_name,
     refuse,
 )
 
@@ -33,6 +34,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif"
 
 LAYOUT = "expected ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg, or ROOT/<class>/*.jpg"
 
+_TEST_NAMES = ("test", "val", "valid", "validation")
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 _TASK = re.compile(r"task[\W_]*\d+", re.IGNORECASE)
 
@@ -113,7 +115,8 @@ def image_folder(
         raise refuse(str(root), messages, len(train) + len(test))
     skipped.extend(messages)
     train, test = _without(train, bad[train]), _without(test, bad[test])
-    empty = [name for name, label in label_of.items() if label not in set(train.labels.tolist())]
+    readable = set(train.labels.tolist())
+    empty = [name for name, label in label_of.items() if label not in readable]
     if empty:
         raise DataError(f"Each class needs training images, but these of {root} have none readable:{listed(empty)}")
     splits: tuple[Split, Split] = train, test
@@ -132,16 +135,25 @@ def image_folder(
     )
 
 
+def holds_class_folders(root: Path) -> bool:
+    """Whether there is an image in a folder of a folder, or deeper."""
+    return any(path.suffix.lower() in EXTENSIONS for folder in _subfolders(root) for path in _walk(folder))
+
+
 def _split_roots(root: Path, notes: list[str]) -> tuple[Path, Path | None]:
     folders = {path.name.casefold(): path for path in _subfolders(root)}
     if "train" not in folders:
         return root, None
-    for name in ("test", "val", "valid", "validation"):
-        if name in folders:
-            if name != "test":
-                notes.append(f"{root.name} has no test folder: {folders[name].name} serves as the test split")
-            return folders["train"], folders[name]
-    return folders["train"], None
+    strangers = [path.name for name, path in folders.items() if name not in ("train", *_TEST_NAMES)]
+    if strangers and not _subfolders(folders["train"]):  # one class among others, of trains perhaps
+        return root, None
+    test = next((name for name in _TEST_NAMES if name in folders), None)
+    if test not in ("test", None):
+        notes.append(f"{root.name} has no test folder: {folders[test].name} serves as the test split")
+    left = [*(folders[name].name for name in _TEST_NAMES if name in folders and name != test), *strangers]
+    if left:
+        notes.append(f"folders beside those of {root.name} that are used are left out: {', '.join(left)}")
+    return folders["train"], None if test is None else folders[test]
 
 
 def _class_folders(root: Path, split_root: Path, task_folders: bool | None) -> list[_ClassFolder]:
@@ -219,7 +231,7 @@ def _check_layout(
 def _name_clashes(folders: list[_ClassFolder]) -> Iterator[str]:
     alike: dict[str, list[_ClassFolder]] = defaultdict(list)
     for folder in folders:
-        alike[" ".join(unicodedata.normalize("NFKC", folder.name).casefold().split())].append(folder)
+        alike[plain_name(folder.name)].append(folder)
     for group in alike.values():
         if len(group) > 1 and len({folder.name for folder in group}) == 1 and group[0].task is not None:
             yield f"{group[0].name}: in more than one task ({', '.join(str(f.task) for f in group)})"

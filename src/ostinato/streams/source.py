@@ -1,6 +1,7 @@
 """A source: labelled images in a training and a test split, before any order or task is chosen."""
 
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -245,6 +246,11 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     """
     parts = re.split(r"(\d+)", name)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
+
+
+def plain_name(name: str) -> str:
+    """A class name without case, surplus spaces and forms of characters, in which people spell one name twice."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def listed(items: Iterable[str], limit: int = 10) -> str:

@@ -192,13 +192,18 @@ def table_files(folder: Path) -> list[Path]:
     return []
 
 
+def training_files(folder: Path) -> list[Path]:
+    """Those of a folder's tables that are called after the training split."""
+    return _called("train", table_files(folder))
+
+
+def _called(split: str, files: list[Path]) -> list[Path]:
+    return [path for path in files if re.match(rf"{split}(?![a-z])", path.name, re.IGNORECASE)]
+
+
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     found = table_files(folder)
-    files = {
-        name: matching
-        for name in ("train", *_TEST_NAMES)
-        if (matching := [path for path in found if re.match(rf"{name}(?![a-z])", path.name, re.IGNORECASE)])
-    }
+    files = {name: matching for name in ("train", *_TEST_NAMES) if (matching := _called(name, found))}
     if "train" not in files:
         raise DataError(
             f"{folder} must hold train{found[0].suffix} (or train-00000-of-00002{found[0].suffix} and so on), but "
