@@ -292,6 +292,11 @@ def test_weights_may_be_the_folder_of_a_text_encoder(tmp_path, capsys, monkeypat
     assert (tmp_path / "o/one/summary.json").exists()
     text = ostinato(capsys, "reproduce", "t.toml", "out=o", "backbone.weights=other", code=2)
     assert "weights were other ones" in text
+
+    def offline(name):
+        raise InputError(f"backbone: the weights of {name!r} could not be fetched.")
+
+    monkeypatch.setattr("ostinato.backbones.weights.load_backbone", offline)
     text = ostinato(capsys, "reproduce", "t.toml", "out=p", code=3)
     assert "backbone.weights.bert-base-uncased=FOLDER (huggingface.co/bert-base-uncased has it)" in text
 
