@@ -58,6 +58,14 @@ def _reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
         reporter.close()
 
 
+def _refuse_several(command: str) -> None:
+    """Make sure that no launcher started this command several times, each of which would write the same files."""
+    from ostinato.world import launched
+
+    if launched() > 1:
+        raise InputError(f"{command} takes one process; of {launched()}, share single runs: torchrun -m ostinato run.")
+
+
 @contextmanager
 def _running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, World]]:
     """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
@@ -395,15 +403,18 @@ def report(
     """Compare finished runs in one table."""
     from ostinato.report.tables import markdown_table, read_summary, run_table, summary_csv
 
-    summaries = [read_summary(path) | {"run": path.name} for path in runs]
+    summaries = [read_summary(path) for path in runs]
     if csv:
         summary_csv(summaries, csv)
     if plot:
         from ostinato.evaluation.metrics import AccuracyMatrix
         from ostinato.report.plots import compare_curves
 
-        matrices = {f"{s['method']} ({p.name})": AccuracyMatrix.from_csv(p / "accuracy_matrix.csv") for s, p in
-                    zip(summaries, runs, strict=True)}  # fmt: skip
+        shown = [path if sum(p.name == path.name for p in runs) > 1 else path.name for path in runs]
+        matrices = {
+            f"{s['method']} ({name})": AccuracyMatrix.from_csv(path / "accuracy_matrix.csv")
+            for s, path, name in zip(summaries, runs, shown, strict=True)
+        }
         compare_curves(matrices, plot, "Accuracy on all classes seen")
     if as_json:
         typer.echo(json.dumps(summaries))
@@ -436,6 +447,7 @@ def reproduce(
     """
     from ostinato import reproduce as work
 
+    _refuse_several("reproduce")
     if table is None:
         listing = work.listing()
         typer.echo(json.dumps(listing) if as_json else work.listing_text(listing))
@@ -580,6 +592,7 @@ def demo(
     """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""
     from ostinato.demo import run_demo
 
+    _refuse_several("demo")
     with _reporting(as_json) as (console, reporter):
         summaries = run_demo(out, reporter)
     if as_json:

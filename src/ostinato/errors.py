@@ -25,6 +25,9 @@ class Interrupted(OstinatoError):
     exit_code = 130
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "ALLOC_FAILED")
+
+
 def explained(error: BaseException) -> OstinatoError | None:
     """What of a machine's own errors a user can act on: no memory, no space, no permission, no such file.
 
@@ -35,8 +38,9 @@ def explained(error: BaseException) -> OstinatoError | None:
         An error that says so in a line; None for anything else, which is a defect or one of ours already.
     """
     kind, text = type(error).__name__, str(error)
-    # torch's own errors by name and words, since this module must not import it; on a CPU it has no kind of its own.
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "not enough memory" in text:
+    # torch's own errors by name and words, since this module must not import it; most have no kind of their own.
+    full = isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or full:
         return DataError(
             "Out of memory. Lower train.batch_size or raise train.accumulate, lower eval.batch_size, or take "
             "precision=bf16 or another device."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ostinato.backbones import TextBackbone, VisionBackbone
+from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
-from ostinato.engine.checkpoint import put_folder, save_tensors
+from ostinato.engine.checkpoint import new_draft, put_folder, save_tensors
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
@@ -101,6 +100,8 @@ class Learner:
     Attributes:
         used: sorted fingerprints of all samples that were learned from or set aside for validation, see
             :meth:`ostinato.streams.Examples.fingerprints`; what else there is of their classes may be scored.
+        alike: for each class, a number that classes share which mean the same answer and count for each other where
+            nothing else is said; None where all differ. Classes beyond the list differ from all.
 
     Raises:
         InputError: unknown names or options, each with the closest known ones.
@@ -147,9 +148,12 @@ class Learner:
         self.origin = loaded.origin
         if self.origin is not None:  # with the tag, where a bare name was given
             self.spec = replace(self.spec, name=self.origin.name)
+        if isinstance(loaded, TextBackbone):  # what the weights say may change with the files beside them
+            self.spec = replace(self.spec, length=loaded.tokenization.length)
         self.crop = crop
         self.class_names: list[str] = []
         self.used = np.empty(0, np.uint64)
+        self.alike: list[int] | None = None
         self.precision = precision
         self._history: list[Examples] = []
         with seeded(where, seed, "method"):
@@ -205,6 +209,8 @@ class Learner:
         Raises:
             InputError: if the task does not continue what was learned.
         """
+        if resume is None:
+            self._check_whole()
         self._remember(task)
         samples = Examples.concat(self._history) if self.method.data_seen == "all" else task.train
         plain = samples.with_view(self.eval_view)
@@ -235,7 +241,21 @@ class Learner:
         self._note_used(task)
         return seconds
 
+    def _check_whole(self) -> None:
+        """Refuse to go on from the middle of a task.
+
+        Raises:
+            InputError: if :meth:`learn` was interrupted.
+        """
+        if self.method.n_seen != len(self.class_names):
+            raise InputError(
+                f"This learner was interrupted while it learned the classes from {len(self.class_names)} on, and is "
+                "left in between. Load it from where it was saved last."
+            )
+
     def _note_used(self, task: Task) -> None:
+        if not self.settings.world.main:  # which reads every sample; the main process saves
+            return
         for part in (task.train, task.validation):
             self.used = np.union1d(self.used, part.fingerprints())
 
@@ -271,17 +291,26 @@ class Learner:
             groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
             oracle: also score under the true task, for methods that infer one.
             protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
-            alike: for each label, a number that labels share which mean the same answer.
+            alike: for each label, a number that labels share which mean the same answer; None for the learner's own.
             tick: called with the number of samples after each batch.
 
         Returns:
             Counts per task, with accuracies.
         """
+        self._check_whole()
         if isinstance(groups, TaskStream):
             learned = self.method.n_tasks - groups.offset_tasks
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
+        alike = self.answers() if alike is None else alike
         seen = [group.with_view(self.eval_view) for group in groups]
         return evaluate(self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike, tick=tick)
+
+    def answers(self) -> Tensor | None:
+        """``alike`` of all classes learned, (n_seen,)."""
+        if self.alike is None:
+            return None
+        n, known = len(self.class_names), self.alike[: len(self.class_names)]
+        return torch.tensor([*known, *range(len(self.alike) + n, len(self.alike) + 2 * n - len(known))])
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
@@ -306,6 +335,7 @@ class Learner:
         """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
+        self._check_whole()
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}.")
         view, step = self.eval_view, self.settings.eval_batch_size
@@ -347,12 +377,11 @@ class Learner:
         Raises:
             InputError: if there is something else.
         """
+        self._check_whole()
         target = Path(path)
         if target.exists() and not (target.is_dir() and ((target / ABOUT).exists() or not any(target.iterdir()))):
             raise InputError(f"save: {target} exists and is no saved learner; choose another folder.")
-        folder = target.with_name(target.name + ".part")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder = new_draft(target)
         save_tensors(self.method.learned_state(), folder / "learned.safetensors")
         np.save(folder / USED, self.used)
         spec = asdict(self.spec)
@@ -364,6 +393,8 @@ class Learner:
             "options": self.options,
             "backbone": spec,
             "backbone_sha256": self.origin.sha256 if self.origin else None,
+            "preprocess": self.method.backbone.describe(),
+            "alike": self.alike,
             "class_names": self.class_names,
             "task_sizes": self.method.task_sizes.tolist(),
             "protocol": self.method.protocol,
@@ -419,12 +450,13 @@ class Learner:
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
                 f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
             )
+        check_inputs(str(folder), about["preprocess"], learner.method.backbone)
         try:
             learned = load_file(folder / "learned.safetensors")
         except (OSError, SafetensorError) as error:
             raise DataError(f"{folder}: learned.safetensors cannot be read ({error}). Restore the artifact.") from None
         learner.restore(learned, about["class_names"])
-        learner.used = read_used(folder)
+        learner.used, learner.alike = read_used(folder), about["alike"]
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
@@ -433,6 +465,26 @@ class Learner:
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
+
+
+def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:
+    """Make sure that a backbone makes the same features of the same inputs as when something was learned on it.
+
+    Args:
+        what: was learned.
+        recorded: ``Backbone.describe()`` of then.
+        backbone: of now.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    now = json.loads(json.dumps(backbone.describe()))
+    if changed := [key for key in now if now[key] != recorded.get(key)]:
+        key = changed[0]
+        raise DataError(
+            f"{what}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now, so "
+            "that features differ. Give the original weights, with the files beside them, as backbone.weights=PATH."
+        )
 
 
 def read_used(artifact: Path) -> np.ndarray:

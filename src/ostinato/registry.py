@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
@@ -48,7 +49,10 @@ def methods() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     for point in entry_points(group="ostinato.methods"):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:  # of a package that is not ours: its fault must not stop every command
+            warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
     return dict(sorted(_METHODS.items()))
 
 
@@ -132,6 +136,11 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
             apart = [other for other in placed if not set(values[other]) & set(value)]
             taken = {layer for other in apart for layer in placed[other]}
             placed[name] = tuple(layer for layer in in_proportion(value, depth) if layer not in taken)
+            if value and not placed[name]:
+                raise InputError(
+                    f"method.{name}: an encoder of {depth} layers leaves none for it by default (method.{apart[0]} has "
+                    f"{list(placed[apart[0]])}). Say which layers, counted from 0: method.{name}=..."
+                )
     return values | placed
 
 

@@ -105,6 +105,11 @@ class World:
 ALONE = World()
 
 
+def launched() -> int:
+    """How many processes a launcher started together; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[World]:
     """Join the processes that a launcher started together, for the length of the block; alone without a launcher.
@@ -115,8 +120,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     Raises:
         InputError: if the device is a numbered one, which two processes would share.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    size = launched()
+    if size == 1:
         yield ALONE
         return
     if device.startswith("cuda:"):

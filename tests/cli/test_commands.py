@@ -642,6 +642,19 @@ def test_what_a_run_was_told_of_its_columns_holds_for_more_and_for_scoring(text_
     assert "no column of last" in ostinato("eval", "r", "data=last", code=2, cwd=tmp_path).stderr
 
 
+def test_a_model_is_refused_on_the_same_weights_with_other_files_beside_them(text_run, tmp_path):
+    shutil.copytree(text_run / "bert", tmp_path / "bert")
+    ostinato("run", "simplecil", f"data={text_run / 'intents'}", "backbone=bert", "out=r", cwd=tmp_path)
+    (tmp_path / "bert/1_Pooling").mkdir()
+    (tmp_path / "bert/1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    text = ostinato("predict", "r", "--text", "w1", code=3, cwd=tmp_path).stderr
+    assert "readout was 'cls' when it was learned and is 'mean' now" in text
+    (tmp_path / "bert/1_Pooling/config.json").unlink()
+    (tmp_path / "bert/sentence_bert_config.json").write_text('{"max_seq_length": 5}')
+    ostinato("predict", "r", "--text", "w1", cwd=tmp_path)
+    assert json.loads((tmp_path / "r/artifact/artifact.json").read_text())["backbone"]["length"] == 16
+
+
 def test_the_runs_precision_is_that_of_its_model(text_run):
     ostinato("run", "simplecil", "data=intents", "backbone=bert", "precision=bf16", "out=half", cwd=text_run)
     words = ("--text", "w1 w2 w3", "--json")
@@ -689,6 +702,10 @@ def test_sets_as_tasks_and_stars_that_count_alike(tmp_path):
     assert (apart["tasks"], apart["classes"]) == (2, 6)
     assert alike["last_accuracy"] > apart["last_accuracy"] + 0.2
     assert ostinato("eval", "a", "data=data/one", code=3, cwd=tmp_path).stderr
+    again = json.loads(ostinato("eval", "b", "data=data", "--json", cwd=tmp_path).stdout)
+    assert again["accuracy"] == alike["last_accuracy"], "also where it is scored later"
+    for more, images in (((), 36), (('data.sets=["one"]',), 18)):
+        assert json.loads(ostinato("eval", "a", "data=data", *more, "--json", cwd=tmp_path).stdout)["images"] == images
 
 
 def test_the_readmes_python_works_as_printed(tmp_path):

@@ -23,6 +23,7 @@ from ostinato.config import build_config
 from ostinato.engine.run import start
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
+from ostinato.registry import check_options, get_method
 from ostinato.report import figures
 from ostinato.report.analyses import ANALYSES, Subject, analyse, kinds, supported
 from ostinato.report.analyses.attention import attend, watching
@@ -290,14 +291,21 @@ def test_data_must_be_the_run_s(runs, tmp_path):
 # Layers
 
 
-def finished(root: Path, name: str, layers, last: float, given: float | None, **method) -> None:
+def finished(
+    root: Path, name: str, layers, last: float, given: float | None, backbone="vit", epochs=5, depth=12, **method
+) -> None:
     (root / name).mkdir(parents=True)
     options = {"layers": layers} if layers is not None else {}
     config = build_config({"method": {"name": "soft_tf"} | options | method})
+    # As a run records them: default layers are those of its own encoder.
+    known = check_options(get_method("soft_tf"), config.method.options(), depth)
+    record = {"method": "soft_tf", "options": known, "recipe": {"epochs": epochs, "lr": 0.1}}
+    (root / name / "record.json").write_text(json.dumps(record))
     import tomli_w
 
     (root / name / "config.toml").write_text(tomli_w.dumps(config.to_dict()))
     summary = {"method": "soft_tf", "stream": "digits", "tasks": 2, "classes": 4, "last_accuracy": last}
+    summary["backbone"] = backbone
     if given is not None:
         summary["task_incremental_accuracy"] = given
     (root / name / "summary.json").write_text(json.dumps(summary))
@@ -337,6 +345,25 @@ def test_layer_sweep(runs, tmp_path, monkeypatch):
     assert math.isnan(one.given[0])
     assert one.given[1] == pytest.approx(0.9)
     assert (two.x.tolist(), two.last.tolist()) == ([0], [0.5])
+
+
+def test_layer_sweep_averages_only_what_is_the_same_experiment(tmp_path, monkeypatch):
+    finished(tmp_path, "a", [4, 5], 0.8, None, depth=6)
+    finished(tmp_path, "b", [4, 5], 0.2, None, depth=6, backbone="bert")
+    finished(tmp_path, "c", [4, 5], 0.4, None, depth=6, epochs=1)
+    finished(tmp_path, "d", [4, 5], 0.6, None, depth=6, base="none")
+    finished(tmp_path, "e", None, 0.5, None, depth=6)
+    drawn = []
+    monkeypatch.setattr(
+        "ostinato.report.analyses.layer_sweep.placements", lambda series, places, path, *_, **__: drawn.append(series)
+        or path.write_bytes(b"")
+    )  # fmt: skip
+    done = analyse(tmp_path, "layer_sweep")
+    assert [r["layers"] for r in rows(done.csv)] == ["4,5"] * 5, "a shallow encoder's default is where it was"
+    lines = {s.name: s.last.tolist() for s in drawn[0]}
+    assert sorted(lines.values()) == [[0.2], [0.4], [0.6], [pytest.approx(0.65)]]
+    assert any("train.epochs=1" in name for name in lines)
+    assert any("method.base=" in name and "none" in name for name in lines)
 
 
 def test_layer_sweep_without_runs(runs, tmp_path):

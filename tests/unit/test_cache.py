@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.conftest import random_backbone, random_clip_backbone
 
-from ostinato.backbones.cache import FeatureCache
+from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
 
 
 class Counting:
@@ -81,7 +81,7 @@ def test_strided_and_float_images():
 
 
 @pytest.mark.parametrize("entries", [1, 3])
-def test_memory_is_bounded_and_the_oldest_go_first(entries):
+def test_memory_is_bounded(entries):
     row = 4 * 4 + 200
     backbone, cache, x = Counting(), FeatureCache(max_bytes=entries * row), images(8)
     for i in range(8):
@@ -89,10 +89,45 @@ def test_memory_is_bounded_and_the_oldest_go_first(entries):
         assert len(cache) <= entries
         assert cache._kept._bytes == 16 * len(cache)
     assert len(cache) == entries
-    cache.features(backbone, x[8 - entries :])
-    assert backbone.images == 8, "the newest are remembered"
-    cache.features(backbone, x[:1])
-    assert backbone.images == 9, "the oldest are not"
+    cache.features(backbone, x[7:])
+    assert backbone.images == 8, "the newest is remembered"
+
+
+def test_passes_over_more_images_than_fit_still_find_some():
+    """Which they would not if the oldest were dropped: it is always the next to be asked for."""
+    backbone, cache, x = Counting(), FeatureCache(max_bytes=20 * 216), images(40)
+    for _ in range(6):
+        for i in range(0, 40, 4):
+            cache.features(backbone, x[i : i + 4])
+    assert len(cache) == 20
+    assert backbone.images < 40 + 5 * 36
+
+
+def test_states_of_all_layers_share_one_budget():
+    backbone, x = random_backbone(depth=3), images(4)
+    size = backbone.embed(x).h[0].nbytes + 200
+    cache = StateCache(3 * size)
+    for layer in (1, 2):
+        for _ in range(2):
+            torch.testing.assert_close(
+                cache.states(backbone, x, layer).h, backbone.run(backbone.embed(x), stop=layer).h
+            )
+    assert len(cache._rows) == 3
+
+
+def test_a_file_of_features_has_every_image_once_however_little_memory_there_is(tmp_path):
+    backbone, x = random_backbone(depth=2), images(9)
+    want = backbone(x)
+    cache = FeatureCache(max_bytes=2 * (4 * backbone.dim + 200))
+    cache.persist(tmp_path)
+    for _ in range(3):
+        torch.testing.assert_close(cache.features(backbone, x), want)
+    other = FeatureCache(max_bytes=1000)
+    other.persist(tmp_path)
+    more = images(4, seed=5)
+    other.features(backbone, more)  # another run writes in between
+    torch.testing.assert_close(cache.features(backbone, torch.cat([x, more])), backbone(torch.cat([x, more])))
+    assert stored(tmp_path).stat().st_size == (9 + 4 + 4) * (16 + 4 + 4 * backbone.dim), "each run its own"
 
 
 def test_a_batch_larger_than_the_memory_is_still_right():
@@ -177,10 +212,10 @@ def test_a_record_cut_short_is_computed_again_and_shifts_nothing(tmp_path, left)
     assert size == 16 + 4 + 4 * backbone.dim
     path.write_bytes(path.read_bytes()[: 2 * size + left])
     for rows, known in ((x[:3], 2), (x, 3), (x, 5)):
+        assert len(FeatureFile(path, backbone.dim)) == known
         again = FeatureCache()
         again.persist(tmp_path)
         torch.testing.assert_close(again.features(backbone, rows)[:3], want)
-        assert len(again._file) == known
 
 
 def test_a_record_that_was_damaged_is_never_used(tmp_path):
@@ -226,8 +261,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_states_are_those_of_the_plain_backbone_and_computed_once(monkeypatch):
-    from ostinato.backbones.cache import StateCache
-
     backbone, cache, x = random_backbone(depth=4), StateCache(2**20), images(5)
     want = backbone.run(backbone.embed(x), stop=3).h
     with torch.inference_mode():
@@ -243,8 +276,6 @@ def test_states_are_those_of_the_plain_backbone_and_computed_once(monkeypatch):
 def test_training_from_looked_up_states_is_the_same_run():
     from tests.contract.test_contract import inputs_of, learn, make, scores, toy_stream
 
-    from ostinato.backbones.cache import StateCache
-
     stream = toy_stream()
     for base in ("none", "dualprompt"):
         options = {"base": base} | ({"g_layers": ()} if base == "dualprompt" else {})
@@ -254,5 +285,5 @@ def test_training_from_looked_up_states_is_the_same_run():
         x = inputs_of(stream)
         a, b = scores(learn(plain, stream), x), scores(learn(fast, stream), x)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-        assert len(fast.state_cache._rows) == 1
+        assert {key[-2:] for key in fast.state_cache._rows._rows} == {min(fast.layers).to_bytes(2)}
     assert not make("soft_tf").plain_below, "general prefixes below the masks move"

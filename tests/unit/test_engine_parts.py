@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints, save_tensors
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder, save_tensors
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
@@ -34,7 +34,7 @@ from ostinato.engine.train import (
     optimizer_tensors,
     restore_optimizer,
 )
-from ostinato.errors import DataError, InputError, OstinatoError
+from ostinato.errors import DataError, InputError, OstinatoError, explained
 from ostinato.methods.base import LearnTask, Method, Recipe, Stage
 from ostinato.report.console import Reporter
 from ostinato.world import ALONE, World
@@ -866,3 +866,51 @@ def test_a_run_counts_what_its_newest_task_trains(tmp_path):
     factor = 2 * 2 * dim  # for queries and values, of rank 2
     shared, specific, block_weights, proxies = factor, 2 * factor, 3, 4 * dim + 1  # and their scale
     assert result["trainable_parameters"] == shared + specific + block_weights + proxies
+
+
+# What the machine says
+
+
+def test_out_of_memory_is_recognised_by_its_own_words():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**14)
+    assert "Out of memory" in str(explained(caught.value))
+    assert "Out of memory" in str(explained(RuntimeError("CUDA error: out of memory")))
+    assert "Out of memory" in str(explained(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")))
+    assert explained(RuntimeError("shapes differ")) is None
+    assert explained(ValueError("can't allocate memory")) is None
+
+
+class Unreadable(Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise self.error
+        return torch.zeros(2), 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [DataError("a.jpg: truncated."), PermissionError(13, "Permission denied", "a.jpg")])
+def test_an_error_of_a_sample_is_the_same_with_workers(workers, error):
+    with pytest.raises(type(error)) as caught:
+        list(fixed_batches(Unreadable(error), 2, device=torch.device("cpu"), workers=workers))
+    assert str(caught.value) == str(error)
+
+
+def test_a_read_only_copy_can_be_put_in_place(tmp_path):
+    draft = new_draft(tmp_path / "model")
+    (draft / "x").write_text("new")
+    (draft / "x").chmod(0o444)
+    put_folder(draft, tmp_path / "model")
+    assert (tmp_path / "model/x").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_other_devices_are_refused():
+    with pytest.raises(InputError, match=r"'meta' (is not supported|cannot be used)"):
+        resolve_device("meta")

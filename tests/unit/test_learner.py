@@ -1,5 +1,7 @@
 """The Python interface: what is predicted, saved and read back."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -94,3 +96,62 @@ def test_save_replaces_a_saved_learner_and_nothing_else(taught, tmp_path):
         "file", "mine"
     ]  # fmt: skip
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_save_leaves_the_neighbours_alone(taught, tmp_path):
+    for name in ("model.old", "model.part", "model.bak"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    for _ in range(2):
+        taught[0].save(tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.bak", "model.old", "model.part"]
+    assert (tmp_path / "model.old/mine").read_text() == "mine"
+
+
+def test_a_learner_stopped_in_the_middle_says_so(taught, tmp_path):
+    _, stream = taught
+    learner = Learner("dualprompt", precision="fp32", train={"epochs": 1})
+    learner.learn(stream.task(0))
+
+    class Stop:
+        def stage_started(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(stream.task(1), watcher=Stop())
+    image = Image.new("RGB", (8, 8))
+    for act in (
+        lambda: learner.predict([image]),
+        lambda: learner.evaluate(stream),
+        lambda: learner.save(tmp_path / "model"),
+        lambda: learner.learn(stream.task(1)),
+    ):
+        with pytest.raises(InputError, match="was interrupted while it learned the classes from 2 on"):
+            act()
+
+
+def test_classes_that_mean_the_same_are_kept_with_the_learner(taught, tmp_path):
+    learner, stream = taught
+    groups = [task.validation for task in stream]
+    apart = learner.evaluate(groups)
+    learner.alike = [0, 0, 0]
+    try:
+        assert learner.answers().tolist()[:3] == [0, 0, 0]
+        assert len(set(learner.answers().tolist())) == 2, "a class beyond the list differs from all"
+        learner.save(tmp_path / "model")
+        again = Learner.load(tmp_path / "model")
+        assert again.evaluate(groups).accuracy >= apart.accuracy
+        wrong = torch.tensor([0, 0, 0, 0])
+        assert again.evaluate(groups, alike=wrong).accuracy == 1
+    finally:
+        learner.alike = None
+
+
+def test_a_backbone_that_reads_out_otherwise_is_refused(taught, tmp_path):
+    """The weights may be the same, and features yet differ by a file beside them."""
+    taught[0].save(tmp_path / "model")
+    about = json.loads((tmp_path / "model/artifact.json").read_text())
+    about["preprocess"]["readout"] = "mean"
+    (tmp_path / "model/artifact.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="readout was 'mean' when it was learned and is 'cls' now"):
+        Learner.load(tmp_path / "model")

@@ -75,6 +75,16 @@ def test_batch_protocols_are_the_evaluators_own(protocol):
     assert row.task_id_accuracy == pytest.approx(want.task_id_accuracy)
 
 
+def test_classes_that_mean_the_same_count_for_each_other():
+    found = compared(alike=torch.zeros(6, dtype=torch.long))
+    assert all(row.accuracy == 1 for row in found.values())
+    alike = torch.tensor([0, 1, 0, 1, 0, 1])
+    one = compared(rules=["near"], alike=alike)["near", "sample"]
+    own = evaluate(Noisy(), groups(stream(LABELS)), SETTINGS, alike=alike)
+    assert one.accuracy == pytest.approx(own.accuracy)
+    assert one.accuracy > compared(rules=["near"])["near", "sample"].accuracy
+
+
 def test_batches_of_one_task_give_the_task_away():
     rows = compared(Noisy(noise=1.0), size=11, shots=(5,))
     alone, voted, whole = (rows["near", p] for p in ("sample", "batch(11), majority", "batch(11), 11 shots"))

@@ -105,6 +105,24 @@ def test_entry_points_are_loaded(monkeypatch):
 # Options
 
 
+def test_a_broken_package_stops_nobody_elses_methods(monkeypatch):
+    class Broken:
+        name, value = "theirs", "their.package:Method"
+
+        def load(self):
+            raise ImportError("no module named 'their.dependency'")
+
+    monkeypatch.setattr("ostinato.registry.entry_points", lambda group: [Broken()])
+    with pytest.warns(UserWarning, match="'theirs' of their.package:Method cannot be loaded: no module"):
+        assert get_method("simplecil").name == "simplecil"
+
+
+def test_default_layers_that_an_encoder_has_not_are_asked_for():
+    with pytest.raises(InputError, match=r"method\.e_layers: an encoder of 2 layers leaves none .*g_layers has \[0\]"):
+        check_options(get_method("dualprompt"), {}, depth=2)
+    assert check_options(get_method("dualprompt"), {"e_layers": [1]}, depth=2)["e_layers"] == (1,)
+
+
 def test_the_constructor_is_the_schema():
     fields = options_schema(Toy).model_fields
     assert list(fields) == ["rate", "rank", "layers", "kind", "scale", "on"]

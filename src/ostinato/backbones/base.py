@@ -89,7 +89,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """How inputs are prepared, for the record of a run."""
+        """What features depend on beside the weights: how inputs are prepared, and what is read out. JSON-able."""
 
     def run(
         self,

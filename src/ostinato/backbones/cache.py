@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -26,8 +27,7 @@ class FeatureCache:
     the backbone, so that no image can get the features of another.
 
     Args:
-        max_bytes: memory for images that come again, and a quarter more for passing ones; the images that came first
-            are dropped first.
+        max_bytes: memory for images that come again, and a quarter more for passing ones; beyond it any may be dropped.
     """
 
     def __init__(self, max_bytes: int = 2**28) -> None:
@@ -101,19 +101,17 @@ class StateCache:
     lower layers once. A ViT-B state takes 0.3 MB, so that this is only used where it is asked for.
 
     Args:
-        max_bytes: memory for states; the images that came first are dropped first.
+        max_bytes: memory for states of all layers; beyond it any may be dropped.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._rows: dict[int, _Rows] = {}
-        self.max_bytes = max_bytes
+        self._rows = _Rows(max_bytes)
 
     @torch.no_grad()
     def states(self, backbone: Backbone, images: Tensor, layer: int) -> Tokens:
         """States (B, N, D) that enter ``layer``; the backbone runs on unknown images only."""
-        store = self._rows.setdefault(layer, _Rows(self.max_bytes))
-        keys = keys_of(backbone, images)
-        rows = [store.get(key) for key in keys]
+        keys = [key + layer.to_bytes(2) for key in keys_of(backbone, images)]
+        rows = [self._rows.get(key) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
             computed = backbone.run(backbone.embed(images[new]), stop=layer)
             seen = None if computed.mask is None else computed.mask.sum(1).tolist()
@@ -122,7 +120,7 @@ class StateCache:
                 # A copy outside inference mode: training may be the next to use it.
                 with torch.inference_mode(False):
                     rows[i] = torch.empty_like(row).copy_(row)
-                store.put(keys[i], rows[i])  # pyright: ignore[reportArgumentType]
+                self._rows.put(keys[i], rows[i])  # pyright: ignore[reportArgumentType]
         return _together([row for row in rows if row is not None])
 
 
@@ -136,11 +134,17 @@ def _together(rows: list[Tensor]) -> Tokens:
 
 
 class _Rows:
-    """Feature rows by key within a budget, first in, first out."""
+    """Feature rows by key within a budget.
+
+    What is dropped is drawn at random: passes over more images than fit, one after another, then still find some,
+    whereas the oldest would always be the next to be asked for.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self._bytes = max_bytes, 0
         self._rows: dict[bytes, Tensor] = {}
+        self._keys: list[bytes] = []
+        self._draw = random.Random(0)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -151,11 +155,14 @@ class _Rows:
     def put(self, key: bytes, row: Tensor) -> None:
         if key in self._rows:  # the same image twice in one batch
             return
-        self._rows[key] = row
-        self._bytes += row.nbytes
         # An entry also holds its key and the tensor object, roughly 200 bytes.
-        while len(self._rows) > 1 and self._bytes + 200 * len(self._rows) > self.max_bytes:
-            self._bytes -= self._rows.pop(next(iter(self._rows))).nbytes
+        while self._rows and self._bytes + row.nbytes + 200 * (len(self._rows) + 1) > self.max_bytes:
+            at = self._draw.randrange(len(self._keys))
+            self._keys[at], self._keys[-1] = self._keys[-1], self._keys[at]
+            self._bytes -= self._rows.pop(self._keys.pop()).nbytes
+        self._rows[key] = row
+        self._keys.append(key)
+        self._bytes += row.nbytes
 
 
 class FeatureFile:
@@ -178,22 +185,27 @@ class FeatureFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            whole = path.stat().st_size // self._record.itemsize
-            # Mapped, not read: rows come into memory when they are asked for.
-            self._map = np.memmap(path, self._record, "r", shape=(whole,)) if whole else np.zeros(0, self._record)
+            self._remap()
         except OSError as error:
             raise DataError(f"cache: {path} cannot be used ({error.strerror}); give another folder.") from None
         self._where = {bytes(key): i for i, key in enumerate(self._map["key"])}
 
     def __len__(self) -> int:
-        """Rows that were in the file when it was opened."""
+        """Rows that were in the file when it was opened, and those appended here."""
         return len(self._where)
+
+    def _remap(self) -> None:
+        whole = self.path.stat().st_size // self._record.itemsize
+        # Mapped, not read: rows come into memory when they are asked for.
+        self._map = np.memmap(self.path, self._record, "r", shape=(whole,)) if whole else np.zeros(0, self._record)
 
     def get(self, key: bytes) -> Tensor | None:
         """The row (D,) of a key, or None where there is no intact one."""
         i = self._where.get(key)
         if i is None:
             return None
+        if i >= len(self._map):  # written since the file was mapped
+            self._remap()
         record = self._map[i]
         row = np.ascontiguousarray(record["row"])
         return torch.from_numpy(row.copy()) if zlib.crc32(row.tobytes()) == int(record["crc"]) else None
@@ -208,10 +220,11 @@ class FeatureFile:
             parts.append(key + struct.pack("<I", zlib.crc32(data)) + data)
         with self.path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            size = file.seek(0, 2)
             # What a crash left behind the last whole record would shift all that follow.
-            file.seek(size - size % self._record.itemsize)
+            whole = file.seek(0, 2) // self._record.itemsize
+            file.seek(whole * self._record.itemsize)
             file.write(b"".join(parts))
+        self._where |= {key: whole + i for i, key in enumerate(rows)}
 
 
 def _identity(backbone: Backbone) -> str:

@@ -73,14 +73,22 @@ def read_state(source: str, **options: Any) -> dict[str, Tensor]:
 
 
 def beside(source: str, name: str) -> dict[str, Any]:
-    """A JSON file that some models bring beside the weights; empty where there is none."""
+    """A JSON file that some models bring beside the weights; empty where there is none.
+
+    Raises:
+        InputError: if it cannot be told, offline, whether the model has one.
+    """
     path = Path(source) / name
     if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
+            return {}
         try:
             path = Path(hf_hub_download(source, name))
+        except LocalEntryNotFoundError as error:  # another model would be made without it
+            raise _missing(source, name, error) from error
         except EntryNotFoundError:
             return {}
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

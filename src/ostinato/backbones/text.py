@@ -157,5 +157,10 @@ class TextBackbone(Backbone):
         return (self.arch, self.readout, self.first_position)
 
     def describe(self) -> dict[str, Any]:
-        """Length and vocabulary."""
-        return {"length": self.tokenization.length, "tokenizer": self.tokenization.digest}
+        """Length, vocabulary and read-out."""
+        return {
+            "length": self.tokenization.length,
+            "tokenizer": self.tokenization.digest,
+            "first_position": self.first_position,
+            "readout": self.readout,
+        }

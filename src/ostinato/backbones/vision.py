@@ -116,5 +116,5 @@ class VisionBackbone(Backbone):
         return (self.arch, self.preprocess, self.readout, self.patch)
 
     def describe(self) -> dict[str, Any]:
-        """Size and normalisation."""
-        return asdict(self.preprocess)
+        """Size, normalisation and read-out."""
+        return asdict(self.preprocess) | {"readout": self.readout}

@@ -62,6 +62,7 @@ def load_backbone(
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
+    name = name.removeprefix("timm/")  # as the hub calls timm's models
     if of_transformers(name, weights):
         backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
     elif length is not None:
@@ -92,7 +93,7 @@ def of_transformers(name: str, weights: str | Path | None) -> bool:
     """Whether a backbone is a model of the transformers library: a folder, or a name that is none of timm's."""
     if weights is not None:
         return Path(weights).is_dir()
-    return "bert" in name.lower() or "MiniLM" in name or ("/" in name and not name.startswith("timm/"))
+    return "bert" in name.lower() or "MiniLM" in name or "/" in name.removeprefix("timm/")
 
 
 def _from_transformers(name: str, weights: str | None, length: int | None) -> tuple[Backbone, dict[str, Tensor], str]:

@@ -130,15 +130,23 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def new_draft(target: Path) -> Path:
+    """An empty folder in which a folder is written that :func:`put_folder` then gives its name."""
+    draft = _beside(target, "draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft
+
+
 def put_folder(draft: Path, target: Path) -> None:
     """Give a folder of files its name once every byte is on disk; what has that name is replaced.
 
-    A kill leaves the draft, or for the blink between two renames ``TARGET.old`` in place of the target.
+    A kill leaves the draft, or for the blink between two renames what is replaced under another name.
     """
     for file in draft.iterdir():
         _sync(file)
     _sync(draft)
-    old = target.with_name(target.name + ".old")
+    old = _beside(target, "old")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
@@ -147,9 +155,14 @@ def put_folder(draft: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _beside(target: Path, what: str) -> Path:
+    """A name that nobody else gives."""
+    return target.with_name(f".{target.name}.ostinato-{what}")
+
+
 def _sync(path: Path) -> None:
     """Put a file, or the names in a folder, on disk."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -7,25 +7,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ostinato.engine.seeding import generator
+from ostinato.errors import OstinatoError
 from ostinato.streams.base import Examples
 from ostinato.world import ALONE, World
+
+
+class _Guarded(Dataset[Any]):
+    """Samples, or what a user can do something about: a worker that raised it would wrap it in its own trace."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+        self._join = getattr(dataset, "collate", default_collate)
+
+    def __getitems__(self, keys: list[Any]) -> list[Any] | Exception:
+        try:
+            return [self.dataset[key] for key in keys]
+        except (OstinatoError, OSError) as error:
+            return error
+
+    def collate(self, samples: list[Any] | Exception) -> Any:
+        return samples if isinstance(samples, Exception) else self._join(samples)
 
 
 def _load(
     dataset: Dataset[Any], batches: list[list[Any]], device: torch.device, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    guarded = _Guarded(dataset)
     loader = DataLoader(
-        dataset,
+        guarded,
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
-        collate_fn=getattr(dataset, "collate", None),
+        collate_fn=guarded.collate,
     )
-    for x, y in loader:
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        x, y = batch
         yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 

@@ -26,6 +26,8 @@ def resolve_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {name!r} is not supported (statistics are kept in fp64). Use auto, cpu or cuda:N.")
     return device
 
 

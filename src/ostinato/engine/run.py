@@ -11,7 +11,7 @@ from ostinato.engine.data import Before, options_for
 from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
-from ostinato.learner import BackboneSpec, Learner, read_used
+from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -94,7 +94,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     session = Session(dirs, config, reporter, learner, before=before)
     if not record:
         session.write_record()
-    elif not _same_data(record["stream"], session.stream.describe()):
+    elif not world.agree(world.main and _same_data(record["stream"], session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
             f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
@@ -104,6 +104,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
             f"{dirs.root}: the backbone's weights are not the ones that the run started with (SHA-256 differs). "
             "Give the original file as backbone.weights=FILE."
         )
+    else:
+        check_inputs(str(dirs.root), record["preprocess"], learner.method.backbone)
     return session.execute()
 
 

@@ -48,7 +48,7 @@ class RunDir:
             return
         self.check_free()
         self.root.mkdir(parents=True, exist_ok=True)
-        self.config.write_bytes(tomli_w.dumps(config.to_dict()).encode())
+        write_text(self.config, tomli_w.dumps(config.to_dict()))
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was started with.
@@ -87,8 +87,12 @@ class RunDir:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON whole or not at all, and to the disk."""
-    text = json.dumps(value, indent=2) + "\n"
+    """Write JSON as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all, and to the disk."""
     draft = path.with_name(path.name + ".part")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -17,7 +17,7 @@ import torch
 
 from ostinato.backbones import TextBackbone
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints, put_folder
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder
 from ostinato.engine.data import Before, make_stream, samples_to_score
 from ostinato.engine.precision import precision_name
 from ostinato.engine.rundir import RunDir
@@ -99,6 +99,8 @@ class Session:
                 "data.alike counts classes of the same name in two of data.sets as one answer, but "
                 + ("'learn' adds one set of classes." if before else "no two sets share a name. Leave it out.")
             )
+        if config.data.alike and self.stream.alike is not None:
+            learner.alike = self.stream.alike.tolist()
         self.old = self._old_samples()
         self.tests = [self._held_out(i).with_view(learner.eval_view) for i in range(len(self.stream))]
         learner.train_view(self.augment)  # refused before anything is written
@@ -133,6 +135,8 @@ class Session:
 
     def write_record(self) -> None:
         """Write what the results depend on: data, weights, versions, protocol."""
+        if not self.dirs.writes:
+            return
         origin = self.learner.origin
         self.dirs.write(
             self.dirs.record,
@@ -236,8 +240,7 @@ class Session:
         last = index == len(self.stream) - 1
         watcher = _Watcher(self, stop, "evaluation")
         self.reporter.begin("evaluation", sum(len(g) for g in groups))
-        alike = self.stream.alike if self.config.data.alike else None
-        result: Evaluation = self.learner.evaluate(groups, oracle=last, alike=alike, tick=watcher.tick)
+        result: Evaluation = self.learner.evaluate(groups, oracle=last, tick=watcher.tick)
         watcher.stop_together()
         self.matrix.add_row(result.correct, result.totals)
         self.task_incremental.add_row(result.task_incremental, result.totals)
@@ -376,9 +379,9 @@ def _promote(sub: RunDir, parent: RunDir) -> None:
     kept = sub.root / ARTIFACT_BEFORE
     steps = [(parent.artifact, kept)] if not kept.exists() else []
     for source, target in (*steps, (sub.artifact, parent.artifact)):
-        draft = target.with_name(target.name + ".part")
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(source, draft)
+        draft = new_draft(target)
+        for file in source.iterdir():
+            shutil.copyfile(file, draft / file.name)
         put_folder(draft, target)
 
 

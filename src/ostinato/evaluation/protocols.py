@@ -46,6 +46,7 @@ def compare_protocols(
     size: int = 24,
     shots: Sequence[int] = (3, 5, 7),
     rules: Sequence[str] | None = None,
+    alike: Tensor | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> list[Scored]:
     """Score a model per sample, by the vote of a batch, and by the first images of a batch.
@@ -60,6 +61,7 @@ def compare_protocols(
         size: images per batch.
         shots: how many first images of a batch decide; the whole batch is added ("m-batch").
         rules: names of the method's rules; None for all that it has.
+        alike: as in :func:`ostinato.evaluation.evaluator.evaluate`.
         tick: called with the number of samples after each batch of a pass.
 
     Returns:
@@ -103,7 +105,7 @@ def compare_protocols(
     given["-", ORACLE] = true
 
     pairs = torch.stack([torch.cat(list(given.values())), torch.arange(len(samples)).repeat(len(given))])
-    right = _right(method, samples, torch.unique(pairs, dim=1), settings, tick)
+    right = _right(method, samples, torch.unique(pairs, dim=1), settings, alike, tick)
     return [
         Scored(
             rule,
@@ -120,16 +122,18 @@ def _right(
     samples: Examples,
     pairs: Tensor,
     settings: Settings,
+    alike: Tensor | None,
     tick: Callable[[int], None] | None,
 ) -> Tensor:
     """Whether sample i is right under task t, (T, samples) bool, for the pairs (2, n) of task and sample asked for."""
     right = torch.zeros(method.n_tasks, len(samples), dtype=torch.bool)
     done, (tasks, rows) = 0, pairs
+    answer = (torch.arange(method.n_seen) if alike is None else alike).to(settings.device)
     for x, y in given_batches(samples, cut(rows.tolist(), settings.eval_batch_size), device=settings.device):
         part = slice(done, done + len(x))
         with compute(method, settings.device, settings.dtype):
             scores = method.scores_given_task(x, tasks[part].to(x.device))
-        right[tasks[part], rows[part]] = (scores.argmax(1) == y).cpu()
+        right[tasks[part], rows[part]] = (answer[scores.argmax(1)] == answer[y]).cpu()
         done += len(x)
         if tick is not None:
             tick(len(x))

@@ -66,7 +66,16 @@ def study(
     """
     learner = Learner.load(run, weights=weights, device=device, cache=cache, state_cache=state_cache)
     groups = [group.with_view(learner.eval_view) for group in Subject(Path(run), learner, data=data).held_out()]
-    rows = compare_protocols(learner.method, groups, learner.settings, size=size, shots=shots, rules=rules, tick=tick)
+    rows = compare_protocols(
+        learner.method,
+        groups,
+        learner.settings,
+        size=size,
+        shots=shots,
+        rules=rules,
+        alike=learner.answers(),
+        tick=tick,
+    )
     return Study(Path(run).resolve().name, learner.method.name, rows)
 
 

@@ -86,7 +86,9 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     cells = []
     for base in dict.fromkeys(r.row.base for r in results):
         group = [r for r in results if r.row.base == base]
-        quoted, summary = _mean([r.row.published for r in group]), _mean([r.summary for r in group if r.summary])
+        have_run = [r for r in group if r.summary]
+        quoted = _mean([r.row.published for r in have_run or group])  # of the same variants
+        summary = _mean([r.summary for r in have_run if r.summary])
         line = [base, *([group[0].row.label] if labelled else [])]
         of = {r.row.variant: (r.row.published, r.summary or {}) for r in group}
         for variant in variants:

@@ -34,7 +34,7 @@ class InMemory(Split):
     def name(self, index: int) -> str:  # noqa: D102
         return f"{self.part} row {index}"
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def _content(self, index: int) -> bytes:
         return f"{self.images[index].shape} ".encode() + self.images[index].tobytes()
 
 

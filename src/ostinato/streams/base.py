@@ -45,6 +45,9 @@ class View(Protocol):
         ...
 
 
+_CHUNK = 64
+"""Samples that a thread reads at a time."""
+
 _TEST = 1
 """Salt of the choice of test images."""
 
@@ -128,6 +131,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.seed = seed
         self.view = view
+        self._sizes: list[int] | None = None
         self._splits: tuple[Split, ...] = (split,)
         self._split_of = np.zeros(len(rows), dtype=np.int64)
         self._rows = np.asarray(rows, dtype=np.int64)
@@ -173,7 +177,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
                 f"such as {BACKBONES[self.modality]}."
             )
         other = copy.copy(self)
-        other.view = view
+        other.view, other._sizes = view, None
         return other
 
     @property
@@ -184,7 +188,9 @@ class Examples(Dataset[tuple[Tensor, int]]):
     def sizes(self) -> list[int] | None:
         """Tokens of each sample under the view; None where all have as many."""
         tokens = getattr(self.view, "tokens", None)
-        return None if tokens is None else [tokens(self.raw(i)) for i in range(len(self))]
+        if tokens is not None and self._sizes is None:  # asked for in every epoch, and after every task
+            self._sizes = [tokens(self.raw(i)) for i in range(len(self))]
+        return self._sizes
 
     @property
     def longest(self) -> int:
@@ -211,6 +217,7 @@ class Examples(Dataset[tuple[Tensor, int]]):
         other.labels = self.labels[torch.from_numpy(chosen)]
         other._split_of = self._split_of[chosen]
         other._rows = self._rows[chosen]
+        other._sizes = None if self._sizes is None else [self._sizes[i] for i in chosen]
         return other
 
     @staticmethod
@@ -236,6 +243,8 @@ class Examples(Dataset[tuple[Tensor, int]]):
         other._splits = tuple(split for part in parts for split in part._splits)
         other._split_of = np.concatenate([part._split_of + n for part, n in zip(parts, sizes, strict=False)])
         other._rows = np.concatenate([part._rows for part in parts])
+        known = [part._sizes for part in parts]
+        other._sizes = None if None in known else [n for sizes in known if sizes is not None for n in sizes]
         return other
 
     def names(self) -> list[str]:
@@ -244,14 +253,14 @@ class Examples(Dataset[tuple[Tensor, int]]):
         return [self._splits[split].name(int(row)) for split, row in pairs]
 
     def fingerprints(self) -> np.ndarray:
-        """A number (n,) uint64 for what each sample holds, the same under any name: 8 bytes of BLAKE2b."""
+        """A number (n,) uint64 for what each sample holds, see :meth:`Split.fingerprint`."""
 
-        def fingerprint(index: int) -> int:
-            content = self._splits[self._split_of[index]].content(int(self._rows[index]))
-            return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+        def some(rows: range) -> list[int]:
+            return [self._splits[self._split_of[i]].fingerprint(int(self._rows[i])) for i in rows]
 
+        parts = [range(i, min(i + _CHUNK, len(self))) for i in range(0, len(self), _CHUNK)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # files are waited for
-            return np.fromiter(pool.map(fingerprint, range(len(self))), np.uint64, len(self))
+            return np.array([n for part in pool.map(some, parts) for n in part], np.uint64)
 
     def digest(self) -> str:
         """Fingerprint for records: SHA-256 over the sorted names, labels and contents, in whatever order."""

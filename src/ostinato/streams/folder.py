@@ -61,7 +61,7 @@ class Files(Split):
     def name(self, index: int) -> str:  # noqa: D102
         return self.paths[index]
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def _content(self, index: int) -> bytes:
         return read_bytes(self.root / self.paths[index])
 
 

@@ -224,7 +224,7 @@ class _Rendered(Split):
         character, number = self._at(index)
         return f"{self._split}/{class_name(character)}/{number:04d}"
 
-    def content(self, index: int) -> bytes:
+    def _content(self, index: int) -> bytes:
         return f"{self.name(index)} of seed {self._seed}".encode()  # which says what is drawn
 
     def _at(self, index: int) -> tuple[str, int]:

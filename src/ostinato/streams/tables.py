@@ -76,7 +76,7 @@ class Table(Split):
     def name(self, index: int) -> str:  # noqa: D102
         return self._part.name(int(self._rows[index]))
 
-    def content(self, index: int) -> bytes:  # noqa: D102
+    def _content(self, index: int) -> bytes:
         data = self.encoded(index)
         if data is None:
             raise DataError(f"{self.name(index)}: no image.")

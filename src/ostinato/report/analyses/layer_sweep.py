@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ import numpy as np
 
 from ostinato.engine.rundir import RunDir
 from ostinato.errors import InputError
-from ostinato.registry import check_options, get_method
 from ostinato.report.analyses.base import Findings
 from ostinato.report.figures import Series, placements
 from ostinato.report.tables import read_summary
@@ -28,6 +28,8 @@ class Point:
         method: its name.
         variant: ``method.variant``, empty where the method has none.
         stream: data, tasks and classes.
+        backbone: its name.
+        rest: other options and the recipe, as JSON by name.
         layers: the edited layers, in order; None for all.
         last: accuracy on all classes after the last task, a fraction.
         given: the same where the true task is given, or None.
@@ -37,6 +39,8 @@ class Point:
     method: str
     variant: str
     stream: str
+    backbone: str
+    rest: dict[str, str]
     layers: tuple[int, ...] | None
     last: float
     given: float | None
@@ -55,18 +59,22 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
         if not (run / "summary.json").is_file() or (run.parent / "config.toml").is_file():
             continue  # unfinished, or a continuation, whose layers are those of the run it continues
         name = str(run.relative_to(folder)) if run != folder else run.resolve().name
-        config, summary = RunDir(run).read_config(), read_summary(run)
-        options = check_options(get_method(config.method.name), config.method.options())
+        record, summary = RunDir(run).read_record(), read_summary(run)
+        options = dict(record["options"])
         if "layers" not in options:
             without.append(name)
             continue
-        layers = options["layers"]
+        layers = options.pop("layers")
+        variant = str(options.pop("variant", ""))
+        rest = {f"method.{k}": v for k, v in options.items()} | {f"train.{k}": v for k, v in record["recipe"].items()}
         points.append(
             Point(
                 name,
-                config.method.name,
-                str(options.get("variant", "")),
+                record["method"],
+                variant,
                 f"{summary.get('stream')}, {summary.get('tasks')} tasks, {summary.get('classes')} classes",
+                str(summary.get("backbone")),
+                {k: json.dumps(v) for k, v in rest.items()},
                 None if layers is None else tuple(sorted(layers)),
                 float(summary["last_accuracy"]),
                 summary.get("task_incremental_accuracy"),
@@ -84,7 +92,7 @@ def written(layers: Sequence[int] | None) -> str:
 
 
 def find(folder: Path) -> Findings:
-    """Read the runs, and draw a line per method, variant and stream; runs that agree in all (seeds) are averaged.
+    """Read the runs, and draw a line per experiment; runs that agree in all but the layers and the seed are averaged.
 
     Raises:
         InputError: if no finished run has layers to place.
@@ -96,11 +104,14 @@ def find(folder: Path) -> Findings:
             + (f" (without it: {', '.join(without[:5])})." if without else ".")
         )
     placed = sorted({p.layers for p in points}, key=_place)
-    lines: dict[tuple[str, str, str], list[Point]] = {}
+    lines: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
-        lines.setdefault((point.method, point.variant, point.stream), []).append(point)
+        peers = [p.rest for p in points if p.method == point.method]
+        other = [f"{k}={v}" for k, v in point.rest.items() if any(p.get(k) != v for p in peers)]
+        key = (point.method, point.variant, point.stream, point.backbone, " ".join(other))
+        lines.setdefault(key, []).append(point)
     # The name of a line holds what tells it from the others.
-    telling = [i for i in range(3) if len({key[i] for key in lines}) > 1]
+    telling = [i for i in range(len(next(iter(lines)))) if len({key[i] for key in lines}) > 1]
     series = []
     for key, members in lines.items():
         by_place = [(x, [p for p in members if p.layers == layers]) for x, layers in enumerate(placed)]
@@ -124,11 +135,20 @@ def find(folder: Path) -> Findings:
         )  # fmt: skip
 
     rows: list[tuple[Any, ...]] = [
-        (p.run, p.method, p.variant, p.stream, written(p.layers), p.last, "" if p.given is None else float(p.given))
+        (
+            p.run,
+            p.method,
+            p.variant,
+            p.stream,
+            p.backbone,
+            written(p.layers),
+            p.last,
+            "" if p.given is None else p.given,
+        )
         for p in sorted(points, key=lambda p: (p.method, p.variant, p.stream, _place(p.layers), p.run))
     ]
     notes = (f"Left out, without an option method.layers: {', '.join(without)}.",) if without else ()
-    columns = ("run", "method", "variant", "stream", "layers", "last_accuracy", "task_incremental_accuracy")
+    columns = ("run", "method", "variant", "stream", "backbone", "layers", "last_accuracy", "task_incremental_accuracy")
     return Findings(columns, rows, draw, notes)
 
 
