@@ -210,7 +210,7 @@ def predict(
         raise InputError("predict: give image files, text files or --text TEXT.")
     learner = _load(run, _machine(parse_overrides(words)))
     if learner.method.backbone.modality == "text":
-        given = texts_of(text or [], files, column)
+        given = texts_of(text or [], files, column, _text_column(run))
     elif text or column:
         raise InputError(f"predict: {run} has learned images; --text and --column are for texts.")
     else:
@@ -235,6 +235,13 @@ def predict(
         typer.echo(json.dumps(predictions))
     if bad:
         raise DataError("\n".join(bad))
+
+
+def _text_column(run: Path) -> str | None:
+    """The column of texts that a run was told to learn from."""
+    from ostinato.engine.rundir import RunDir
+
+    return RunDir(run).read_config().data.text_column if (run / "config.toml").exists() else None
 
 
 def _machine(given: dict[str, Any]) -> dict[str, Any]:
@@ -421,7 +428,12 @@ def report(
     elif markdown:
         typer.echo(markdown_table(summaries))
     else:
+        from ostinato.engine.run import taught_since
+
         _console(False).print(run_table(summaries))
+        for path in runs:
+            if since := taught_since(path):
+                typer.echo(since)
 
 
 @app.command()
@@ -456,7 +468,10 @@ def reproduce(
     given = work.sort_options(read, [w for w in words or [] if "=" in w])
     rows = read.choose([w for w in words or [] if "=" not in w])
     if collect:
-        work.collect(read, [r for r in work.measured(read, given.out) if r.row in rows], collect)
+        found = [r for r in work.measured(read, given.out) if r.row in rows]
+        if not any(r.summary for r in found):
+            raise InputError(f"--collect: none of these rows was measured below {given.out}. Say where as out=.")
+        work.collect(read, found, collect)
         return
     plans = work.plan_rows(read, rows, given, fetch=not dry_run)
     failed: dict[str, str] = {}
@@ -555,7 +570,11 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
             return
         typer.echo(run.config.read_text(encoding="utf-8").rstrip())
         if summary is not None:
+            from ostinato.engine.run import taught_since
+
             typer.echo(json.dumps(summary, indent=2))
+            if since := taught_since(path):
+                typer.echo(since)
         return
     import inspect
     from dataclasses import asdict

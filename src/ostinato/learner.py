@@ -336,6 +336,8 @@ class Learner:
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
         self._check_whole()
+        if isinstance(inputs, str | Path | Image.Image):
+            raise InputError("predict takes a list, also of one input: predict([...]).")
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}.")
         view, step = self.eval_view, self.settings.eval_batch_size
@@ -366,6 +368,10 @@ class Learner:
             return f"text {index}", given
         if isinstance(given, Image.Image):
             return f"image {index}", as_rgb(given, f"image {index}")
+        if not isinstance(given, str | Path):
+            raise InputError(
+                f"predict: {self.spec.name} takes image files or PIL images, but input {index} is {given!r}."
+            )
         return str(given), decode(Path(given), str(given))
 
     def save(self, path: str | Path) -> None:

@@ -32,13 +32,14 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def texts_of(texts: list[str], files: list[Path], column: str | None) -> Iterator[Given]:
+def texts_of(texts: list[str], files: list[Path], column: str | None, learned: str | None = None) -> Iterator[Given]:
     """The texts themselves, then those of the files.
 
     Args:
         texts: given as such.
         files: a table by its ending (csv, tsv, jsonl, parquet); any other holds a text a line, in UTF-8.
         column: of the texts in the tables; None finds it by its name.
+        learned: what it was called where texts were learned; taken where there is such a column and none was given.
 
     Yields:
         Name and text; where it is empty or not UTF-8, the error in its place.
@@ -47,7 +48,7 @@ def texts_of(texts: list[str], files: list[Path], column: str | None) -> Iterato
         DataError: if a file cannot be read.
         InputError: if a table has no such column.
     """
-    read = (_rows(file, column) if file.suffix.lower() in SUFFIXES else _lines(file) for file in files)
+    read = (_rows(file, column, learned) if file.suffix.lower() in SUFFIXES else _lines(file) for file in files)
     typed: list[Given] = [(f"text {i}", text) for i, text in enumerate(texts)]
     for name, text in chain(typed, chain.from_iterable(read)):
         empty = isinstance(text, str) and is_empty(text)
@@ -69,7 +70,7 @@ def _lines(file: Path) -> Iterator[Given]:
             yield name, DataError(f"{name}: byte {error.start} is not UTF-8; save the file in UTF-8.")
 
 
-def _rows(file: Path, column: str | None) -> Iterator[Given]:
+def _rows(file: Path, column: str | None, learned: str | None) -> Iterator[Given]:
     import pyarrow as pa
 
     try:
@@ -77,7 +78,7 @@ def _rows(file: Path, column: str | None) -> Iterator[Given]:
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file} cannot be read as {file.suffix[1:]} in UTF-8 ({error}).") from None
     names = table.column_names
-    found = column or next((name for name in TEXT_NAMES if name in names), None)
+    found = column or next((name for name in (learned, *TEXT_NAMES) if name in names), None)
     if found is None:
         raise InputError(f"{file} has no column {', '.join(TEXT_NAMES)}, only {', '.join(names)}: say --column NAME.")
     if found not in names:

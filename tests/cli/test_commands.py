@@ -246,6 +246,48 @@ def test_a_new_class_called_nearly_as_a_known_one_is_pointed_out(tmp_path):
     assert "'Red ' is learned as another one than 'red'" in " ".join(done.stdout.split("\n"))
 
 
+def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=5)
+    for file in list((tmp_path / "photos").rglob("*.jpg")):
+        shutil.copy(file, file.with_name(f"copy of {file.name}"))
+    photos(tmp_path / "more", {"green": GREEN}, n=4)
+    shutil.copytree(tmp_path / "photos/red", tmp_path / "more/crimson")
+    said = " ".join(ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path).stdout.split())
+    assert re.search(r"[1-4] of the 4 samples that are scored have the very content of one", said)
+    said = " ".join(ostinato("learn", "r", "data=more", cwd=tmp_path).stdout.split())
+    assert re.search(r"\d+ of the \d+ training samples were learned from before", said)
+    assert "rendered characters" not in said, "nothing can be done about it any more"
+    for command in ("report", "show"):
+        said = " ".join(ostinato(command, "r", cwd=tmp_path).stdout.split())
+        assert "r was taught more since by learn-001, each a run of its own: its model now knows 4 classes." in said
+
+
+def test_classes_called_nearly_alike_in_one_table_are_pointed_out(text_run, tmp_path):
+    lines = "".join(f"w{i % 7} w{i},{label}\n" for i in range(12) for label in ("Konto", "KONTO", "Karte"))
+    (tmp_path / "train.csv").write_text(f"text,label\n{lines}")
+    done = ostinato("run", "simplecil", f"data={tmp_path}", f"backbone={text_run / 'bert'}", "out=r", cwd=tmp_path)
+    assert re.search(r"class '(Konto|KONTO)' is learned as another one than '(Konto|KONTO)'", done.stdout)
+
+
+def test_resume_and_collect_say_where_to_point(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
+    ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path)
+    (tmp_path / "r/summary.json").unlink()
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    text = ostinato("resume", "r", code=2, cwd=tmp_path).stderr
+    assert "its data are not at" in text
+    assert "ostinato resume r data=PATH" in text
+    assert (
+        json.loads(ostinato("resume", "r", f"data={tmp_path / 'moved'}", "--json", cwd=tmp_path).stdout)["classes"] == 2
+    )
+    (tmp_path / "t.toml").write_text('title = "t"\ndata = "digits"\n[[row]]\nname = "a"\nmethod = "simplecil"\n')
+    (tmp_path / "page.md").write_text("<!-- table:t -->\nfilled\n<!-- /table:t -->\n")
+    assert "data=digits" in ostinato("reproduce", "t.toml", "--dry-run", cwd=tmp_path).stdout
+    text = ostinato("reproduce", "t.toml", "--collect", "page.md", "out=elsewhere", code=2, cwd=tmp_path).stderr
+    assert "none of these rows was measured below elsewhere" in text
+    assert "filled" in (tmp_path / "page.md").read_text()
+
+
 def test_an_interrupted_learn_is_resumed(tmp_path):
     photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
     photos(tmp_path / "more", {"green": GREEN, "white": WHITE}, n=12, seed=1)
@@ -633,6 +675,8 @@ def test_what_a_run_was_told_of_its_columns_holds_for_more_and_for_scoring(text_
     own = ("data.text_column=question", "data.label_column=intent")
     ostinato("run", "simplecil", "data=first", f"backbone={text_run / 'bert'}", "stream.step=2", *own, "out=r",
              cwd=tmp_path)  # fmt: skip
+    done = ostinato("predict", "r", "first/train.csv", "--json", cwd=tmp_path)
+    assert len(json.loads(done.stdout)) == 20, "nor need it be said to predict"
     ostinato("learn", "r", "data=more", "eval=first", cwd=tmp_path)
     ostinato("learn", "r", "data=last", "data.text_column=title", "eval=more", cwd=tmp_path)
     for data, more in (("first", ()), ("more", ()), ("last", ("data.text_column=title",))):

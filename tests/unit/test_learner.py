@@ -59,6 +59,13 @@ def test_an_image_that_cannot_be_used_is_named(taught):
         taught[0].predict([Image.new("RGB", (8, 8)), Image.new("F", (8, 8))])
 
 
+def test_what_is_no_list_of_images_is_refused(taught):
+    with pytest.raises(InputError, match=r"predict\(\[\.\.\.\]\)"):
+        taught[0].predict("a.png")
+    with pytest.raises(InputError, match="input 0 is 3"):
+        taught[0].predict([3])
+
+
 def test_what_was_used_is_kept_with_what_was_learned(taught, tmp_path):
     learner, stream = taught
     parts = [part for task in stream for part in (task.train, task.validation)]

@@ -254,7 +254,7 @@ def test_damage_after_opening_is_named_at_load(tmp_path):
     with pytest.raises(DataError, match=path.name):
         source.train.load(0)
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path.name}: the file is gone"):
+    with pytest.raises(DataError, match=rf"{path.name}: there is no such file"):
         source.train.load(0)
 
 

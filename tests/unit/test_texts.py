@@ -33,6 +33,13 @@ def test_labels_of_a_csv_are_what_is_written(tmp_path):
     assert open_source(str(tmp_path / "train.csv")).class_names == ["001", "01", "1", "1.50", "2020-01-01", "true"]
 
 
+def test_a_spreadsheets_semicolons_are_read(tmp_path):
+    (tmp_path / "train.csv").write_bytes('\ufefftext;label\n"a; b, c";x\nd, e;y\n'.encode())
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["x", "y"]
+    assert [source.train.load(i) for i in range(2)] == ["a; b, c", "d, e"]
+
+
 @pytest.mark.parametrize("blank", ["", " "])
 def test_a_blank_label_is_refused(tmp_path, blank):
     (tmp_path / "train.csv").write_text(f"text,label\na,x\nb,{blank}\nc,y\nd,{blank}\n")

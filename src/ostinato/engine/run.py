@@ -86,6 +86,11 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     # What "auto" meant on the machine where the run began.
     fixed = {"precision": record["precision"]} if record else {}
     config = absolute(build_config(dirs.read_config().to_dict(), overrides, fixed))
+    if Path(config.data.path).is_absolute() and not Path(config.data.path).exists():
+        raise InputError(
+            f"{dirs.root}: its data are not at {config.data.path} any more. Say where they are now: ostinato resume "
+            f"{path} data=PATH"
+        )
     before = _before(dirs) if dirs.root.name.startswith(CONTINUATION) else None
     fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
     learner = _taught(dirs, config, world) if before is not None and fresh else make_learner(config, world)
@@ -175,6 +180,15 @@ def _before(continuation: RunDir) -> Before:
     artifact = read_json(_goes_on_from(continuation) / "artifact.json")
     config = RunDir(continuation.root.parent).read_config()
     return Before(artifact["class_names"], len(artifact["task_sizes"]), config)
+
+
+def taught_since(run: Path) -> str | None:
+    """A sentence about what a finished run was taught after it was finished, if anything."""
+    done = [sub.root.name for sub in _continuations(RunDir(run)) if sub.summary.exists()]
+    if not done:
+        return None
+    n = len(read_json(run / "artifact" / "artifact.json")["class_names"])
+    return f"{run} was taught more since by {', '.join(done)}, each a run of its own: its model now knows {n} classes."
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ostinato.backbones import TextBackbone
@@ -166,13 +167,15 @@ class Session:
         """Run from the newest checkpoint, or from the start, to the end."""
         for note in (*self.stream.source.notes, *(f"skipped {line}" for line in self.stream.source.skipped)):
             self.reporter.message(note)
-        if self.stream.source.augment == "photo" and self.config.backbone.name == DEFAULT_BACKBONE:
+        photos = self.stream.source.augment == "photo" and self.before is None
+        if photos and self.config.backbone.name == DEFAULT_BACKBONE:
             self.reporter.message(
                 f"{DEFAULT_BACKBONE} was pre-trained on rendered characters; for photos take one that was trained on "
                 "photos, such as backbone=vit_base_patch16_224.augreg_in21k"
             )
         self._report_cuts()
         self._report_twins()
+        self._report_repeats()
         resumed = self._restore()
         self._report_start(resumed is not None)
         with stop_on_signal() as stop:
@@ -262,11 +265,26 @@ class Session:
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
 
     def _report_twins(self) -> None:
-        """Say which new classes are called nearly as one that is known: perhaps they are the same."""
+        """Say which classes are called nearly as another one: perhaps they are the same."""
         known = {plain_name(name): name for name in (self.before.class_names if self.before else [])}
         for name in self.stream.class_names:
-            if (twin := known.get(plain_name(name))) is not None:
-                self.reporter.message(f"class {name!r} is learned as another one than {twin!r}, which is known already")
+            twin = known.setdefault(plain_name(name), name)
+            if twin != name:
+                self.reporter.message(f"class {name!r} is learned as another one than {twin!r}")
+
+    def _report_repeats(self) -> None:
+        """Say how many samples are on two sides: duplicates within the data, or learned before under whatever name."""
+        if not self.world.main:
+            return
+        train = Examples.concat([self.stream.task(i).train for i in range(len(self.stream))]).fingerprints()
+        tests = np.concatenate([test.fingerprints() for test in self.tests])
+        if n := int(np.isin(tests, train).sum()):
+            self.reporter.message(
+                f"{n} of the {len(tests)} samples that are scored have the very content of one that is trained on: "
+                "there are duplicates in the data"
+            )
+        if n := int(np.isin(train, self.learner.used).sum()):
+            self.reporter.message(f"{n} of the {len(train)} training samples were learned from before")
 
     def _report_cuts(self) -> None:
         """Say how many training texts lose their end."""

@@ -18,6 +18,9 @@ from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words
 
+_BUNDLED = ("digits", "glyphs")
+"""Data that need no path."""
+
 _MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache", "compile")
 """Options that say where things are and what the machine has; a resumed row takes them from the command."""
 
@@ -175,6 +178,8 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
         words = replace_words(row.words, given.words)
         # A bare data= is the data set of the first row chosen; the others are named.
         data = given.data.get(row.data or "") or (given.data.get("") if row.data in (None, *needed[:1]) else None)
+        if data is None and row.data in _BUNDLED:
+            data = row.data
         if data is not None:
             words = replace_words(words, [f"data={data}"])
         layers = (row.preset.options if row.preset else {}, {"method": {"name": row.method}})

@@ -534,7 +534,7 @@ def scorable(source: Source, class_names: Sequence[str], used: np.ndarray) -> tu
     if unknown:
         raise DataError(
             f"Only classes that were learned can be scored, but {source.name} has {', '.join(map(repr, unknown))}. "
-            f"{did_you_mean(unknown[0], list(class_names))}"
+            f"{did_you_mean(unknown[0], list(class_names))} Leave such classes out of what is scored."
         )
     to_label = np.array([label_of[name] for name in source.class_names])
     own_test = source.test is not None and not source.test_was_cut

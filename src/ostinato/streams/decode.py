@@ -185,7 +185,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or damaged at its start"
     if isinstance(error, FileNotFoundError):
-        return "the file is gone"
+        return "there is no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if "truncated" in str(error).lower():

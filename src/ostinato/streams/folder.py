@@ -35,7 +35,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif"
 LAYOUT = "expected ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg, or ROOT/<class>/*.jpg"
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_JUNK = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini"})
 _TASK = re.compile(r"task[\W_]*\d+", re.IGNORECASE)
 
 

@@ -208,7 +208,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         raise DataError(
             f"{folder} must hold train{found[0].suffix} (or train-00000-of-00002{found[0].suffix} and so on), but "
             "holds only:"
-            f"{listed(path.name for path in found)}"
+            f"{listed(path.name for path in found)}\nTo take one of them alone, give the file in place of the folder."
         )
     return files
 
@@ -239,9 +239,10 @@ def read_table(file: Path) -> pa.Table:
     suffix = file.suffix.lower()
     if suffix in (".csv", ".tsv"):
         # As they are written, even where all look like numbers, dates or truth values: "001" is not "1".
-        names = csv.open_csv(file, parse_options=_lines(suffix)).schema.names
+        lines = csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True)
+        names = csv.open_csv(file, parse_options=lines).schema.names
         options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        return csv.read_csv(file, parse_options=_lines(suffix), convert_options=options)
+        return csv.read_csv(file, parse_options=lines, convert_options=options)
     return _plain(json_lines.read_json(file) if suffix == ".jsonl" else pq.read_table(file))
 
 
@@ -255,8 +256,13 @@ def _plain(table: pa.Table) -> pa.Table:
     return table
 
 
-def _lines(suffix: str) -> csv.ParseOptions:
-    return csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+def _delimiter(file: Path) -> str:
+    """What separates the columns: of a csv without commas in its first line, the semicolon that spreadsheets write."""
+    if file.suffix.lower() == ".tsv":
+        return "\t"
+    with file.open("rb") as lines:
+        first = lines.readline()
+    return ";" if b";" in first and b"," not in first else ","
 
 
 def _source(
@@ -343,12 +349,12 @@ def _sample_column(
             preferred = [c for c in known if c in found] or found
             if len(found) > 1 and preferred == found:
                 raise InputError(
-                    f"{name} has several columns of {modality}s ({', '.join(found)}): say {modality}_column=..."
+                    f"{name} has several columns of {modality}s ({', '.join(found)}): say data.{modality}_column=..."
                 )
             return modality, preferred[0]
     raise InputError(
-        f"{name} has no column of images or texts. Columns: {', '.join(schema.names)}; say image_column=... or "
-        "text_column=..."
+        f"{name} has no column of images or texts. Columns: {', '.join(schema.names)}; say data.image_column=... "
+        "or data.text_column=..."
     )
 
 
@@ -370,7 +376,7 @@ def _label_column(name: str, schema: pa.Schema, features: dict[str, dict[str, An
         column = labels[0]
     if column is None:
         raise InputError(
-            f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; say label_column=..."
+            f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; say data.label_column=..."
         )
     return column
 
@@ -399,7 +405,8 @@ def _labels(
             raise DataError(f"Each row needs a label, but {len(blank)} lack one, such as {part.name(blank[0])}.")
         if not (pa.types.is_integer(stored.type) or _is_string(stored.type)):
             raise InputError(
-                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say label_column=..."
+                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say "
+                "data.label_column=..."
             )
         values.append(np.asarray(stored.to_pylist()))
     if names is not None:
