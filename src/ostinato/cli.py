@@ -17,6 +17,7 @@ from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, e
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ostinato.config import RunConfig
     from ostinato.evaluation.evaluator import BatchProtocol
     from ostinato.learner import Learner
     from ostinato.report.console import Reporter
@@ -210,7 +211,8 @@ def predict(
         raise InputError("predict: give image files, text files or --text TEXT.")
     learner = _load(run, _machine(parse_overrides(words)))
     if learner.method.backbone.modality == "text":
-        given = texts_of(text or [], files, column, _text_column(run))
+        config = _config_of(run)
+        given = texts_of(text or [], files, column, config.data.text_column if config else None)
     elif text or column:
         raise InputError(f"predict: {run} has learned images; --text and --column are for texts.")
     else:
@@ -237,11 +239,12 @@ def predict(
         raise DataError("\n".join(bad))
 
 
-def _text_column(run: Path) -> str | None:
-    """The column of texts that a run was told to learn from."""
+def _config_of(run: Path) -> RunConfig | None:
+    """What a run was started with; None of an artifact that was copied out of it."""
     from ostinato.engine.rundir import RunDir
 
-    return RunDir(run).read_config().data.text_column if (run / "config.toml").exists() else None
+    dirs = RunDir(run)
+    return dirs.read_config() if dirs.config.exists() else None
 
 
 def _machine(given: dict[str, Any]) -> dict[str, Any]:
@@ -362,11 +365,10 @@ def evaluate(
     protocol = _protocol(scoring)
     learner = _load(run, machine)
     from ostinato.engine.data import samples_to_score
-    from ostinato.engine.rundir import RunDir
 
     samples, notes = samples_to_score(
         data,
-        RunDir(run).read_config() if (run / "config.toml").exists() else None,
+        _config_of(run),
         learner.class_names,
         learner.used,
         seed=learner.settings.seed,

@@ -35,8 +35,10 @@ def explained(error: BaseException) -> OstinatoError | None:
         error: of Python, torch or safetensors.
 
     Returns:
-        An error that says so in a line; None for anything else, which is a defect or one of ours already.
+        An error that says so in a line, which one of ours is already; None for anything else, which is a defect.
     """
+    if isinstance(error, OstinatoError):
+        return error
     kind, text = type(error).__name__, str(error)
     # torch's own errors by name and words, since this module must not import it; most have no kind of their own.
     full = isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)

@@ -100,8 +100,8 @@ class Learner:
     Attributes:
         used: sorted fingerprints of all samples that were learned from or set aside for validation, see
             :meth:`ostinato.streams.Examples.fingerprints`; what else there is of their classes may be scored.
-        alike: for each class, a number that classes share which mean the same answer and count for each other where
-            nothing else is said; None where all differ. Classes beyond the list differ from all.
+        alike: for each class, a number below the list's length that classes share which mean the same answer and count
+            for each other where nothing else is said; None where all differ. Classes beyond the list differ from all.
 
     Raises:
         InputError: unknown names or options, each with the closest known ones.
@@ -309,8 +309,8 @@ class Learner:
         """``alike`` of all classes learned, (n_seen,)."""
         if self.alike is None:
             return None
-        n, known = len(self.class_names), self.alike[: len(self.class_names)]
-        return torch.tensor([*known, *range(len(self.alike) + n, len(self.alike) + 2 * n - len(known))])
+        n = len(self.class_names)
+        return torch.tensor([*self.alike[:n], *range(len(self.alike), n)])
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:

@@ -294,7 +294,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
         except Interrupted:
             raise Interrupted(f"Stopped in row {plan.row.name}, which is saved; the same command goes on.") from None
         except Exception as error:
-            known = error if isinstance(error, OstinatoError) else explained(error)
+            known = explained(error)
             if known is None:
                 raise
             failed[plan.row.name] = str(known)
