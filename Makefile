@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check format benchmark lock clean
 
