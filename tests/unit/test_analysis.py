@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import random_backbone
 from torch import nn
 
 from ostinato.backbones import Edit, LinearEdit, prefix_from
 from ostinato.cli import main
 from ostinato.config import build_config
+from ostinato.contract.toys import random_backbone
 from ostinato.engine.run import start
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner

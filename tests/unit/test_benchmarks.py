@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import random_backbone
 
 from benchmarks import cases, limits
 from benchmarks.cases import CASES, CLASSES, Case, Images, taught
 from ostinato.backbones import Arch
+from ostinato.contract.toys import random_backbone
 
 
 def method_of(case: Case) -> Any:

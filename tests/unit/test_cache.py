@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.conftest import random_backbone, random_clip_backbone
 
 from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
+from ostinato.contract.toys import random_backbone, random_clip_backbone
 
 
 class Counting:
@@ -274,7 +274,8 @@ def test_states_are_those_of_the_plain_backbone_and_computed_once(monkeypatch):
 
 
 def test_training_from_looked_up_states_is_the_same_run():
-    from tests.contract.test_contract import inputs_of, learn, make, scores, toy_stream
+    from ostinato.contract.lessons import inputs_of, learn, make, scores
+    from ostinato.contract.toys import toy_stream
 
     stream = toy_stream()
     for base in ("none", "dualprompt"):

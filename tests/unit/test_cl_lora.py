@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from tests.conftest import random_backbone
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ostinato.backbones import Arch, Edit, LayerPlan, LinearEdit, Preprocess, VisionBackbone
+from ostinato.contract.toys import random_backbone
 from ostinato.engine.train import Settings
 from ostinato.engine.train import learn_task as train
 from ostinato.errors import InputError

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.conftest import random_backbone, random_clip_backbone
-from tests.contract.test_contract import SETTINGS, inputs_of, learn, learn_view, make, scores, toy_stream
 from torch.nn import functional as F
 
+from ostinato.contract.lessons import SETTINGS, inputs_of, learn, learn_view, make, scores
+from ostinato.contract.toys import random_backbone, random_clip_backbone, toy_stream
 from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask

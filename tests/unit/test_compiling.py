@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import random_backbone
 from torch._dynamo.utils import counters
 
 from benchmarks.cases import CLASSES, Images
+from ostinato.contract.toys import random_backbone
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Settings, learn_task

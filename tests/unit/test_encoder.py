@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from tests.conftest import random_backbone
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ from ostinato.backbones import (
 )
 from ostinato.backbones.edits import LINEARS
 from ostinato.backbones.encoder import ACTIVATIONS, Block
+from ostinato.contract.toys import random_backbone
 from ostinato.errors import InputError
 
 B, P, T, D, H, DEPTH = 3, 4, 2, 16, 2, 3

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import random_backbone
 from torch import nn
 from torch.utils.data import Dataset
 
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
+from ostinato.contract.toys import random_backbone
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder, save_tensors
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.conftest import random_backbone
-from tests.contract import test_contract as contract
 from torch.nn import functional as F
 
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, VisionBackbone
+from ostinato.contract import lessons
+from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
@@ -439,17 +439,17 @@ class Snapshots:
 
 def engine_run(method, stream, upto, watcher=None):
     for i in range(upto):
-        learn_task(method, contract.learn_view(method, stream, i), SETTINGS, watcher if i == upto - 1 else None)
+        learn_task(method, lessons.learn_view(method, stream, i), SETTINGS, watcher if i == upto - 1 else None)
     return method
 
 
 def whole(**options):
-    return contract.make("layer_grouped", **({"length": 3, "align_epochs": 2, "align_samples": 16} | options))
+    return lessons.make("layer_grouped", **({"length": 3, "align_epochs": 2, "align_samples": 16} | options))
 
 
 @pytest.mark.parametrize("align", [True, False])
 def test_training_moves_the_current_task_and_the_alignment_the_head_alone(align):
-    stream = contract.toy_stream()
+    stream = toy_stream()
     method = whole(align=align)
     watcher = Snapshots(method)
     engine_run(method, stream, 2, watcher)
@@ -484,19 +484,19 @@ def test_the_first_task_needs_no_alignment_but_leaves_gaussians_for_later():
 
 
 def test_prompts_and_heads_of_old_tasks_survive_weight_decay():
-    stream = contract.toy_stream()
+    stream = toy_stream()
     method = engine_run(whole(align=False), stream, 1)
     before = {k: v.clone() for k, v in method.learned_state().items()}
     overrides = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "weight_decay": 0.1}
     settings = Settings(torch.device("cpu"), torch.float32, seed=3, overrides=overrides)
-    learn_task(method, contract.learn_view(method, stream, 1), settings)
+    learn_task(method, lessons.learn_view(method, stream, 1), settings)
     for name in ("head.weight.0", "head.bias.0"):
         assert torch.equal(method.learned_state()[name], before[name])
     assert torch.equal(method.prompts[0], before["prompts"][0])
     aligned = engine_run(whole(), stream, 1)
     before = {k: v.clone() for k, v in aligned.learned_state().items()}
     watcher = Snapshots(aligned)
-    learn_task(aligned, contract.learn_view(aligned, stream, 1), settings, watcher)
+    learn_task(aligned, lessons.learn_view(aligned, stream, 1), settings, watcher)
     for name in ("head.weight.0", "head.bias.0"):
         assert torch.equal(watcher.stepped_to[0][name], before[name]), "the main stage"
         assert not torch.equal(watcher.stepped_to[1][name], before[name]), "the alignment"
@@ -578,27 +578,27 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()))
 def test_runs_with_other_options(options):
     """Batch independence, and stops inside the main stage and inside the alignment that change nothing."""
-    stream = contract.toy_stream()
-    x = contract.inputs_of(stream)
-    method = contract.learn(whole(**options), stream)
-    together = contract.scores(method, x)
+    stream = toy_stream()
+    x = lessons.inputs_of(stream)
+    method = lessons.learn(whole(**options), stream)
+    together = lessons.scores(method, x)
     assert together.shape == (len(x), 5)
-    alone = torch.cat([contract.scores(method, x[i : i + 1]) for i in range(len(x))])
+    alone = torch.cat([lessons.scores(method, x[i : i + 1]) for i in range(len(x))])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
     for steps in (4, 6, 9):
-        cut = contract.learn(whole(**options), stream, upto=1)
-        watcher = contract.StopAt(cut, steps)
-        task = contract.learn_view(cut, stream, 1)
+        cut = lessons.learn(whole(**options), stream, upto=1)
+        watcher = lessons.StopAt(cut, steps)
+        task = lessons.learn_view(cut, stream, 1)
         if steps == 9 and not options.get("align", True):
             continue  # there is no ninth step
-        with pytest.raises(contract.Stop):
-            learn_task(cut, task, contract.SETTINGS, watcher)
+        with pytest.raises(lessons.Stop):
+            learn_task(cut, task, lessons.SETTINGS, watcher)
         assert watcher.position.stage == (steps > 6)
         fresh = whole(**options)
         fresh.load_learned_state(watcher.state)
-        learn_task(fresh, task, contract.SETTINGS, resume=(watcher.position, watcher.optimizer))
-        learn_task(fresh, contract.learn_view(fresh, stream, 2), contract.SETTINGS)
-        assert torch.equal(contract.scores(fresh, x), together)
+        learn_task(fresh, task, lessons.SETTINGS, resume=(watcher.position, watcher.optimizer))
+        learn_task(fresh, lessons.learn_view(fresh, stream, 2), lessons.SETTINGS)
+        assert torch.equal(lessons.scores(fresh, x), together)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.conftest import random_backbone
 from torch.nn import functional as F
 
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, Tokens, VisionBackbone
+from ostinato.contract.toys import random_backbone
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask

@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tests.conftest import random_backbone
 from torch.nn import functional as F
 
 from ostinato.backbones import Edit, LayerPlan, Tokens
+from ostinato.contract.toys import random_backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, TaskInferring
 from ostinato.methods.coda_prompt import CODAPrompt

@@ -5,10 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.conftest import BLUE, RED, photos, random_backbone
+from tests.conftest import BLUE, RED, photos
 
 from ostinato.cli import main
 from ostinato.config import build_config, flat, read_toml
+from ostinato.contract.toys import random_backbone
 from ostinato.errors import InputError
 from ostinato.learner import check_recipe
 from ostinato.presets import DATA, METRICS, preset_names, read_preset

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.conftest import random_backbone
-from tests.contract.test_contract import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores, toy_stream
 from torch.nn import functional as F
 
+from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores
+from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods import dualprompt, l2p

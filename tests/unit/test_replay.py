@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.conftest import random_backbone, random_text_backbone
 from tests.unit.test_methods_math import images
 from torch.nn import functional as F
 
+from ostinato.contract.toys import random_backbone, random_text_backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.idbr import IDBR

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.conftest import random_backbone
-from tests.contract.test_contract import SETTINGS, learn, learn_view, make, toy_stream
 
 from ostinato.backbones import Arch, LinearEdit, Preprocess, Tokens, VisionBackbone
 from ostinato.backbones.edits import edited_linear, per_task
+from ostinato.contract.lessons import SETTINGS, learn, learn_view, make
+from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods.adapter import Adapter

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.conftest import photos, random_backbone, random_text_backbone, sentences, text_tables, whole_words
+from tests.conftest import photos, text_tables
 
 from ostinato.backbones import Tokenization
 from ostinato.backbones.cache import FeatureCache, StateCache
+from ostinato.contract.toys import random_backbone, random_text_backbone, sentences, whole_words
 from ostinato.engine.loader import by_length, pack, training_batches
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner

@@ -1,0 +1,104 @@
+"""Teaching a method toy streams as the engine would, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ostinato.backbones import Backbone
+from ostinato.contract.toys import BACKBONES, Kind, view_of
+from ostinato.engine.precision import prepare
+from ostinato.engine.train import Position, Settings, Watcher, learn_task, optimizer_tensors
+from ostinato.methods.base import LearnTask, Method, Stage
+from ostinato.registry import check_options, get_method
+from ostinato.streams import Examples, TaskStream
+
+SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
+"""Two epochs of three steps for two classes of a toy stream."""
+
+
+def make(method: str | type[Method], kind: Kind = "image", /, backbone: Backbone | None = None, **options) -> Method:
+    """An untaught method.
+
+    Args:
+        method: the class, or what :func:`ostinato.registry.get_method` finds it by.
+        kind: of the toy encoder.
+        backbone: to use in its place.
+        options: the method's own.
+    """
+    torch.manual_seed(7)
+    cls = get_method(method) if isinstance(method, str) else method
+    backbone = backbone or BACKBONES[kind]()
+    made = cls(backbone, **check_options(cls, options, backbone.arch.depth))
+    prepare(made, SETTINGS.device, SETTINGS.dtype)
+    return made.eval()
+
+
+def learn_view(method: Method, stream: TaskStream, i: int) -> LearnTask:
+    """What a method sees of task ``i``, not augmented."""
+    task = stream.task(i)
+    train = task.train
+    if method.data_seen == "all":
+        train = Examples.concat([stream.task(j).train for j in range(i + 1)])
+    plain = train.with_view(view_of(stream))
+
+    def batches(positions: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = range(len(plain)) if positions is None else positions
+        for start in range(0, len(rows), 8):
+            yield plain.collate([plain[j] for j in rows[start : start + 8]])
+
+    return LearnTask(task.index, task.classes, plain, batches, class_names=task.class_names)
+
+
+def learn(
+    method: Method,
+    stream: TaskStream,
+    upto: int | None = None,
+    settings: Settings = SETTINGS,
+    watcher: Watcher | None = None,
+) -> Method:
+    """Teach all tasks of a stream, or the first ``upto``."""
+    for i in range(len(stream) if upto is None else upto):
+        learn_task(method, learn_view(method, stream, i), settings, watcher)
+    return method
+
+
+def inputs_of(stream: TaskStream, upto: int | None = None) -> Tensor:
+    """All test samples of the stream, or of its first ``upto`` tasks, as one batch."""
+    groups = [stream.test(i).with_view(view_of(stream)) for i in range(len(stream) if upto is None else upto)]
+    return groups[0].collate([group[j] for group in groups for j in range(len(group))])[0]
+
+
+@torch.inference_mode()
+def scores(method: Method, x: Tensor) -> Tensor:
+    """Scores (B, classes seen)."""
+    return method.eval().scores(x)
+
+
+class Stop(Exception):
+    """Raised by :class:`StopAt`."""
+
+
+class StopAt:
+    """A watcher that keeps what a checkpoint would hold after ``n`` steps, and raises :class:`Stop`."""
+
+    position: Position
+    state: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+    def __init__(self, method: Method, n: int) -> None:
+        self.method, self.left = method, n
+
+    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
+        """Wait."""
+
+    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
+        """Count down."""
+        self.left -= 1
+        if self.left == 0:
+            self.position = position
+            self.state = {k: v.clone() for k, v in self.method.learned_state().items()}
+            self.optimizer = {k: v.clone() for k, v in optimizer_tensors(optimizer).items()}
+            raise Stop
