@@ -108,7 +108,7 @@ def _show_result(result: dict[str, Any], console: Console, as_json: bool, world:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="A method; 'ostinato list' shows them.")],
+    method: Annotated[str, typer.Argument(help="A method, see 'ostinato list', or a file of your own: my.py.")],
     options: Options = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file with options.")] = None,
     preset: Annotated[
@@ -139,7 +139,7 @@ def run(
     checked = build_config(base, file, given, {"method": {"name": method}})
     if out is None:
         source = Path(checked.data.path).name or "data"
-        out = f"runs/{method}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+        out = f"runs/{Path(method).stem}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with _running(as_json, checked.device) as (console, reporter, world):
         from ostinato.engine.run import start
 
@@ -151,7 +151,7 @@ def run(
 def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None:
     """Go on with a run that was stopped or killed, to the same result.
 
-    Options say where things are now: data=, eval=, backbone.weights=, device=, data.workers=.
+    Options say where things are now: data=, eval=, backbone.weights=, device=, data.workers=, method= (your own file).
     """
     from ostinato.config import parse_overrides
     from ostinato.engine.run import resume as go_on
@@ -205,7 +205,7 @@ def predict(
     from ostinato.config import parse_overrides
     from ostinato.predicting import image_files, texts_of
 
-    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision="))]
+    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
     files = [Path(w) for w in inputs or [] if w not in words]
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
@@ -254,6 +254,11 @@ def _machine(given: dict[str, Any]) -> dict[str, Any]:
         InputError: for another option of the backbone, which belongs to what was learned.
     """
     machine = {key: given.pop(key) for key in ("device", "precision") if key in given}
+    method = given.pop("method", {})
+    if set(method) - {"name"}:
+        raise InputError("method: only method=FILE (of a method of your own, if it moved) may be given here.")
+    if method:
+        machine["method"] = method["name"]
     backbone = given.pop("backbone", {})
     if set(backbone) - {"weights"}:
         raise InputError("backbone: only backbone.weights (where the file is now) may be given here.")
@@ -597,6 +602,51 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     typer.echo("Recipe")
     for key, value in asdict(cls.recipe).items():
         typer.echo(f"  train.{key}={_written(value)}")
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A method, or a file of your own: my.py.")],
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a method against the contract: one answer per sample, no leak, same seed same run, resumable, and more.
+
+    Everything runs on tiny random encoders, in seconds. Exit code 1 where something is broken.
+
+    Example: ostinato check my_method.py method.length=2
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from ostinato.config import parse_overrides
+    from ostinato.contract import check_method
+    from ostinato.registry import get_method
+
+    torch.set_num_threads(1)  # a second one costs such small models more than it gives
+    given = parse_overrides(options or [])
+    own = given.pop("method", {})
+    if given:
+        raise InputError(f"check takes options of the method alone, method.NAME=VALUE, got {next(iter(given))}.")
+    found, kind = [], ""
+    for one in check_method(get_method(method), **own):
+        found.append(one)
+        if as_json:
+            continue
+        if one.kind != kind:
+            kind = one.kind
+            typer.echo(f"On a toy encoder, {kind}")
+        typer.echo(f"  {one.outcome:14s}  {one.check}{': ' + one.found if one.found else ''}")
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found]))
+    broken = {one.check: one.demand for one in found if one.outcome == "broken"}
+    if broken and not as_json:
+        typer.echo("What must hold:")
+        for name, demand in broken.items():
+            typer.echo(f"  {name}: {' '.join(demand.split())}")
+    if broken:
+        sys.exit(1)
 
 
 def _written(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato.errors import InputError, did_you_mean
+from ostinato.registry import split_file
 
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 """The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
@@ -138,6 +139,10 @@ def absolute(config: RunConfig) -> RunConfig:
 
     from ostinato.streams import SOURCES
 
+    method = config.method
+    file, named = split_file(method.name)
+    if file is not None:
+        method = method.model_copy(update={"name": f"{file}:{named}" if named else str(file)})
     backbone = {"weights": full(config.backbone.weights)}
     if config.backbone.weights is None and Path(config.backbone.name).expanduser().is_dir():
         folder = Path(config.backbone.name).expanduser().resolve()
@@ -149,6 +154,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
     return config.model_copy(
         update={
+            "method": method,
             "data": config.data.model_copy(update={"path": full_data(config.data.path)}),
             "backbone": config.backbone.model_copy(update=backbone),
             "eval": config.eval.model_copy(update={"data": full_data(config.eval.data)}),

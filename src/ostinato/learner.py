@@ -28,7 +28,7 @@ from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
 from ostinato.methods.base import LearnTask, Recipe
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options, get_method, reference
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
@@ -78,7 +78,7 @@ class Learner:
     """A method on a backbone, with the names of the classes that it knows.
 
     Args:
-        method: registered name, for example "dualprompt".
+        method: registered name, for example "dualprompt", or the file of one's own, "my_method.py".
         backbone: name of the backbone or folder of a text encoder, or a full :class:`BackboneSpec`.
         weights: file with the backbone's weights, or folder of a text encoder; None finds them by name.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -395,7 +395,7 @@ class Learner:
             spec["weights"] = str(Path(self.spec.weights).resolve())
         about = {
             "format": FORMAT,
-            "method": self.method.name,
+            "method": reference(type(self.method)),
             "options": self.options,
             "backbone": spec,
             "backbone_sha256": self.origin.sha256 if self.origin else None,
@@ -419,14 +419,16 @@ class Learner:
         *,
         weights: str | None = None,
         device: str = "auto",
+        method: str | None = None,
         **more: Any,
     ) -> Learner:
-        """Read a learner back.
+        """Read a learner back. Where its method is a file of one's own, that file is run.
 
         Args:
             path: folder written by :meth:`save`, or the directory of a finished run.
             weights: where the backbone's weights are now, if they moved.
             device: as in the constructor.
+            method: the file of its method, if that moved.
             more: further arguments of the constructor; without, what the learner was made with.
 
         Returns:
@@ -434,6 +436,7 @@ class Learner:
 
         Raises:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
+            InputError: if ``method`` is another one.
         """
         folder = Path(path)
         if not (folder / ABOUT).exists() and (folder / "config.toml").exists():
@@ -450,7 +453,10 @@ class Learner:
         if weights is not None:
             spec = replace(spec, weights=weights)
         known = {key: about[key] for key in ("seed", "crop", "precision", "train")} | more
-        learner = cls(about["method"], backbone=spec, device=device, **known, **about["options"])
+        name = about["method"].rpartition(":")[2]
+        if method is not None and get_method(method).name != name:
+            raise InputError(f"{folder} was learned by {name!r}, not by {method}.")
+        learner = cls(method or about["method"], backbone=spec, device=device, **known, **about["options"])
         if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
             raise DataError(
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "

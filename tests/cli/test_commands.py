@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,52 +15,17 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from tests.cli.command import ENV, README, blocks, ostinato, process
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
-from ostinato.cli import main
 from ostinato.engine.rundir import write_json
-
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
-
-
-@dataclass
-class Done:
-    """What a command printed."""
-
-    stdout: str
-    stderr: str
-
-
-def ostinato(*words: str | Path, code: int = 0, cwd: Path | None = None) -> Done:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."):
-        try:
-            main([str(word) for word in words])
-            got = 0
-        except SystemExit as stop:
-            got = stop.code or 0
-    done = Done(out.getvalue(), err.getvalue())
-    assert got == code, f"exit {got}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def process(*words: str | Path, cwd: Path, **more) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ostinato", *map(str, words)],
-        env=ENV,
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        **more,
-    )
 
 
 def test_help_names_every_command():
@@ -71,6 +35,7 @@ def test_help_names_every_command():
         "resume",
         "eval",
         "predict",
+        "check",
         "learn",
         "report",
         "list",
@@ -574,13 +539,6 @@ def test_batch_protocols_are_asked_for_by_name_and_stamped(tmp_path):
     assert "protocol" not in json.loads(ostinato("eval", "r", "data=photos", "--json", cwd=tmp_path).stdout)
     wrong = ostinato("eval", "r", "data=photos", "eval.shots=2", code=2, cwd=tmp_path).stderr
     assert "belong to eval.protocol=batch" in wrong
-
-
-README = Path(__file__).resolve().parents[2] / "README.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_the_readmes_commands_for_own_images_work_as_printed(tmp_path):

@@ -12,6 +12,7 @@ from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
+from ostinato.registry import split_file
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -55,7 +56,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         path: directory of the run.
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
             ``state_cache``, ``compile``, ``device`` and ``data.workers``. Data and weights must still be the same,
-            which is checked.
+            which is checked. ``method.name`` is the file of a method of one's own; that it changed is told.
         reporter: shows progress.
         world: the processes that share the run; it may have been begun by another number of them.
 
@@ -74,6 +75,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         "data.path",
         "data.workers",
         "eval.data",
+        "method.name",
         "backbone.weights",
         "device",
         "cache",
@@ -94,6 +96,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     before = _before(dirs) if dirs.root.name.startswith(CONTINUATION) else None
     fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
     learner = _taught(dirs, config, world) if before is not None and fresh else make_learner(config, world)
+    if record and learner.method.name != record["method"]:
+        raise InputError(f"{dirs.root} is a run of {record['method']}, not of {learner.method.name}.")
     if before is not None and not fresh:
         learner.used = read_used(_goes_on_from(dirs))
     session = Session(dirs, config, reporter, learner, before=before)
@@ -111,6 +115,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         )
     else:
         check_inputs(str(dirs.root), record["preprocess"], learner.method.backbone)
+        session.note_method(record)
     return session.execute()
 
 
@@ -137,8 +142,9 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
         kept = unfinished[0] is dirs or (unfinished[0].root / ARTIFACT_BEFORE).exists()
         drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
         raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
+    moved = overrides.get("method", {})
     for key in ("method", "preprocess"):
-        if key in overrides:
+        if key in overrides and not (key == "method" and set(moved) == {"name"} and split_file(moved["name"])[0]):
             raise InputError(f"{key}: cannot change in 'learn'; it belongs to what was learned. Leave it out.")
     if set(overrides.get("backbone", {})) - {"weights"}:
         raise InputError("backbone: only backbone.weights (where the file is now) may be given to 'learn'.")
@@ -157,7 +163,7 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     before, learner = _before(sub), _taught(sub, config, world)
     if learner.method.data_seen == "all":
         raise InputError(
-            f"{config.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
+            f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
         )
     session = Session(sub, config, reporter, learner, before=before)
     sub.create(config)
@@ -199,7 +205,8 @@ def _continuations(dirs: RunDir) -> list[RunDir]:
 def _taught(continuation: RunDir, config: RunConfig, world: World) -> Learner:
     """The learner that a continuation goes on from."""
     artifact = _goes_on_from(continuation)
-    return Learner.load(artifact, weights=config.backbone.weights, world=world, **_machine(config))
+    method = config.method.name if split_file(config.method.name)[0] else None
+    return Learner.load(artifact, weights=config.backbone.weights, method=method, world=world, **_machine(config))
 
 
 def _machine(config: RunConfig) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class RunDir:
         self.root, self.writes = Path(root), writes
         self.config = self.root / "config.toml"
         self.record = self.root / "record.json"
+        self.method = self.root / "method.py"
         self.events = self.root / "events.jsonl"
         self.matrix = self.root / "accuracy_matrix.csv"
         self.summary = self.root / "summary.json"

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ostinato.backbones import TextBackbone
+from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder
 from ostinato.engine.data import Before, make_stream, samples_to_score
@@ -28,6 +29,7 @@ from ostinato.errors import InputError, Interrupted
 from ostinato.evaluation.evaluator import Evaluation
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
+from ostinato.registry import source_of
 from ostinato.report.console import Reporter
 from ostinato.streams import Examples
 from ostinato.streams.source import plain_name
@@ -139,11 +141,15 @@ class Session:
         if not self.dirs.writes:
             return
         origin = self.learner.origin
+        source = source_of(type(self.learner.method))
+        if source is not None:
+            shutil.copyfile(source, self.dirs.method)
         self.dirs.write(
             self.dirs.record,
             {
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "method": self.config.method.name,
+                "method": self.learner.method.name,
+                "method_sha256": file_sha256(source) if source else None,
                 "options": self.learner.options,
                 "recipe": asdict(self.learner.settings.recipe(self.learner.method.recipe)),
                 "protocol": self.learner.method.protocol,
@@ -161,6 +167,22 @@ class Session:
                 else None,
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             },
+        )
+
+    def note_method(self, record: dict[str, Any]) -> None:
+        """Tell, and keep with the record, that the file of the user's own method is not what it was before.
+
+        Args:
+            record: of the run so far.
+        """
+        source = source_of(type(self.learner.method))
+        known = [record.get("method_sha256"), *record.get("method_changed_to", [])]
+        if source is None or (now := file_sha256(source)) == known[-1]:
+            return
+        self.dirs.write(self.dirs.record, record | {"method_changed_to": [*known[1:], now]})
+        self.reporter.message(
+            f"{source} changed since the run began (what it was is in {self.dirs.method}); what is learned from here "
+            "on is by the new one, so that the result is that of neither."
         )
 
     def execute(self) -> dict[str, Any]:

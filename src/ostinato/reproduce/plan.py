@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
 from ostinato.engine.rundir import RunDir, read_json, write_json
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.presets import DATA
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options, get_method, split_file
 from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words
@@ -125,6 +126,9 @@ class Plan:
             origin = self.run.read_record()["backbone"]
             if origin and origin["sha256"] != _sha256(now.backbone.name, weights):
                 changed.append(f"the backbone's weights were other ones than {weights}")
+        file, _ = split_file(now.method.name)
+        if self.state == "finished" and file and self.run.read_record().get("method_sha256") != file_sha256(file):
+            changed.append(f"{file} was another text (it is in {self.run.method})")
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
@@ -135,7 +139,7 @@ class Plan:
 @cache
 def _sha256(name: str, weights: str) -> str:
     """The hash that a run records of weights: of a file its own, of a folder that of what is in it."""
-    from ostinato.backbones.weights import file_sha256, load_backbone
+    from ostinato.backbones.weights import load_backbone
 
     if Path(weights).is_file():
         return file_sha256(Path(weights))
