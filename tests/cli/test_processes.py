@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cli.command import ENV, ostinato
 
 from ostinato.errors import InputError
 from ostinato.world import World, joined
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 OPTIONS = (
     "data=digits", "data.limit_per_class=12", "data.test_limit_per_class=12", "stream.first=4", "stream.step=3",
     "train.epochs=1", "train.batch_size=8", "precision=fp32",
@@ -25,13 +24,13 @@ OPTIONS = (
 
 
 def launched(n: int, *words: str | Path) -> subprocess.Popen[str]:
-    """A command on ``n`` processes."""
+    """A command on ``n`` processes of their own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", str(port)]
     return subprocess.Popen(
-        [sys.executable, *(launcher if n > 1 else []), "-m", "ostinato", *map(str, words)],
+        [sys.executable, *launcher, "-m", "ostinato", *map(str, words)],
         env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -44,7 +43,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.parametrize("method", ["dualprompt", "cl_lora", "lieprompt"])
 def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
-    finished(launched(1, "run", method, *OPTIONS, f"out={tmp_path / 'one'}"))
+    ostinato("run", method, *OPTIONS, f"out={tmp_path / 'one'}")
     text = finished(launched(2, "run", method, *OPTIONS, f"out={tmp_path / 'two'}"))
     one, two = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("one", "two"))
     assert one == two
@@ -61,7 +60,7 @@ def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
 def test_a_run_stops_together_and_goes_on_with_another_number(tmp_path: Path):
     longer = {"data.limit_per_class=12": "data.limit_per_class=40", "train.epochs=1": "train.epochs=3"}
     words = ("run", "dualprompt", *(longer.get(word, word) for word in OPTIONS))
-    finished(launched(1, *words, f"out={tmp_path / 'whole'}"))
+    ostinato(*words, f"out={tmp_path / 'whole'}")
     cut = launched(2, *words, f"out={tmp_path / 'cut'}")
     events = tmp_path / "cut" / "events.jsonl"
     deadline = time.monotonic() + 120
@@ -71,7 +70,7 @@ def test_a_run_stops_together_and_goes_on_with_another_number(tmp_path: Path):
     cut.communicate(timeout=120)
     assert not (tmp_path / "cut" / "summary.json").exists(), "it was stopped before its end"
     assert any((tmp_path / "cut" / "checkpoints").iterdir())
-    finished(launched(1, "resume", tmp_path / "cut"))
+    ostinato("resume", tmp_path / "cut")
     whole, cut_ = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("whole", "cut"))
     assert whole == cut_
 
