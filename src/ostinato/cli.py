@@ -361,11 +361,13 @@ def evaluate(
     data, scoring = given.pop("data", {}), given.pop("eval", {})
     machine = _machine(given)
     stream = given.pop("stream", None)
+    unknown = scoring.pop("unknown", "refuse")
     wrong = given or set(scoring) - {"protocol", "shots", "batch_size"} or stream not in (None, {"tasks": "folders"})
-    if wrong or "path" not in data:
+    if wrong or "path" not in data or unknown not in ("refuse", "skip"):
         raise InputError(
             "eval takes data=FOLDER with further options of data.*, stream.tasks=folders, backbone.weights=FILE, "
-            "device=NAME, precision=fp32, and eval.protocol=batch with eval.batch_size=24 and eval.shots=7."
+            "device=NAME, precision=fp32, eval.unknown=skip (classes that were not learned), and eval.protocol=batch "
+            "with eval.batch_size=24 and eval.shots=7."
         )
     protocol = _protocol(scoring)
     learner = _load(run, machine)
@@ -378,6 +380,7 @@ def evaluate(
         learner.used,
         seed=learner.settings.seed,
         task_folders=True if stream else None,
+        skip_unknown=unknown == "skip",
     )
     for note in notes:
         typer.echo(note, err=as_json)

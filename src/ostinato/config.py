@@ -94,11 +94,15 @@ class CheckpointConfig(_Section):
 
 
 class EvalConfig(_Section):
-    """``eval.*``: the split that is scored, and for ``learn`` a folder of classes learned earlier."""
+    """``eval.*``: the split that is scored, and for ``learn`` a folder of classes learned earlier.
+
+    What that folder holds of classes that were not learned is an error, or is skipped.
+    """
 
     split: Literal["test", "validation"] = "test"
     batch_size: int = Field(64, ge=1)
     data: str | None = None
+    unknown: Literal["refuse", "skip"] = "refuse"
 
 
 class RunConfig(_Section):

@@ -128,6 +128,19 @@ def test_eval_on_a_labelled_folder(photo_run):
     assert "'cyan'" in text
 
 
+def test_eval_leaves_out_what_was_not_learned_where_that_is_asked_for(photo_run):
+    shutil.copytree(photo_run / "more" / "white", photo_run / "mixed" / "white")
+    shutil.copytree(photo_run / "old" / "red", photo_run / "mixed" / "red")
+    done = ostinato("eval", "runs/photos", "data=mixed", "eval.unknown=skip", cwd=photo_run)
+    assert "6 images of classes that were not learned are left out: 'white'." in done.stdout
+    assert "of 4 images, 1 classes" in done.stdout
+    assert "eval.unknown=skip" in ostinato("eval", "runs/photos", "data=mixed", code=3, cwd=photo_run).stderr
+    wrong = ostinato("eval", "runs/photos", "data=old", "eval.unknown=x", code=2, cwd=photo_run).stderr
+    assert "eval.unknown=skip" in wrong
+    wrong = ostinato("run", "simplecil", "data=old", "eval.unknown=skip", "out=x", code=2, cwd=photo_run).stderr
+    assert "belong to 'learn'" in wrong
+
+
 def test_eval_on_the_very_data_scores_what_was_held_out(photo_run):
     result = json.loads(ostinato("eval", "runs/photos", "data=photos/", "--json", cwd=photo_run).stdout)
     summary = json.loads((photo_run / "runs/photos/summary.json").read_text())

@@ -390,8 +390,26 @@ def test_scorable_samples_are_labelled_as_learned():
     samples, notes = scorable(source, ["a", "b", "c"], NOTHING)
     assert len(samples) == 6
     assert "all its 6 images" in notes[0]
-    with pytest.raises(DataError, match="toy has 'c'"):
+    with pytest.raises(DataError, match=r"toy has 'c'.*eval\.unknown=skip"):
         scorable(source, ["a", "b"], NOTHING)
+
+
+def test_classes_that_were_not_learned_are_left_out_where_that_is_asked_for():
+    source = toy([3, 3, 3], names=["b", "c", "d"])
+    samples, notes = scorable(source, ["a", "d", "b"], NOTHING, skip_unknown=True)
+    assert samples.labels.tolist() == [2, 2, 1, 1]
+    everything, _ = scorable(source, ["b", "c", "d"], NOTHING)
+    assert samples.names() == [name for i, name in enumerate(everything.names()) if i not in (2, 3)]
+    assert notes == ["2 images of classes that were not learned are left out: 'c'."]
+    source.test = None
+    samples, notes = scorable(source, ["b"], NOTHING, skip_unknown=True)
+    assert len(samples) == 3
+    assert notes == [
+        "6 images of classes that were not learned are left out: 'c', 'd'.",
+        "toy has no test split of its own: all its 3 images are scored.",
+    ]
+    with pytest.raises(DataError, match="toy has 'b', 'c', 'd'"):
+        scorable(source, ["x"], NOTHING, skip_unknown=True)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

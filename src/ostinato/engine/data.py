@@ -113,6 +113,7 @@ def samples_to_score(
     *,
     seed: int = 0,
     task_folders: bool | None = None,
+    skip_unknown: bool = False,
 ) -> tuple[Examples, list[str]]:
     """Labelled samples of classes that were learned, without those that were learned from.
 
@@ -123,6 +124,7 @@ def samples_to_score(
         used: fingerprints of samples that must not be scored, see :class:`ostinato.learner.Learner`.
         seed: of rendered data, where no run says it.
         task_folders: whether an image folder has a folder per task; None for as in the run, on the run's own folder.
+        skip_unknown: leave out classes that were not learned, which is an error otherwise.
 
     Returns:
         The samples, and what there is to tell about the choice.
@@ -143,4 +145,4 @@ def samples_to_score(
             task_folders = True
         seed = run.seed
     source = open_data(data, seed=seed, task_folders=task_folders)
-    return scorable(source, class_names, used)
+    return scorable(source, class_names, used, skip_unknown=skip_unknown)

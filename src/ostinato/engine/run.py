@@ -38,8 +38,10 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World =
         DataError: bad data.
         Interrupted: asked to stop; the state is saved.
     """
-    if config.eval.data is not None:
-        raise InputError("eval.data: belongs to 'learn'; a run is scored on the test split of its own data.")
+    if config.eval.data is not None or config.eval.unknown != "refuse":
+        raise InputError(
+            "eval.data, eval.unknown: belong to 'learn'; a run is scored on the test split of its own data."
+        )
     config = absolute(config)
     dirs = RunDir(world.agree(str(out)), writes=world.main)
     dirs.check_free()

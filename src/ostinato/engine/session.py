@@ -131,7 +131,10 @@ class Session:
         before, path = self.before, self.config.eval.data
         if before is None or path is None:
             return []
-        samples, notes = samples_to_score({"path": path}, before.config, before.class_names, self.learner.used)
+        samples, notes = samples_to_score(
+            {"path": path}, before.config, before.class_names, self.learner.used,
+            skip_unknown=self.config.eval.unknown == "skip",
+        )  # fmt: skip
         for note in notes:
             self.reporter.message(note)
         return [samples]

@@ -512,45 +512,52 @@ def _check_classes(source: Source, names: list[str], offset: int, known: Sequenc
         raise DataError(f"Each class needs a training image; in {source.name} these have none:{listed(empty)}")
 
 
-def scorable(source: Source, class_names: Sequence[str], used: np.ndarray) -> tuple[Examples, list[str]]:
+def scorable(
+    source: Source, class_names: Sequence[str], used: np.ndarray, *, skip_unknown: bool = False
+) -> tuple[Examples, list[str]]:
     """Samples of classes that were learned under the given names, without those that were learned from.
 
     A source's own test split is scored as it is, so that the figure compares with others on it. A source without one
     is scored on all of its samples that were not used.
 
     Args:
-        source: all its classes must be known.
+        source: all its classes must be known, unless others are skipped.
         class_names: position = label.
         used: fingerprints of what was learned from, see :meth:`Examples.fingerprints`.
+        skip_unknown: leave out classes that were not learned.
 
     Returns:
         The samples, labelled as learned, and what there is to tell about the choice.
 
     Raises:
-        DataError: if the source has a class that is not known, or nothing to score.
+        DataError: if the source has a class that is not known and must not be skipped, or nothing to score.
     """
     label_of = {name: label for label, name in enumerate(class_names)}
     unknown = [name for name in source.class_names if name not in label_of]
-    if unknown:
+    named = ", ".join(map(repr, unknown[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
+    if unknown and (not skip_unknown or len(unknown) == len(source.class_names)):
         raise DataError(
-            f"Only classes that were learned can be scored, but {source.name} has {', '.join(map(repr, unknown))}. "
-            f"{did_you_mean(unknown[0], list(class_names))} Leave such classes out of what is scored."
+            f"Only classes that were learned can be scored, but {source.name} has {named}. "
+            f"{did_you_mean(unknown[0], list(class_names))} Leave out classes that were not learned with "
+            "eval.unknown=skip."
         )
-    to_label = np.array([label_of[name] for name in source.class_names])
+    to_label = np.array([label_of.get(name, -1) for name in source.class_names])
     own_test = source.test is not None and not source.test_was_cut
-    splits = [source.test] if own_test else [source.train, source.test]
-    samples = Examples.concat(
-        [Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits if s is not None]
-    )
+    splits = [s for s in ([source.test] if own_test else [source.train, source.test]) if s is not None]
+    everything = Examples.concat([Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits])
+    samples = everything.subset(np.flatnonzero(everything.labels >= 0))
     again = np.isin(samples.fingerprints(), used)
     n, total, kind = int(again.sum()), len(samples), samples.modality
+    notes = []
+    if unknown:
+        notes = [f"{len(everything) - total} {kind}s of classes that were not learned are left out: {named}."]
     told = f"{n} of the {total} {'test ' if own_test else ''}{kind}s of {source.name} were learned from or validated on"
     if own_test:
-        return samples, [f"{told}, and are scored all the same."] if n else []
+        return samples, [*notes, f"{told}, and are scored all the same."] if n else notes
     if n == total:
         raise DataError(f"{told}: there is nothing else to score.")
     if n:
         told += f"; the other {total - n} are scored."
     else:
         told = f"{source.name} has no test split of its own: all its {total} {kind}s are scored."
-    return samples.subset(np.flatnonzero(~again)), [told]
+    return samples.subset(np.flatnonzero(~again)), [*notes, told]
