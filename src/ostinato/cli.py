@@ -301,6 +301,7 @@ def protocols(
     shots: Annotated[str, typer.Option(help="First images of a batch that decide, with commas.")] = "3,5,7",
     data: Annotated[str | None, typer.Option(help="Where the runs' data are now.")] = None,
     weights: Annotated[str | None, typer.Option(help="Where the backbone's weights are now.")] = None,
+    method: Annotated[str | None, typer.Option(help="The file of the runs' method, if it moved or changed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     cache: Annotated[str | None, typer.Option(help="Folder of frozen features shared between runs.")] = None,
     state_cache: Annotated[float, typer.Option(help="GiB for frozen states.")] = 0.0,
@@ -335,6 +336,7 @@ def protocols(
                     data=data,
                     device=device,
                     weights=weights,
+                    method=method,
                     cache=cache,
                     state_cache=state_cache,
                 )
@@ -511,7 +513,8 @@ def analyse(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]... [KEY=VALUE]...",
-            help="Image files or folders for attention; data=, out=, device=, backbone.weights=, task=, head=.",
+            help="Image files or folders for attention; data=, out=, task=, head=, device=, backbone.weights=, "
+            "method=.",
         ),
     ] = None,
     as_json: Json = False,
@@ -523,7 +526,7 @@ def analyse(
     from ostinato.config import parse_overrides
     from ostinato.predicting import image_files
 
-    keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "task=", "head=")
+    keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "method=", "task=", "head=")
     options = [w for w in words or [] if w.startswith(keys)]
     given = parse_overrides(options)
     images = list(image_files([Path(w) for w in words or [] if w not in options]))
@@ -532,7 +535,11 @@ def analyse(
             raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
     from ostinato.report import analyses
 
-    machine = {"device": given.pop("device", "auto"), "weights": given.pop("backbone", {}).get("weights")}
+    machine = {
+        "device": given.pop("device", "auto"),
+        "weights": given.pop("backbone", {}).get("weights"),
+        "method": given.pop("method", {}).get("name"),
+    }
     if kind is None:
         found = analyses.kinds(run, **machine)
         typer.echo(json.dumps({"kinds": found}) if as_json else "\n".join(f"{k:17s} {v}" for k, v in found.items()))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato.errors import InputError, did_you_mean
-from ostinato.registry import split_file
+from ostinato.method_files import split_file
 
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 """The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""

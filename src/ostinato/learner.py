@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,8 +28,9 @@ from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
+from ostinato.method_files import file_of, split_file
 from ostinato.methods.base import LearnTask, Recipe
-from ostinato.registry import check_options, get_method, reference
+from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
@@ -37,7 +39,7 @@ from ostinato.world import ALONE, World
 FORMAT = 2
 """Version of the artifact's layout."""
 
-ABOUT, USED = "artifact.json", "used_samples.npy"
+ABOUT, USED, METHOD = "artifact.json", "used_samples.npy", "method.py"
 
 
 @dataclass(frozen=True)
@@ -390,12 +392,16 @@ class Learner:
         folder = new_draft(target)
         save_tensors(self.method.learned_state(), folder / "learned.safetensors")
         np.save(folder / USED, self.used)
+        source = file_of(type(self.method))
+        if source is not None:
+            (folder / METHOD).write_bytes(source.text)
         spec = asdict(self.spec)
         if self.spec.weights is not None:
             spec["weights"] = str(Path(self.spec.weights).resolve())
         about = {
             "format": FORMAT,
-            "method": reference(type(self.method)),
+            "method": self.method.name,
+            "method_file": {"path": str(source.path), "sha256": source.sha256} if source else None,
             "options": self.options,
             "backbone": spec,
             "backbone_sha256": self.origin.sha256 if self.origin else None,
@@ -428,7 +434,7 @@ class Learner:
             path: folder written by :meth:`save`, or the directory of a finished run.
             weights: where the backbone's weights are now, if they moved.
             device: as in the constructor.
-            method: the file of its method, if that moved.
+            method: the file to take its method from, if that moved or changed since.
             more: further arguments of the constructor; without, what the learner was made with.
 
         Returns:
@@ -436,7 +442,7 @@ class Learner:
 
         Raises:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
-            InputError: if ``method`` is another one.
+            InputError: if ``method`` is another one, or its file is not what it was and ``method`` does not say which.
         """
         folder = Path(path)
         if not (folder / ABOUT).exists() and (folder / "config.toml").exists():
@@ -453,10 +459,7 @@ class Learner:
         if weights is not None:
             spec = replace(spec, weights=weights)
         known = {key: about[key] for key in ("seed", "crop", "precision", "train")} | more
-        name = about["method"].rpartition(":")[2]
-        if method is not None and get_method(method).name != name:
-            raise InputError(f"{folder} was learned by {name!r}, not by {method}.")
-        learner = cls(method or about["method"], backbone=spec, device=device, **known, **about["options"])
+        learner = cls(_method_of(folder, about, method), backbone=spec, device=device, **known, **about["options"])
         if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
             raise DataError(
                 f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
@@ -477,6 +480,32 @@ class Learner:
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
+
+
+def _method_of(folder: Path, about: dict[str, Any], given: str | None) -> str:
+    """What the method of a saved learner is found by.
+
+    Raises:
+        InputError: if another one is given, or nothing although its file is not what it was.
+    """
+    name, file = about["method"], about.get("method_file")
+    if given is not None:
+        path, one = split_file(given)
+        given = f"{path}:{one or name}" if path is not None else given
+        if path is None and given != name:
+            raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
+        return given
+    if file is None:
+        return name
+    path = Path(file["path"])
+    text = path.read_bytes() if path.is_file() else None
+    if text is None or sha256(text).hexdigest() != file["sha256"]:
+        what = "is not there" if text is None else "changed since"
+        raise InputError(
+            f"{folder} was learned by {name!r} of {path}, which {what}. Say what "
+            f"to run: method=FILE, or the file as it was, method={folder / METHOD}"
+        )
+    return f"{path}:{name}"
 
 
 def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
-import sys
 import warnings
 from collections.abc import Callable
-from hashlib import sha256
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -27,11 +23,13 @@ _METHODS: dict[str, type[Method]] = {}
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator that makes a method known under ``name``.
+    """Class decorator that makes a method known under ``name``: letters, digits, "_" and "-".
 
     Raises:
-        InputError: if the name is taken by another class.
+        InputError: if the name has others, or is taken by another class.
     """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise InputError(f"register: a name has letters, digits, '_' and '-', got {name!r}.")
 
     def add(cls: M) -> M:
         taken = _METHODS.get(name)
@@ -58,7 +56,23 @@ def methods() -> dict[str, type[Method]]:
             point.load()
         except Exception as error:  # of a package that is not ours: its fault must not stop every command
             warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
+    return registered()
+
+
+def registered() -> dict[str, type[Method]]:
+    """The methods by name that are known at this moment."""
     return dict(sorted(_METHODS.items()))
+
+
+def forget(name: str) -> None:
+    """Let a name be registered anew."""
+    del _METHODS[name]
+
+
+def restore(known: dict[str, type[Method]]) -> None:
+    """Know these methods by name, and no other."""
+    _METHODS.clear()
+    _METHODS.update(known)
 
 
 def get_method(name: str) -> type[Method]:
@@ -71,10 +85,12 @@ def get_method(name: str) -> type[Method]:
     Raises:
         InputError: unknown name, with the closest known ones; no such file, or no such method in it.
     """
-    known = methods()
+    from ostinato.method_files import method_of_file, split_file
+
     file, name_there = split_file(name)
     if file is not None:
-        return _of_file(file, name_there)
+        return method_of_file(file, name_there)
+    known = methods()
     if name not in known:
         raise InputError(
             f"method: there is no {name!r}. {did_you_mean(name, list(known))} One of your own is given by its file, "
@@ -82,56 +98,6 @@ def get_method(name: str) -> type[Method]:
             "'ostinato.methods'."
         )
     return known[name]
-
-
-_OF_FILE = "ostinato_method_"
-"""How modules made of a file that was given as a method are called in front."""
-
-
-def split_file(name: str) -> tuple[Path | None, str | None]:
-    """The file of ``file.py`` or ``file.py:name``, absolute, and the name; None for what is not there."""
-    match = re.fullmatch(r"(.+\.py)(?::(\w+))?", name)
-    return (Path(match[1]).expanduser().resolve(), match[2]) if match else (None, None)
-
-
-def reference(cls: type[Method]) -> str:
-    """What :func:`get_method` finds a class by from any directory: its name, or ``/its/file.py:name``."""
-    if not cls.__module__.startswith(_OF_FILE):
-        return cls.name
-    return f"{sys.modules[cls.__module__].__file__}:{cls.name}"
-
-
-def source_of(cls: type[Method]) -> Path | None:
-    """The file that a method was given by; None of one that was known by name."""
-    return split_file(reference(cls))[0]
-
-
-def _of_file(file: Path, name: str | None) -> type[Method]:
-    if not file.is_file():
-        raise InputError(
-            f"method: there is no file {file}. Say where it is; predict, eval, resume and learn take method=FILE."
-        )
-    module_name = f"{_OF_FILE}{file.stem}_{sha256(str(file).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    if spec is None or spec.loader is None:
-        raise InputError(f"method: {file} cannot be read as Python.")
-    module = importlib.util.module_from_spec(spec)
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    sys.modules[module_name] = module  # dataclasses look there
-    found: dict[str, type[Method]] = {}
-    try:
-        spec.loader.exec_module(module)
-    finally:  # these are known by their file, so that two versions of it may use one name
-        for registered in [n for n, cls in _METHODS.items() if cls.__module__ == module_name]:
-            found[registered] = _METHODS.pop(registered)
-    if not found:
-        raise InputError(f"method: {file} registers none; write @ostinato.register('name') above its class.")
-    if name is None and len(found) > 1:
-        raise InputError(f"method: {file} registers {', '.join(found)}; say which: {file.name}:{next(iter(found))}")
-    if name is not None and name not in found:
-        raise InputError(f"method: {file} registers no {name!r}; it has {', '.join(found)}.")
-    return found[name or next(iter(found))]
 
 
 def sources_of_options(cls: type[Method]) -> list[type]:

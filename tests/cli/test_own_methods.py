@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from tests.cli.command import blocks, ostinato
 from tests.conftest import photos
 
 import ostinato as package
-from ostinato.contract import CHECKS, Broken, Case
+from ostinato import registry
+from ostinato.contract import CHECKS, Broken, Case, check_method
 from ostinato.errors import InputError
+from ostinato.method_files import file_of
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.registry import get_method
 
@@ -69,19 +73,38 @@ def test_a_model_whose_file_moved_is_told_where_it_is(finished, tmp_path):
     (finished / "my_method.py").rename(tmp_path / "elsewhere.py")
     try:
         text = ostinato("predict", artifact, photo, code=2).stderr
-        assert f"there is no file {finished / 'my_method.py'}. Say where it is" in text
+        assert f"'one_prefix' of {finished / 'my_method.py'}, which is not there. Say what to run: method=FILE" in text
+        copy = text.split("as it was, ")[1].strip()
+        assert ostinato("predict", artifact, photo, copy).stdout == want
         assert ostinato("predict", artifact, photo, f"method={tmp_path / 'elsewhere.py'}").stdout == want
         wrong = ostinato("predict", artifact, photo, "method=simplecil", code=2).stderr
         assert "was learned by 'one_prefix', not by simplecil" in wrong
         moved = (f"method={tmp_path / 'elsewhere.py'}", "stream.step=2")
         photos(tmp_path / "more", {"new": (9, 9, 9), "newer": (90, 9, 9)}, n=4)
         ostinato("learn", finished / "runs/mine", f"data={tmp_path / 'more'}", *moved)
-        # What was taught since is of the file that was given.
-        about = json.loads((artifact / "artifact.json").read_text())
-        assert about["method"] == f"{tmp_path / 'elsewhere.py'}:one_prefix"
-        assert len(about["class_names"]) == 12
+        # What is taught next is found where it was said to be.
+        photos(tmp_path / "third", {"third": (9, 90, 9), "fourth": (90, 90, 9)}, n=4)
+        ostinato("learn", finished / "runs/mine", f"data={tmp_path / 'third'}")
+        assert len(json.loads((artifact / "artifact.json").read_text())["class_names"]) == 14
+        assert "task_confusion" in ostinato("analyse", finished / "runs/mine").stdout
     finally:
         (tmp_path / "elsewhere.py").rename(finished / "my_method.py")
+
+
+def test_a_model_whose_file_changed_is_not_run_by_the_new_one_unasked(file):
+    photos(file.parent / "photos", {f"c{i}": (60 * i, 255 - 60 * i, 0) for i in range(4)}, n=4)
+    ostinato("run", "my_method.py", "data=photos", "stream.step=2", "train.epochs=1", "out=r", cwd=file.parent)
+    words = ("predict", "r", "photos/c0/0.jpg")
+    want = ostinato(*words, cwd=file.parent).stdout
+    file.write_text(FILE.replace("self.head(self", "-self.head(self"))
+    for command in (words, ("learn", "r", "data=photos"), ("eval", "r", "data=photos"), ("analyse", "r")):
+        text = ostinato(*command, code=2, cwd=file.parent).stderr
+        assert "my_method.py, which changed since" in text
+    assert ostinato(*words, "method=r/artifact/method.py", cwd=file.parent).stdout == want
+    assert ostinato(*words, "method=my_method.py", cwd=file.parent).stdout != want
+    assert ostinato("analyse", "r", "task_confusion", "method=my_method.py", cwd=file.parent).stdout
+    text = ostinato("protocols", "r", "--method", "my_method.py", code=2, cwd=file.parent).stderr
+    assert "infers no task" in text
 
 
 def test_a_method_repaired_in_the_middle_of_a_run_goes_on_and_says_so(file):
@@ -102,6 +125,19 @@ def test_a_method_repaired_in_the_middle_of_a_run_goes_on_and_says_so(file):
     assert json.loads((file.parent / "r/summary.json").read_text())["classes"] == 4
 
 
+def test_a_method_repaired_before_anything_was_learned_is_the_runs_method(file):
+    photos(file.parent / "photos", {f"c{i}": (60 * i, 255 - 60 * i, 0) for i in range(4)}, n=4)
+    file.write_text(FILE.replace(BEGIN, BEGIN + "        1 / 0\n"))
+    with pytest.raises(ZeroDivisionError):
+        ostinato("run", "my_method.py", "data=photos", "stream.step=2", "train.epochs=1", "out=r", cwd=file.parent)
+    file.write_text(FILE)
+    assert "changed since" not in ostinato("resume", "r", cwd=file.parent).stdout
+    assert (file.parent / "r/method.py").read_text() == FILE
+    record = json.loads((file.parent / "r/record.json").read_text())
+    assert record["method_sha256"] == sha256(FILE.encode()).hexdigest()
+    assert "method_changed_to" not in record
+
+
 def test_resuming_with_another_method_is_refused(file):
     photos(file.parent / "photos", {f"c{i}": (60 * i, 255 - 60 * i, 0) for i in range(4)}, n=4)
     file.write_text(FILE.replace("        super().begin_task(task)\n", "        raise RuntimeError\n"))
@@ -111,24 +147,29 @@ def test_resuming_with_another_method_is_refused(file):
     assert "is a run of one_prefix, not of simplecil" in text
 
 
-def test_a_table_reruns_nothing_of_another_text(file):
-    """Rows of one's own method: the name is a file, and a finished row of an earlier text is not taken for this one."""
-    photos(file.parent / "photos", {f"c{i}": (60 * i, 255 - 60 * i, 0) for i in range(4)}, n=4)
-    (file.parent / "mine.toml").write_text(
-        'title = "Mine"\ndata = "cifar100"\noptions = ["stream.step=2", "train.epochs=1"]\n'
-        '[[row]]\nname = "one_prefix"\nmethod = "my_method.py"\n'
-    )
-    words = ("reproduce", "mine.toml", "data=photos", "out=t")
+def test_the_readmes_table_runs_and_takes_no_row_of_another_text_for_its_own(file):
+    photos(file.parent / "photos", {f"c{i}": (25 * i, 255 - 25 * i, 20 * i) for i in range(10)}, n=4)
+    (table,) = blocks("toml")
+    (file.parent / "my_table.toml").write_text(table)
+    words = ("reproduce", "my_table.toml", "out=runs/table", "train.epochs=1")
     ostinato(*words, cwd=file.parent)
-    assert "one_prefix" in ostinato(*words, cwd=file.parent).stdout
+    lines = (file.parent / "runs/table/table.md").read_text().splitlines()
+    assert sum(line.startswith(("| mine |", "| dualprompt |")) for line in lines) == 2
+    assert sum(line.startswith("ostinato run my_method.py ") for line in lines) == 2
+    ostinato(*words, cwd=file.parent)
     file.write_text(FILE.replace("lr=0.01", "lr=0.02"))
-    assert "was another text" in ostinato(*words, code=2, cwd=file.parent).stderr
+    assert "my_method.py was another text" in ostinato(*words, code=2, cwd=file.parent).stderr
 
 
 @pytest.mark.parametrize(
     ("text", "name", "says"),
     [
         (None, "my_method.py", "there is no file"),
+        (
+            FILE.replace("one_prefix", "one prefix"),
+            "my_method.py",
+            "a name has letters, digits, '_' and '-', got 'one prefix'",
+        ),
         ("x = 1\n", "my_method.py", r"registers none; write @ostinato.register\('name'\) above its class"),
         (FILE, "my_method.py:other", "registers no 'other'; it has one_prefix"),
         (FILE.replace("one_prefix", "l2p"), "my_method.py", "the name 'l2p' is taken by .*L2P"),
@@ -140,6 +181,32 @@ def test_what_a_file_must_hold(tmp_path, monkeypatch, text, name, says):
         (tmp_path / "my_method.py").write_text(text)
     with pytest.raises(InputError, match=says):
         get_method(name)
+
+
+def test_the_text_that_lies_there_now_is_run(file):
+    """Also where it has the size of the one before and came within the same second."""
+    for rate in ("0.02", "0.03", "0.04"):
+        file.write_text(FILE.replace("lr=0.01", f"lr={rate}"))
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        assert get_method(str(file)).recipe.lr == float(rate)
+    assert not (file.parent / "__pycache__").exists()
+
+
+def test_a_file_may_be_imported_as_well_and_register_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "imported_method.py").write_text(FILE.replace("one_prefix", "one-prefix"))
+    module = importlib.import_module("imported_method")
+    assert get_method("one-prefix") is module.OnePrefix
+    own = get_method(str(tmp_path / "imported_method.py"))
+    assert own is not module.OnePrefix
+    assert get_method("one-prefix") is module.OnePrefix, "as before"
+    assert file_of(own).reference.endswith("imported_method.py:one-prefix")
+    assert get_method(file_of(own).reference).name == "one-prefix"
+    (tmp_path / "other.py").write_text(
+        "import ostinato\nfrom imported_method import OnePrefix\nostinato.register('other')(OnePrefix)\n"
+    )
+    assert get_method(str(tmp_path / "other.py")) is module.OnePrefix
+    registry.forget("one-prefix")
 
 
 def test_a_file_of_several_methods_and_of_modules_beside_it(tmp_path, monkeypatch):
@@ -186,7 +253,7 @@ BROKEN = {
         + f"    def scores(self, x):\n{SCORES.rstrip()} * getattr(self, 'scale', 1)\n",
     ),
     "same seed same run": after_begin("__import__('random').random()"),
-    "there is no transformer in it": (SCORES, SCORES.replace("\n", ".log_softmax(1)\n")),
+    "there is no transformer in it": after_begin("nn.MultiheadAttention(4, 2)"),
     "what can train gets a gradient": after_begin("self.idle = nn.Parameter(torch.zeros(2))"),
     "a frozen backbone is bit equal": after_begin("self.backbone.requires_grad_(True)"),
     "learned tensors are not rounded": after_begin("self.prefixes.data = self.prefixes.data.bfloat16()"),
@@ -212,7 +279,7 @@ BROKEN = {
     "the state between tasks is enough to go on": after_begin(
         "self.begun = getattr(self, 'begun', 0) + 1; self.prefixes.data *= self.begun"
     ),
-    "it learns a stream": (SCORES, SCORES.replace("\n", " / 0\n")),
+    "it runs through a stream": (SCORES, SCORES.replace("\n", " / 0\n")),
 }
 """By the check that finds it: a line of the README's method, and what breaks the contract in its place."""
 
@@ -235,6 +302,39 @@ def test_a_rule_that_weighs_a_batch_is_found():
     (check,) = [check for check in CHECKS if check.__name__.startswith("every_rule")]
     with pytest.raises(Broken, match="rule 'keys'"):
         check(Case(ByBatch, "text"))
+
+
+def test_state_beside_the_method_is_found(file):
+    """What a module remembers is not saved with the method."""
+    text = FILE.replace("@ostinato.register", "MEMORY = {}\n\n\n@ostinato.register")
+    text = text.replace(LOSS, LOSS + "    def end_task(self, task):\n        MEMORY['scale'] = 2\n\n")
+    file.write_text(text.replace(SCORES, SCORES.replace("\n", " * MEMORY.get('scale', 1)\n")))
+    (check,) = [check for check in CHECKS if check.__name__ == "all_learned_state_is_saved"]
+    with pytest.raises(Broken):
+        check(Case(get_method(str(file)), "text"))
+
+
+def test_options_that_do_not_fit_a_toy_are_no_finding(file):
+    shown = ostinato("check", "my_method.py", "method.layers=9,10", cwd=file.parent).stdout
+    assert shown.count("does not apply  it runs through a stream: the options do not fit this encoder") == 2
+    text = ostinato("check", "my_method.py", "method.layers=12", code=2, cwd=file.parent).stderr
+    assert "must name layers in [0, 5]" in text
+
+
+def test_a_right_method_of_short_stages_and_one_without_a_file_are_not_broken(file):
+    file.write_text(
+        FILE.replace(*with_hook("stages", "own = ostinato.Recipe(epochs=1, batch_size=32)",
+                                "return [ostinato.Stage(self.loss, recipe=own)]"))
+    )  # fmt: skip
+    assert not [c for c in check_method(get_method(str(file))) if c.outcome == "broken"]
+    space = {"__name__": "__main__"}
+    exec(FILE, space)  # as in an interpreter
+    try:
+        found = {c.check: c for c in check_method(space["OnePrefix"]) if c.outcome == "broken"}
+    finally:
+        registry.forget("one_prefix")
+    # No module tells what it implements.
+    assert set(found) == {"it says what it implements"}
 
 
 def test_every_check_is_shown_to_find_something():

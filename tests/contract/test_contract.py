@@ -78,6 +78,13 @@ def test_a_method_says_what_backbone_it_needs(name, kind):
         make(name, kind)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_no_part_of_a_transformer_in_our_methods(name):
+    """Stricter than what is asked of others, who may need a softmax or a norm for something else."""
+    source = inspect.getsource(inspect.getmodule(METHODS[name]))
+    assert not re.search(r"softmax\(|nn\.LayerNorm", source)
+
+
 def test_no_method_names_in_the_engine():
     for package in (ostinato.engine, ostinato.evaluation):
         for module in pkgutil.iter_modules(package.__path__):

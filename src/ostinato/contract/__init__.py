@@ -7,14 +7,17 @@ Everything happens on tiny random encoders, in seconds.
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 from ostinato.contract.checks import CHECKS, Broken, Case, DoesNotApply
 from ostinato.contract.toys import BACKBONES, Kind
+from ostinato.errors import InputError
 from ostinato.methods.base import Method
 from ostinato.registry import check_options
 
@@ -48,7 +51,7 @@ def kinds_of(method: type[Method]) -> list[Kind]:
 def check_method(method: type[Method], **options: Any) -> Iterator[Checked]:
     """Hold a method against the contract, on every kind of encoder that it works on.
 
-    Where it cannot learn a stream at all, nothing further is checked on that kind.
+    Where it cannot run through a stream at all, nothing further is checked on that kind.
 
     Args:
         method: the class.
@@ -58,16 +61,36 @@ def check_method(method: type[Method], **options: Any) -> Iterator[Checked]:
         An outcome per check and kind.
 
     Raises:
-        InputError: if the method does not take these options.
+        InputError: if the method does not take these options, or works on none of the encoders.
     """
     check_options(method, options)
-    for kind in kinds_of(method):
+    kinds = kinds_of(method)
+    if not kinds:
+        raise InputError(f"{method.name} needs {method.needs.kind}, and there is no toy encoder of that kind.")
+    refused: list[InputError] = []
+    for kind in kinds:
         case = Case(method, kind, options)
+        try:
+            case.make()
+        except InputError as error:  # layers that are too high for it, for example
+            refused.append(error)
+            if len(refused) == len(kinds):
+                raise
+            name, demand = _told_of(CHECKS[0])
+            yield Checked(kind, name, demand, "does not apply", f"the options do not fit this encoder ({error})")
+            continue
+        except Exception:  # which the first check will find
+            pass
         for check in CHECKS:
             result = _outcome(case, check)
             yield result
             if check is CHECKS[0] and result.outcome == "broken":
                 break
+
+
+def _told_of(check: Callable[[Case], None]) -> tuple[str, str]:
+    """What a check is called, and what must hold."""
+    return check.__name__.replace("_", " "), inspect.getdoc(check) or ""
 
 
 def _outcome(case: Case, check: Callable[[Case], None]) -> Checked:
@@ -79,12 +102,12 @@ def _outcome(case: Case, check: Callable[[Case], None]) -> Checked:
     except Broken as broken:
         outcome, found = "broken", str(broken)
     except Exception as error:  # of the method, which is what is looked for
-        outcome, found = "broken", _told(error, inspect.getfile(case.method))
-    return Checked(case.kind, check.__name__.replace("_", " "), inspect.getdoc(check) or "", outcome, found)
+        outcome, found = "broken", _told(error, sys.modules[case.method.__module__])
+    return Checked(case.kind, *_told_of(check), outcome, found)
 
 
-def _told(error: Exception, file: str) -> str:
-    """An error in one line, with the innermost place in a file, or at all where it did not pass there."""
+def _told(error: Exception, module: ModuleType) -> str:
+    """An error in one line, with the innermost place in a module, or at all where it did not pass there."""
     frames = traceback.extract_tb(error.__traceback__)
-    frame = [*frames, *(f for f in frames if f.filename == file)][-1]
+    frame = [*frames, *(f for f in frames if f.filename == getattr(module, "__file__", None))][-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"

@@ -12,7 +12,7 @@ from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
-from ostinato.registry import split_file
+from ostinato.method_files import split_file
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -97,7 +97,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         )
     before = _before(dirs) if dirs.root.name.startswith(CONTINUATION) else None
     fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
-    learner = _taught(dirs, config, world) if before is not None and fresh else make_learner(config, world)
+    untaught = before is None or not fresh
+    learner = make_learner(config, world) if untaught else _taught(dirs, config, world, overrides)
     if record and learner.method.name != record["method"]:
         raise InputError(f"{dirs.root} is a run of {record['method']}, not of {learner.method.name}.")
     if before is not None and not fresh:
@@ -156,13 +157,15 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     carried = ("validation", *LIMITS, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     keep |= options_for(str(overrides["data"]["path"]), parent.data)
-    # The artifact knows where the weights are now; the first run's configuration may be out of date.
-    weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
-    where = {"backbone": {"weights": weights}} if weights else {}
+    # The artifact knows where things are now; the first run's configuration may be out of date.
+    about = read_json(dirs.artifact / "artifact.json")
+    weights, own = about["backbone"]["weights"], about.get("method_file")
+    where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
+    where |= {"method": {"name": f"{own['path']}:{about['method']}"}} if own else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
-    before, learner = _before(sub), _taught(sub, config, world)
+    before, learner = _before(sub), _taught(sub, config, world, overrides)
     if learner.method.data_seen == "all":
         raise InputError(
             f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
@@ -204,11 +207,15 @@ def _continuations(dirs: RunDir) -> list[RunDir]:
     return [RunDir(p, writes=dirs.writes) for p in sorted(found) if p.is_dir()]
 
 
-def _taught(continuation: RunDir, config: RunConfig, world: World) -> Learner:
+def _taught(continuation: RunDir, config: RunConfig, world: World, overrides: dict[str, Any]) -> Learner:
     """The learner that a continuation goes on from."""
-    artifact = _goes_on_from(continuation)
-    method = config.method.name if split_file(config.method.name)[0] else None
-    return Learner.load(artifact, weights=config.backbone.weights, method=method, world=world, **_machine(config))
+    return Learner.load(
+        _goes_on_from(continuation),
+        weights=config.backbone.weights,
+        method=overrides.get("method", {}).get("name"),
+        world=world,
+        **_machine(config),
+    )
 
 
 def _machine(config: RunConfig) -> dict[str, Any]:

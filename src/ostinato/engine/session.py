@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from ostinato.backbones import TextBackbone
-from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder
 from ostinato.engine.data import Before, make_stream, samples_to_score
@@ -29,7 +28,7 @@ from ostinato.errors import InputError, Interrupted
 from ostinato.evaluation.evaluator import Evaluation
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
-from ostinato.registry import source_of
+from ostinato.method_files import file_of
 from ostinato.report.console import Reporter
 from ostinato.streams import Examples
 from ostinato.streams.source import plain_name
@@ -144,15 +143,15 @@ class Session:
         if not self.dirs.writes:
             return
         origin = self.learner.origin
-        source = source_of(type(self.learner.method))
+        source = file_of(type(self.learner.method))
         if source is not None:
-            shutil.copyfile(source, self.dirs.method)
+            self.dirs.method.write_bytes(source.text)
         self.dirs.write(
             self.dirs.record,
             {
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "method": self.learner.method.name,
-                "method_sha256": file_sha256(source) if source else None,
+                "method_sha256": source.sha256 if source else None,
                 "options": self.learner.options,
                 "recipe": asdict(self.learner.settings.recipe(self.learner.method.recipe)),
                 "protocol": self.learner.method.protocol,
@@ -178,14 +177,17 @@ class Session:
         Args:
             record: of the run so far.
         """
-        source = source_of(type(self.learner.method))
+        source = file_of(type(self.learner.method))
         known = [record.get("method_sha256"), *record.get("method_changed_to", [])]
-        if source is None or (now := file_sha256(source)) == known[-1]:
+        if source is None or source.sha256 == known[-1]:
             return
-        self.dirs.write(self.dirs.record, record | {"method_changed_to": [*known[1:], now]})
+        if self.world.agree(self.checkpoints.latest() is None):  # nothing was learned by the one before
+            self.write_record()
+            return
+        self.dirs.write(self.dirs.record, record | {"method_changed_to": [*known[1:], source.sha256]})
         self.reporter.message(
-            f"{source} changed since the run began (what it was is in {self.dirs.method}); what is learned from here "
-            "on is by the new one, so that the result is that of neither."
+            f"{source.path} changed since the run began (what it was is in {self.dirs.method}); what is learned from "
+            "here on is by the new one, so that the result is that of neither."
         )
 
     def execute(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def study(
     data: str | None = None,
     device: str = "auto",
     weights: str | None = None,
+    method: str | None = None,
     cache: str | None = None,
     state_cache: float = 0.0,
     tick: Callable[[int], None] | None = None,
@@ -54,6 +55,7 @@ def study(
         data: where the run's data are now; None for where they were.
         device: where to compute.
         weights: where the backbone's weights are now, if they moved.
+        method: the file to take the run's method from, if it moved or changed.
         cache: folder of frozen features shared between runs.
         state_cache: GiB for frozen states.
         tick: called with the number of samples after each batch of a pass.
@@ -64,7 +66,7 @@ def study(
     Raises:
         InputError: if the run's method infers no task, or has no such rule.
     """
-    learner = Learner.load(run, weights=weights, device=device, cache=cache, state_cache=state_cache)
+    learner = Learner.load(run, weights=weights, method=method, device=device, cache=cache, state_cache=state_cache)
     groups = [group.with_view(learner.eval_view) for group in Subject(Path(run), learner, data=data).held_out()]
     rows = compare_protocols(
         learner.method,

@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
+from ostinato.engine.checkpoint import Checkpoints
 from ostinato.engine.rundir import RunDir, read_json, write_json
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
+from ostinato.method_files import split_file
 from ostinato.presets import DATA
-from ostinato.registry import check_options, get_method, split_file
+from ostinato.registry import check_options, get_method
 from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words
@@ -127,8 +129,13 @@ class Plan:
             if origin and origin["sha256"] != _sha256(now.backbone.name, weights):
                 changed.append(f"the backbone's weights were other ones than {weights}")
         file, _ = split_file(now.method.name)
-        if self.state == "finished" and file and self.run.read_record().get("method_sha256") != file_sha256(file):
-            changed.append(f"{file} was another text (it is in {self.run.method})")
+        learned = self.state == "finished" or Checkpoints(self.run.checkpoints).latest() is not None
+        if file is not None and learned:
+            record = self.run.read_record()
+            if [record.get("method_sha256"), *record.get("method_changed_to", [])] != [file_sha256(file)]:
+                changed.append(
+                    f"{file} was another text, all the time or for some of it ({self.run.method} is the first)"
+                )
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "

@@ -55,13 +55,16 @@ def supported(method: Method) -> list[str]:
     return [name for name, analysis in ANALYSES.items() if analysis.supports(method)]
 
 
-def kinds(run: str | Path, *, device: str = "auto", weights: str | None = None) -> dict[str, str]:
+def kinds(
+    run: str | Path, *, device: str = "auto", weights: str | None = None, method: str | None = None
+) -> dict[str, str]:
     """What can be analysed of a run, or of a directory of runs.
 
     Args:
         run: a finished run, an artifact, or a directory of runs.
         device: where to compute.
         weights: where the backbone's weights are now, if they moved.
+        method: the file to take the run's method from, if it moved or changed.
 
     Returns:
         Name to what it shows.
@@ -69,7 +72,7 @@ def kinds(run: str | Path, *, device: str = "auto", weights: str | None = None) 
     folder = _existing(run)
     if not _is_run(folder):
         return {SWEEP: layer_sweep.SHOWS}
-    learner = _load(folder, device, weights)
+    learner = _load(folder, device, weights, method)
     return {name: ANALYSES[name].shows for name in supported(learner.method)}
 
 
@@ -82,6 +85,7 @@ def analyse(
     out: str | Path | None = None,
     device: str = "auto",
     weights: str | None = None,
+    method: str | None = None,
     task: int | None = None,
     head: int | None = None,
 ) -> Written:
@@ -95,6 +99,7 @@ def analyse(
         out: directory; None for ``analysis`` in the run's.
         device: where to compute.
         weights: where the backbone's weights are now, if they moved.
+        method: the file to take the run's method from, if it moved or changed.
         task: the only task to show, for ``mask_density``; None for all together.
         head: the only head to show, for ``attention``; None for the mean over heads.
 
@@ -117,7 +122,7 @@ def analyse(
     else:
         if not _is_run(folder):
             raise InputError(f"{folder} is no run and no artifact; of a directory of runs only {SWEEP} can be made.")
-        learner = _load(folder, device, weights)
+        learner = _load(folder, device, weights, method)
         known = supported(learner.method)
         if kind not in known:
             raise InputError(f"{kind}: {learner.method.name} does not support it; it supports {', '.join(known)}.")
@@ -142,16 +147,17 @@ def _is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.toml", "artifact.json"))
 
 
-def _load(folder: Path, device: str, weights: str | None) -> Learner:
+def _load(folder: Path, device: str, weights: str | None, method: str | None) -> Learner:
     """The learner, computing as the run did."""
     dirs = RunDir(folder)
     if not dirs.config.exists():
-        return Learner.load(folder, device=device, weights=weights)
+        return Learner.load(folder, device=device, weights=weights, method=method)
     config = dirs.read_config()
     return Learner.load(
         folder,
         device=device,
         weights=weights,
+        method=method,
         precision=config.precision,
         workers=config.data.workers,
         eval_batch_size=config.eval.batch_size,
