@@ -403,7 +403,11 @@ def test_every_row_runs_in_every_variant(tmp_path, capsys, monkeypatch):
     lines = (tmp_path / "t" / "table.md").read_text().splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert cells[0][:4] == ["row", "two last %", "one last %", "mean last %"]
-    assert cells[2][:4] == ["ncm", f"{last[0]:.1f}", f"{last[1]:.1f}", f"{(last[0] + last[1]) / 2:.1f}"]
+    mean, spread = (last[0] + last[1]) / 2, abs(last[0] - last[1]) / 2**0.5
+    assert cells[2][:4] == ["ncm", f"{last[0]:.1f}", f"{last[1]:.1f}", f"{mean:.1f} ± {spread:.1f}"]
+    assert "ncm, mean of 2" in out
+    assert f"{mean:.1f} ± {spread:.1f}" in out
+    assert "other, mean" not in out, "of one there is none"
     assert cells[3][:4] == ["other", "-", f"{last[2]:.1f}", f"{last[2]:.1f}"]
     assert sum("   # " in line for line in lines) == 3
     dry = ostinato(capsys, "reproduce", "twice.toml", "two", "--dry-run", "out=t")

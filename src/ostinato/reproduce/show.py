@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from ostinato.engine.rundir import RunDir, read_json
@@ -67,7 +68,7 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
 
     Accuracies are in percent. Published metrics have a column only if some row has them, and samples kept only if some
     were. Where a row was run in variants, it has one line: the last accuracy of each, and the means over those that
-    have run.
+    have run with their standard deviations.
     """
     published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
     shown = [m for m in _HEADINGS if m != "mean_task" or m in published]
@@ -88,7 +89,8 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         group = [r for r in results if r.row.base == base]
         have_run = [r for r in group if r.summary]
         quoted = _mean([r.row.published for r in have_run or group])  # of the same variants
-        summary = _mean([r.summary for r in have_run if r.summary])
+        finished = [r.summary for r in have_run if r.summary]
+        summary = _mean(finished)
         line = [base, *([group[0].row.label] if labelled else [])]
         of = {r.row.variant: (r.row.published, r.summary or {}) for r in group}
         for variant in variants:
@@ -98,7 +100,7 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         for metric in shown:
             if metric in published:
                 line.append(_quoted(quoted, metric))
-            line.append(percent(summary.get(METRICS[metric])))
+            line.append(_with_spread(finished, METRICS[metric]))
         cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
     return headings, cells
 
@@ -112,6 +114,14 @@ def _mean(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     keys = [*METRICS, *METRICS.values(), *COSTS]
     known = [key for key in keys if results and all(r.get(key) is not None for r in results)]
     return {key: sum(r[key] for r in results) / len(results) for key in known}
+
+
+def _with_spread(results: Sequence[dict[str, Any]], key: str) -> str:
+    """The mean of an accuracy in percent and, of several, their standard deviation (of a sample, n - 1)."""
+    mean = percent(_mean(results).get(key))
+    if len(results) < 2 or mean == NOTHING:
+        return mean
+    return f"{mean} ± {percent(stdev(r[key] for r in results))}"
 
 
 def markdown(table: Table, results: Sequence[Measured]) -> str:
@@ -159,7 +169,10 @@ def collect(table: Table, results: Sequence[Measured], file: Path) -> None:
 
 
 def rich_table(results: Sequence[Measured]) -> Any:
-    """Measured with published in brackets, for a terminal; ``table.md`` has the costs as well."""
+    """Measured with published in brackets, for a terminal; ``table.md`` has the costs as well.
+
+    Rows that ran in several variants are followed by their means.
+    """
     from rich.table import Table as Rich
     from rich.text import Text
 
@@ -176,4 +189,9 @@ def rich_table(results: Sequence[Measured]) -> Any:
             cell = percent((result.summary or {}).get(METRICS[metric]))
             cells.append(Text(cell if quoted is None else f"{cell} ({quoted:.2f})"))
         table.add_row(Text(result.row.name), *cells)
+    for base in dict.fromkeys(r.row.base for r in results if r.row.variant):
+        finished = [r.summary for r in results if r.row.base == base and r.summary]
+        if len(finished) > 1:
+            means = [_with_spread(finished, METRICS[metric]) for metric in shown]
+            table.add_row(Text(f"{base}, mean of {len(finished)}"), *map(Text, means))
     return table
