@@ -10,6 +10,7 @@ import inspect
 import random
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,7 @@ class Case:
     method: type[Method]
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
+    _after: list[Method] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def stream(self) -> TaskStream:
@@ -70,8 +72,14 @@ class Case:
         return make(self.method, self.kind, **self.options)
 
     def after(self, n_tasks: int) -> Method:
-        """The method after the first tasks."""
-        return learn(self.make(), self.stream, n_tasks)
+        """The method after the first tasks, which may be changed: what was learned is copied, not learned again."""
+        if not self._after:
+            self._after.append(self.make())
+        for i in range(len(self._after) - 1, n_tasks):
+            method = deepcopy(self._after[i])
+            learn_task(method, learn_view(method, self.stream, i), SETTINGS)
+            self._after.append(method)
+        return deepcopy(self._after[n_tasks])
 
     def twin(self, state: dict[str, Tensor]) -> Method:
         """A new method, of a new execution of its file, that is given copies of learned tensors and nothing else."""
