@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tests.cli.command import blocks, ostinato
+from tests.cli.command import README, blocks, ostinato
 from tests.conftest import photos
 
 import ostinato as package
@@ -138,6 +139,12 @@ def test_a_method_repaired_before_anything_was_learned_is_the_runs_method(file):
     assert "method_changed_to" not in record
 
 
+def test_a_forgotten_super_is_said_at_once(file):
+    file.write_text(FILE.replace(BEGIN, ""))
+    text = ostinato("run", "my_method.py", "data=digits", "out=r", code=2, cwd=file.parent).stderr
+    assert "Let begin_task call super().begin_task(task) first" in text
+
+
 def test_resuming_with_another_method_is_refused(file):
     photos(file.parent / "photos", {f"c{i}": (60 * i, 255 - 60 * i, 0) for i in range(4)}, n=4)
     file.write_text(FILE.replace("        super().begin_task(task)\n", "        raise RuntimeError\n"))
@@ -158,7 +165,7 @@ def test_the_readmes_table_runs_and_takes_no_row_of_another_text_for_its_own(fil
     assert sum(line.startswith("ostinato run my_method.py ") for line in lines) == 2
     ostinato(*words, cwd=file.parent)
     file.write_text(FILE.replace("lr=0.01", "lr=0.02"))
-    assert "my_method.py was another text" in ostinato(*words, code=2, cwd=file.parent).stderr
+    assert "my_method.py changed since it was run" in ostinato(*words, code=2, cwd=file.parent).stderr
 
 
 @pytest.mark.parametrize(
@@ -335,6 +342,28 @@ def test_a_right_method_of_short_stages_and_one_without_a_file_are_not_broken(fi
         registry.forget("one_prefix")
     # No module tells what it implements.
     assert set(found) == {"it says what it implements"}
+
+
+def test_a_first_task_that_cannot_be_resumed_is_found(file):
+    """Also where no later one is trained."""
+    text = FILE.replace(*with_hook("stages", "return [] if task.index else super().stages(task)"))
+    text = text.replace(BEGIN, BEGIN + "        self.prefixes.requires_grad_(task.index == 0)\n")
+    (check,) = [check for check in CHECKS if check.__name__.startswith("a_run_stopped_anywhere")]
+    file.write_text(text)
+    check(Case(get_method(str(file)), "text"))
+    file.write_text(
+        text.replace('return {"ce": ', "self.n = getattr(self, 'n', 0) + 1\n        return {\"ce\": self.n * ")
+    )
+    with pytest.raises(Broken, match="of task 0"):
+        check(Case(get_method(str(file)), "text"))
+
+
+def test_the_second_example_keeps_the_contract(file):
+    page = README.parent / "docs/architecture.md"
+    (text,) = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    file.write_text(text)
+    for check in CHECKS:
+        check(Case(get_method(str(file)), "text"))
 
 
 def test_every_check_is_shown_to_find_something():

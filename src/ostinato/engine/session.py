@@ -229,6 +229,8 @@ class Session:
             f"{len(stream.class_names)} classes in {len(stream)} tasks, {learner.spec.name}, "
             f"{learner.settings.device}, {precision_name(learner.settings.dtype)}"
         )
+        if (own := file_of(type(learner.method))) is not None and not resumed:
+            self.reporter.message(f"'ostinato check {own.path}' says whether it keeps what methods here must keep")
 
     def _restore(self) -> Checkpoint | None:
         saved = self.world.agree(self.checkpoints.latest() if self.world.main else None)

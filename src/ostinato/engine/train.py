@@ -111,6 +111,12 @@ def learn_task(
     if resume is None:
         with seeded(settings.device, settings.seed, "init", task.index):
             method.begin_task(task)
+        if method.n_tasks != task.index + 1 or method.n_seen != task.classes.stop:
+            raise InputError(
+                f"{method.name}: after begin_task of task {task.index} there must be {task.index + 1} tasks and "
+                f"{task.classes.stop} classes, but there are {method.n_tasks} and {method.n_seen}. Let begin_task call "
+                "super().begin_task(task) first."
+            )
     at, optimizer_state = resume or (Position(0, 0), None)
     for number, stage in enumerate(method.stages(task)):
         if number < at.stage:

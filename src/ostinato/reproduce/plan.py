@@ -133,9 +133,7 @@ class Plan:
         if file is not None and learned:
             record = self.run.read_record()
             if [record.get("method_sha256"), *record.get("method_changed_to", [])] != [file_sha256(file)]:
-                changed.append(
-                    f"{file} was another text, all the time or for some of it ({self.run.method} is the first)"
-                )
+                changed.append(f"{file} changed since it was run (as it was: {self.run.method})")
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
