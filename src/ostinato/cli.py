@@ -535,11 +535,7 @@ def analyse(
             raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
     from ostinato.report import analyses
 
-    machine = {
-        "device": given.pop("device", "auto"),
-        "weights": given.pop("backbone", {}).get("weights"),
-        "method": given.pop("method", {}).get("name"),
-    }
+    machine = _machine(given)
     if kind is None:
         found = analyses.kinds(run, **machine)
         typer.echo(json.dumps({"kinds": found}) if as_json else "\n".join(f"{k:17s} {v}" for k, v in found.items()))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato.errors import InputError, did_you_mean
-from ostinato.method_files import split_file
+from ostinato.method_files import reference, split_file
 
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 """The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
@@ -146,7 +146,7 @@ def absolute(config: RunConfig) -> RunConfig:
     method = config.method
     file, named = split_file(method.name)
     if file is not None:
-        method = method.model_copy(update={"name": f"{file}:{named}" if named else str(file)})
+        method = method.model_copy(update={"name": reference(file, named)})
     backbone = {"weights": full(config.backbone.weights)}
     if config.backbone.weights is None and Path(config.backbone.name).expanduser().is_dir():
         folder = Path(config.backbone.name).expanduser().resolve()

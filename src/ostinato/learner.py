@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
-from ostinato.backbones.weights import load_backbone
+from ostinato.backbones.weights import file_sha256, load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import new_draft, put_folder, save_tensors
 from ostinato.engine.compiling import compile_layers
@@ -28,7 +27,7 @@ from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
-from ostinato.method_files import file_of, split_file
+from ostinato.method_files import file_of, reference, split_file
 from ostinato.methods.base import LearnTask, Recipe
 from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
@@ -491,21 +490,20 @@ def _method_of(folder: Path, about: dict[str, Any], given: str | None) -> str:
     name, file = about["method"], about.get("method_file")
     if given is not None:
         path, one = split_file(given)
-        given = f"{path}:{one or name}" if path is not None else given
         if path is None and given != name:
             raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
-        return given
+        return given if path is None else reference(path, one or name)
     if file is None:
         return name
     path = Path(file["path"])
-    text = path.read_bytes() if path.is_file() else None
-    if text is None or sha256(text).hexdigest() != file["sha256"]:
-        what = "is not there" if text is None else "changed since"
+    gone = not path.is_file()
+    if gone or file_sha256(path) != file["sha256"]:
+        what = "is not there" if gone else "changed since"
         raise InputError(
             f"{folder} was learned by {name!r} of {path}, which {what}. Say what "
             f"to run: method=FILE, or the file as it was, method={folder / METHOD}"
         )
-    return f"{path}:{name}"
+    return reference(path, name)
 
 
 def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:

@@ -34,7 +34,7 @@ class MethodFile:
     @property
     def reference(self) -> str:
         """What :func:`ostinato.registry.get_method` finds the method by from any directory."""
-        return f"{self.path}:{self.name}"
+        return reference(self.path, self.name)
 
     @property
     def sha256(self) -> str:
@@ -43,6 +43,11 @@ class MethodFile:
 
 
 _FILES: dict[type[Method], MethodFile] = {}
+
+
+def reference(path: Path | str, name: str | None) -> str:
+    """What :func:`split_file` reads: ``file.py:name``, or the file alone."""
+    return f"{path}:{name}" if name else str(path)
 
 
 def split_file(name: str) -> tuple[Path | None, str | None]:
@@ -95,13 +100,15 @@ def _run(path: Path, text: bytes) -> dict[str, type[Method]]:
         sys.path.append(str(path.parent))
     sys.modules[module.__name__] = module  # dataclasses look there
     known = registry.methods()
+    # The file may have been imported, too.
+    others = {
+        n: cls for n, cls in known.items() if getattr(sys.modules.get(cls.__module__), "__file__", None) != str(path)
+    }
+    registry.restore(others)
     try:
-        for name, cls in known.items():  # the file may have been imported, too
-            if getattr(sys.modules.get(cls.__module__), "__file__", None) == str(path):
-                registry.forget(name)
         # Not by the import system, which would run what it compiled of an earlier text of the same second and size.
         exec(compile(text, path, "exec"), module.__dict__)
-        new = {name: cls for name, cls in registry.registered().items() if known.get(name) is not cls}
+        new = {name: cls for name, cls in registry.registered().items() if others.get(name) is not cls}
     finally:
         registry.restore(known)
     found = {name: cls for name, cls in new.items() if cls.__module__ == module.__name__} or new

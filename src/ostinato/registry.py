@@ -64,11 +64,6 @@ def registered() -> dict[str, type[Method]]:
     return dict(sorted(_METHODS.items()))
 
 
-def forget(name: str) -> None:
-    """Let a name be registered anew."""
-    del _METHODS[name]
-
-
 def restore(known: dict[str, type[Method]]) -> None:
     """Know these methods by name, and no other."""
     _METHODS.clear()

@@ -24,6 +24,14 @@ from ostinato.registry import get_method
 (FILE,) = blocks("py")
 
 
+@pytest.fixture(autouse=True)
+def untouched():
+    """Registrations of a test end with it."""
+    known = registry.methods()
+    yield
+    registry.restore(known)
+
+
 @pytest.fixture
 def file(tmp_path) -> Path:
     path = tmp_path / "my_method.py"
@@ -213,7 +221,6 @@ def test_a_file_may_be_imported_as_well_and_register_what_it_imports(tmp_path, m
         "import ostinato\nfrom imported_method import OnePrefix\nostinato.register('other')(OnePrefix)\n"
     )
     assert get_method(str(tmp_path / "other.py")) is module.OnePrefix
-    registry.forget("one-prefix")
 
 
 def test_a_file_of_several_methods_and_of_modules_beside_it(tmp_path, monkeypatch):
@@ -336,10 +343,7 @@ def test_a_right_method_of_short_stages_and_one_without_a_file_are_not_broken(fi
     assert not [c for c in check_method(get_method(str(file))) if c.outcome == "broken"]
     space = {"__name__": "__main__"}
     exec(FILE, space)  # as in an interpreter
-    try:
-        found = {c.check: c for c in check_method(space["OnePrefix"]) if c.outcome == "broken"}
-    finally:
-        registry.forget("one_prefix")
+    found = {c.check: c for c in check_method(space["OnePrefix"]) if c.outcome == "broken"}
     # No module tells what it implements.
     assert set(found) == {"it says what it implements"}
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ostinato.backbones import Backbone
 from ostinato.contract.toys import BACKBONES, Kind, view_of
 from ostinato.engine.precision import prepare
-from ostinato.engine.train import Position, Settings, Watcher, learn_task, optimizer_tensors
-from ostinato.methods.base import LearnTask, Method, Stage
+from ostinato.engine.train import Position, Settings, Silent, Watcher, learn_task, optimizer_tensors
+from ostinato.methods.base import LearnTask, Method
 from ostinato.registry import check_options, get_method
 from ostinato.streams import Examples, TaskStream
 
@@ -81,7 +81,7 @@ class Stop(Exception):
     """Raised by :class:`StopAt`."""
 
 
-class StopAt:
+class StopAt(Silent):
     """A watcher that keeps what a checkpoint would hold after ``n`` steps, and raises :class:`Stop`."""
 
     position: Position
@@ -90,9 +90,6 @@ class StopAt:
 
     def __init__(self, method: Method, n: int) -> None:
         self.method, self.left = method, n
-
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
-        """Wait."""
 
     def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
         """Count down."""

@@ -12,7 +12,7 @@ from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
-from ostinato.method_files import split_file
+from ostinato.method_files import reference, split_file
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -118,7 +118,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         )
     else:
         check_inputs(str(dirs.root), record["preprocess"], learner.method.backbone)
-        session.note_method(record)
+        session.note_method(record, fresh)
     return session.execute()
 
 
@@ -145,9 +145,10 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
         kept = unfinished[0] is dirs or (unfinished[0].root / ARTIFACT_BEFORE).exists()
         drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
         raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
-    moved = overrides.get("method", {})
-    for key in ("method", "preprocess"):
-        if key in overrides and not (key == "method" and set(moved) == {"name"} and split_file(moved["name"])[0]):
+    method = overrides.get("method", {})
+    own_file = set(method) == {"name"} and split_file(method["name"])[0] is not None
+    for key in ("preprocess",) if own_file else ("method", "preprocess"):
+        if key in overrides:
             raise InputError(f"{key}: cannot change in 'learn'; it belongs to what was learned. Leave it out.")
     if set(overrides.get("backbone", {})) - {"weights"}:
         raise InputError("backbone: only backbone.weights (where the file is now) may be given to 'learn'.")
@@ -161,7 +162,7 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     about = read_json(dirs.artifact / "artifact.json")
     weights, own = about["backbone"]["weights"], about.get("method_file")
     where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
-    where |= {"method": {"name": f"{own['path']}:{about['method']}"}} if own else {}
+    where |= {"method": {"name": reference(own["path"], about["method"])}} if own else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)

@@ -87,6 +87,11 @@ class RunDir:
             os.truncate(self.events, size)
 
 
+def texts_of_method(record: dict[str, Any]) -> list[str | None]:
+    """SHA-256 of the texts of the user's own method that a run was learned by, in order; None of one known by name."""
+    return [record.get("method_sha256"), *record.get("method_changed_to", [])]
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON as :func:`write_text` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")

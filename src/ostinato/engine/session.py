@@ -21,7 +21,7 @@ from ostinato.config import DEFAULT_BACKBONE, RunConfig
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder
 from ostinato.engine.data import Before, make_stream, samples_to_score
 from ostinato.engine.precision import precision_name
-from ostinato.engine.rundir import RunDir
+from ostinato.engine.rundir import RunDir, texts_of_method
 from ostinato.engine.stopping import StopRequest, stop_on_signal
 from ostinato.engine.train import Position, Stage, optimizer_tensors
 from ostinato.errors import InputError, Interrupted
@@ -171,17 +171,18 @@ class Session:
             },
         )
 
-    def note_method(self, record: dict[str, Any]) -> None:
+    def note_method(self, record: dict[str, Any], fresh: bool) -> None:
         """Tell, and keep with the record, that the file of the user's own method is not what it was before.
 
         Args:
             record: of the run so far.
+            fresh: nothing was learned by the one before.
         """
         source = file_of(type(self.learner.method))
-        known = [record.get("method_sha256"), *record.get("method_changed_to", [])]
+        known = texts_of_method(record)
         if source is None or source.sha256 == known[-1]:
             return
-        if self.world.agree(self.checkpoints.latest() is None):  # nothing was learned by the one before
+        if fresh:
             self.write_record()
             return
         self.dirs.write(self.dirs.record, record | {"method_changed_to": [*known[1:], source.sha256]})

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
 from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.rundir import RunDir, read_json, write_json
+from ostinato.engine.rundir import RunDir, read_json, texts_of_method, write_json
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.method_files import split_file
 from ostinato.presets import DATA
@@ -130,10 +130,8 @@ class Plan:
                 changed.append(f"the backbone's weights were other ones than {weights}")
         file, _ = split_file(now.method.name)
         learned = self.state == "finished" or Checkpoints(self.run.checkpoints).latest() is not None
-        if file is not None and learned:
-            record = self.run.read_record()
-            if [record.get("method_sha256"), *record.get("method_changed_to", [])] != [file_sha256(file)]:
-                changed.append(f"{file} changed since it was run (as it was: {self.run.method})")
+        if file is not None and learned and texts_of_method(self.run.read_record()) != [file_sha256(file)]:
+            changed.append(f"{file} changed since it was run (as it was: {self.run.method})")
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
