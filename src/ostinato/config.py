@@ -77,10 +77,14 @@ class StreamConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """``train.*``: fields of the method's recipe to override, and how a step is computed."""
+    """``train.*``: fields of the method's recipe to override, and how a step is computed.
+
+    ``on_divergence`` says whether a run stops or goes on with a warning when a loss explodes.
+    """
 
     model_config = ConfigDict(extra="allow")
     accumulate: int = Field(1, ge=1)
+    on_divergence: Literal["stop", "warn"] = "warn"
 
     def overrides(self) -> dict[str, Any]:
         """Fields of the recipe as given."""

@@ -159,6 +159,15 @@ def test_accumulate_is_no_field_of_the_recipe():
     assert config.train.overrides() == {"lr": 1e-3}
 
 
+def test_what_is_done_when_a_loss_explodes_is_no_field_of_the_recipe():
+    assert build_config(MINIMAL).train.on_divergence == "warn"
+    config = build_config(MINIMAL, parse_overrides(["train.on_divergence=stop", "train.lr=1e-3"]))
+    assert config.train.on_divergence == "stop"
+    assert config.train.overrides() == {"lr": 1e-3}
+    with pytest.raises(InputError, match=r"train.on_divergence: .*'stop' or 'warn', got 'perhaps'"):
+        build_config(MINIMAL, parse_overrides(["train.on_divergence=perhaps"]))
+
+
 def test_numbers_may_stand_where_names_are_expected():
     assert build_config(MINIMAL, parse_overrides(["data=2024"])).data.path == "2024"
 
