@@ -661,9 +661,9 @@ def _written(value: Any) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the runs; removed first if an earlier demo made it.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Directory for the runs; those of an earlier demo in it are replaced.")
+    ] = Path("runs/demo"),
     as_json: Json = False,
 ) -> None:
     """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ostinato.config import build_config
 from ostinato.engine.run import start
-from ostinato.errors import InputError
+from ostinato.engine.rundir import RunDir, write_text
+from ostinato.errors import InputError, OstinatoError
 from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.report.console import Reporter
 from ostinato.report.plots import compare_curves
@@ -24,29 +26,72 @@ Look at {out}/compare.png, then try your own images:
   ostinato run dualprompt data=FOLDER_OF_CLASS_FOLDERS/ out=runs/mine"""
 
 
+MARK = "demo.json"
+"""File that tells a directory of the demonstration from any other."""
+
+_MADE_BY = {"made_by": "ostinato demo"}
+_PICTURE = "compare.png"
+
+
 def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
     """Run the demonstration's methods and draw their curves.
 
     Args:
-        out: directory; an earlier demonstration in it is removed.
+        out: directory; of an earlier demonstration in it, its own runs and picture are removed and nothing else.
         reporter: shows progress.
 
     Returns:
         A summary per run.
 
     Raises:
-        InputError: if there is something else in the directory.
+        InputError: if the directory holds anything and was not made by the demonstration.
     """
-    mark = out / "demo"
-    if out.exists() and any(out.iterdir()) and not mark.exists():
-        raise InputError(f"{out} exists and was not made by the demo; choose another with --out.")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    mark.touch()
+    _make_room(out)
     summaries, matrices = [], {}
     for name in METHODS:
-        config = build_config({"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}})
+        config = build_config(_options(name))
         summaries.append(start(config, out / name, reporter) | {"run": name})
         matrices[name] = AccuracyMatrix.from_csv(out / name / "accuracy_matrix.csv")
-    compare_curves(matrices, out / "compare.png", "Digits, five tasks of two classes")
+    compare_curves(matrices, out / _PICTURE, "Digits, five tasks of two classes")
     return summaries
+
+
+def _options(name: str) -> dict[str, Any]:
+    return {"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}
+
+
+def _make_room(out: Path) -> None:
+    """Remove an earlier demonstration's runs and mark the directory.
+
+    Raises:
+        InputError: if it is not the demonstration's, or one of the runs in it is not.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _is_marked(out / MARK):
+        raise InputError(f"{out} exists and was not made by the demo; choose another with --out.")
+    runs = [out / name for name in METHODS if (out / name).exists() or (out / name).is_symlink()]
+    if others := [run for run in runs if not _is_ours(run)]:
+        raise InputError(f"{others[0]} is no run of the demo; move it away, or choose another directory with --out.")
+    for run in runs:
+        shutil.rmtree(run)
+    (out / _PICTURE).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / MARK, json.dumps(_MADE_BY) + "\n")
+
+
+def _is_marked(mark: Path) -> bool:
+    try:
+        return not mark.is_symlink() and json.loads(mark.read_text(encoding="utf-8")) == _MADE_BY
+    except (OSError, ValueError):
+        return False
+
+
+def _is_ours(run: Path) -> bool:
+    """Whether a directory holds a run with the demonstration's options, or nothing at all."""
+    if run.is_symlink() or not run.is_dir():
+        return False
+    if not any(run.iterdir()):
+        return True
+    try:
+        return RunDir(run).read_config() == build_config(_options(run.name))
+    except OstinatoError:
+        return False

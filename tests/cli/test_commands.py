@@ -519,7 +519,7 @@ def test_demo_shows_forgetting_and_its_cure(tmp_path):
     stale = tmp_path / "runs/demo/finetune"
     stale.mkdir(parents=True)
     assert "not made by the demo" in ostinato("demo", code=2, cwd=tmp_path).stderr
-    (tmp_path / "runs/demo/demo").touch()
+    stale.rmdir()
     summaries = {s["run"]: s for s in json.loads(ostinato("demo", "--json", cwd=tmp_path).stdout)}
     assert set(summaries) == {"finetune", "simplecil", "dualprompt"}
     assert summaries["finetune"]["forgetting"] > 0.5, "sequential fine-tuning must visibly forget"
