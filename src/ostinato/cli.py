@@ -527,6 +527,8 @@ def analyse(
     from ostinato.predicting import image_files
 
     keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "method=", "task=", "head=")
+    if kind is not None and kind.startswith(keys):  # options alone: list the kinds
+        kind, words = None, [kind, *(words or [])]
     options = [w for w in words or [] if w.startswith(keys)]
     given = parse_overrides(options)
     images = list(image_files([Path(w) for w in words or [] if w not in options]))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
-from ostinato.backbones.weights import file_sha256, load_backbone
+from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import new_draft, put_folder, save_tensors
 from ostinato.engine.compiling import compile_layers
@@ -29,7 +29,7 @@ from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
 from ostinato.method_files import file_of, reference, split_file
 from ostinato.methods.base import LearnTask, Recipe
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options, get_method, is_plain_name
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
@@ -427,13 +427,13 @@ class Learner:
         method: str | None = None,
         **more: Any,
     ) -> Learner:
-        """Read a learner back. Where its method is a file of one's own, that file is run.
+        """Read a learner back. No code of the artifact, or of a path that it names, is run.
 
         Args:
             path: folder written by :meth:`save`, or the directory of a finished run.
             weights: where the backbone's weights are now, if they moved.
             device: as in the constructor.
-            method: the file to take its method from, if that moved or changed since.
+            method: the file that its method is in, where that is no registered one; the file is run.
             more: further arguments of the constructor; without, what the learner was made with.
 
         Returns:
@@ -441,7 +441,7 @@ class Learner:
 
         Raises:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
-            InputError: if ``method`` is another one, or its file is not what it was and ``method`` does not say which.
+            InputError: if ``method`` is another one, or is not given although the method is no registered one.
         """
         folder = Path(path)
         if not (folder / ABOUT).exists() and (folder / "config.toml").exists():
@@ -482,10 +482,13 @@ class Learner:
 
 
 def _method_of(folder: Path, about: dict[str, Any], given: str | None) -> str:
-    """What the method of a saved learner is found by.
+    """Name or file of a saved learner's method: a registered name, or the file that the caller names.
+
+    A file that the artifact names is never run: whoever made the artifact could have named any.
 
     Raises:
-        InputError: if another one is given, or nothing although its file is not what it was.
+        InputError: if another method is given, or none although it is no registered one.
+        DataError: if the artifact names a file in place of a method.
     """
     name, file = about["method"], about.get("method_file")
     if given is not None:
@@ -493,17 +496,14 @@ def _method_of(folder: Path, about: dict[str, Any], given: str | None) -> str:
         if path is None and given != name:
             raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
         return given if path is None else reference(path, one or name)
+    if not is_plain_name(name):
+        raise DataError(f"{folder}: artifact.json must name a method by letters, digits, '_' and '-', got {name!r}.")
     if file is None:
         return name
-    path = Path(file["path"])
-    gone = not path.is_file()
-    if gone or file_sha256(path) != file["sha256"]:
-        what = "is not there" if gone else "changed since"
-        raise InputError(
-            f"{folder} was learned by {name!r} of {path}, which {what}. Say what "
-            f"to run: method=FILE, or the file as it was, method={folder / METHOD}"
-        )
-    return reference(path, name)
+    raise InputError(
+        f"{folder} was learned by {name!r} of the file {file['path']}. A file is run only if you name it: method=FILE, "
+        f"or, as it was then, method={folder / METHOD}"
+    )
 
 
 def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:

@@ -28,7 +28,7 @@ def register(name: str) -> Callable[[M], M]:
     Raises:
         InputError: if the name has others, or is taken by another class.
     """
-    if not re.fullmatch(r"[\w-]+", name):
+    if not is_plain_name(name):
         raise InputError(f"register: a name has letters, digits, '_' and '-', got {name!r}.")
 
     def add(cls: M) -> M:
@@ -40,6 +40,11 @@ def register(name: str) -> Callable[[M], M]:
         return cls
 
     return add
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a method can have this name; a path cannot."""
+    return re.fullmatch(r"[\w-]+", name) is not None
 
 
 def methods() -> dict[str, type[Method]]:

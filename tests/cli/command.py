@@ -24,7 +24,7 @@ class Done:
     stderr: str
 
 
-def ostinato(*words: str | Path, code: int = 0, cwd: Path | None = None) -> Done:
+def ostinato(*words: str | Path, code: int | tuple[int, ...] = 0, cwd: Path | None = None) -> Done:
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err), chdir(cwd or "."):
         try:
@@ -33,7 +33,7 @@ def ostinato(*words: str | Path, code: int = 0, cwd: Path | None = None) -> Done
         except SystemExit as stop:
             got = stop.code or 0
     done = Done(out.getvalue(), err.getvalue())
-    assert got == code, f"exit {got}\n{done.stdout}\n{done.stderr}"
+    assert got in (code if isinstance(code, tuple) else (code,)), f"exit {got}\n{done.stdout}\n{done.stderr}"
     return done
 
 

@@ -41,7 +41,19 @@ def accepts(target: Target, data: bytes) -> bool:
     return True
 
 
-INTERESTING = (b"", b"\x00", b"\xff", b"\xed\xa0\x80", b"\x1b[2J", b"-1", b"9" * 40, b"1e999", b"nan", b"~nosuchuser/", b"[" * 2000)
+INTERESTING = (
+    b"",
+    b"\x00",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\x1b[2J",
+    b"-1",
+    b"9" * 40,
+    b"1e999",
+    b"nan",
+    b"~nosuchuser/",
+    b"[" * 2000,
+)
 """Pieces that break readers of any kind."""
 
 

@@ -12,7 +12,8 @@ from ostinato.engine.rundir import RunDir, read_json
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
-from ostinato.method_files import reference, split_file
+from ostinato.method_files import split_file
+from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
 from ostinato.world import ALONE, World
@@ -58,7 +59,8 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         path: directory of the run.
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
             ``state_cache``, ``compile``, ``device`` and ``data.workers``. Data and weights must still be the same,
-            which is checked. ``method.name`` is the file of a method of one's own; that it changed is told.
+            which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
+            it is given here; that it changed is told.
         reporter: shows progress.
         world: the processes that share the run; it may have been begun by another number of them.
 
@@ -86,6 +88,12 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     }
     if wrong := [key for key in flat(overrides) if key not in movable]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
+    named = dirs.read_config().method.name
+    if not is_plain_name(named) and "name" not in overrides.get("method", {}):
+        raise InputError(
+            f"{dirs.root} is a run of the file {named}. A file is run only if you name it: "
+            f"ostinato resume {path} method=FILE"
+        )
     record = dirs.read_record() if dirs.record.exists() else {}
     # What "auto" meant on the machine where the run began.
     fixed = {"precision": record["precision"]} if record else {}
@@ -158,11 +166,9 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     carried = ("validation", *LIMITS, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     keep |= options_for(str(overrides["data"]["path"]), parent.data)
-    # The artifact knows where things are now; the first run's configuration may be out of date.
-    about = read_json(dirs.artifact / "artifact.json")
-    weights, own = about["backbone"]["weights"], about.get("method_file")
+    # The artifact knows where the weights are now; the first run's configuration may be out of date.
+    weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
     where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
-    where |= {"method": {"name": reference(own["path"], about["method"])}} if own else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)

@@ -479,8 +479,9 @@ class _Watcher:
         return self.session.world.any(self.stop.asked, self.session.learner.settings.device)
 
     def _saved(self) -> str:
-        root = self.session.dirs.root
-        return f"Stopped; the run is saved. Continue it with: ostinato resume {root}"
+        own = file_of(type(self.session.learner.method))
+        named = f" method={own.path}" if own is not None else ""  # a file is run only if it is named
+        return f"Stopped; the run is saved. Continue it with: ostinato resume {self.session.dirs.root}{named}"
 
 
 def peak_memory(device: torch.device) -> int:

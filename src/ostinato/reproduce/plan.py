@@ -40,12 +40,27 @@ class Given:
         data: by name of the data set; "" for a bare ``data=``.
         weights: files by backbone; "" for a bare ``backbone.weights=``.
         words: options for every row.
+        methods: files of methods that may be run; a table alone cannot have one run.
     """
 
     out: Path
     data: dict[str, str]
     weights: dict[str, str]
     words: tuple[str, ...]
+    methods: frozenset[Path] = frozenset()
+
+    def check_may_run(self, row: Row) -> None:
+        """Make sure that the command names the file of a row's method, if it is one.
+
+        Raises:
+            InputError: if it does not.
+        """
+        file, _ = split_file(str(row.method))
+        if file is not None and file not in self.methods:
+            raise InputError(
+                f"Row {row.name}: the table names the file {row.method}. A file is run only if you name it: add "
+                f"method={row.method}"
+            )
 
 
 def sort_options(table: Table, words: Sequence[str]) -> Given:
@@ -56,6 +71,7 @@ def sort_options(table: Table, words: Sequence[str]) -> Given:
     """
     names = {row.data for row in table.rows if row.data} | set(DATA)
     out, data, weights, rest = Path("runs") / table.name.replace("/", "-"), {}, {}, []
+    methods: set[Path] = set()
     for word in words:
         key, _, value = word.partition("=")
         if key == "out":
@@ -65,11 +81,17 @@ def sort_options(table: Table, words: Sequence[str]) -> Given:
         elif key.startswith("backbone.weights"):
             weights[key.removeprefix("backbone.weights").removeprefix(".")] = value
         elif key in ("method", "method.name"):
-            raise InputError(f"{key}: the table's rows say which method they run; choose rows by name instead.")
+            file, _ = split_file(value)
+            if file is None:
+                raise InputError(
+                    f"{word}: the table's rows say which method they run; only files that they name are allowed here, "
+                    "method=FILE. Choose rows by their names."
+                )
+            methods.add(file)
         else:
             rest.append(word)
     parse_overrides(rest)
-    return Given(out, data, weights, tuple(rest))
+    return Given(out, data, weights, tuple(rest), frozenset(methods))
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
         if file is not None:
             words = replace_words(words, [f"backbone.weights={file}"])
             config = build_config(layers[0], parse_overrides(list(words)), layers[1])
+        given.check_may_run(row)
         check_options(get_method(str(row.method)), config.method.options())
         check_recipe(config.train.overrides())
         plans.append(Plan(row, config, words, RunDir(given.out / row.name), ()))
@@ -315,7 +338,8 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
 def _where(plan: Plan) -> dict[str, Any]:
     """Of a row's options those that say where things are now."""
     words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
-    return parse_overrides(words)
+    own, _ = split_file(str(plan.row.method))
+    return parse_overrides(words) | ({"method": {"name": plan.row.method}} if own is not None else {})
 
 
 def _remember(out: Path, plan: Plan) -> None:
