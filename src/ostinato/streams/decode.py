@@ -8,16 +8,25 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ostinato.errors import DataError
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: they are mistakes or attacks, and one of them can fill the memory."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of Pillow's formats, those that are read, whatever a file is called; a JPEG of several pictures opens as MPO.
+
+Others start programs (EPS runs Ghostscript, on code in the file), fetch what a file names, or, as AVIF, may hold far
+larger pictures than their headers say, so that the memory for them cannot be bounded.
+"""
+
 FULL_CHECK_FILES = 20_000
 FULL_CHECK_BYTES = 2_000_000_000
 """Up to here every image is decoded when a source is opened; beyond, only its header is read."""
+
+_READ = "BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read"
 
 _ORIENTATION = 0x0112
 
@@ -61,6 +70,8 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
         DataError: if it cannot be used.
     """
     try:
+        if isinstance(image, ImageFile.ImageFile) and image.format not in (*FORMATS, "MPO") and not _is_loaded(image):
+            raise _Unfit(f"opened but not loaded, of kind {image.format}; {_READ}, and others if load() was called")
         _check(image)
         image.load()
         return to_rgb(image)
@@ -156,7 +167,7 @@ def _open(data: Path | bytes) -> Image.Image:
     size = len(data) if isinstance(data, bytes) else data.stat().st_size
     if size == 0:
         raise _Unfit("empty (0 bytes)")
-    image = Image.open(BytesIO(data) if isinstance(data, bytes) else data)
+    image = Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     try:
         _check(image)
     except _Unfit:
@@ -173,6 +184,13 @@ def _check(image: Image.Image) -> None:
         raise _Unfit(f"pixels of kind {image.mode!r}; save it as an 8-bit RGB or grey image")
 
 
+def _is_loaded(image: ImageFile.ImageFile) -> bool:
+    try:
+        return not image.tile and image.im is not None
+    except (AssertionError, AttributeError):  # there is no way to ask; which one it is depends on Pillow's release
+        return False
+
+
 def _too_large(size: str) -> str:
     return f"too large ({size} pixels; at most {MAX_PIXELS // 1_000_000} million are read); make it smaller"
 
@@ -183,7 +201,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large("far over the limit")
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or damaged at its start"
+        return f"not an image, damaged at its start, or of another kind; {_READ}"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, PermissionError):
