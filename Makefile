@@ -2,10 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Only wheels whose hash is in constraints.txt, so that installing a package runs none of its code.
+LOCKED := --require-hashes --only-binary :all:
+INSTALL = $(BIN)/uv pip install -q $(LOCKED) -r pyproject.toml -c constraints.txt
+LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade \
+	--no-annotate --custom-compile-command "make lock" -q
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check format benchmark lock clean
+.PHONY: demo test check format benchmark audit lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
@@ -30,14 +35,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 		{ echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Try: make demo PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
-	$(BIN)/uv pip install -q --python $(BIN)/python -e ".[dev]" -c constraints.txt
+	sed -n '/^uv==/,/[^\\]$$/p' constraints.txt > .venv/uv.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(LOCKED) -r .venv/uv.txt
+	$(INSTALL) --python $(BIN)/python --extra dev
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-# Resolve constraints.txt anew from pyproject.toml, with the newest releases.
+# A bill of materials of what the project needs to run, its packages' known vulnerabilities, and flaws in its own code.
+audit: $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/audit
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/runtime
+	$(INSTALL) --python .venv/audit/bin/python --extra audit
+	$(INSTALL) --python .venv/runtime/bin/python
+	mkdir -p dist
+	.venv/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		-o dist/sbom.cdx.json .venv/runtime/bin/python
+	.venv/audit/bin/python scripts/vulnerabilities.py constraints.txt
+	.venv/audit/bin/bandit -q -c pyproject.toml -r src
+
+# Resolve both locks anew from pyproject.toml, with the newest releases: all extras, and what running needs.
 lock: $(STAMP)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
-		--no-header --no-annotate -q -o constraints.txt
+	$(LOCK) --all-extras -o constraints.txt
+	$(LOCK) --extra build -c constraints.txt -o requirements.txt
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv runs dist .pytest_cache .ruff_cache
