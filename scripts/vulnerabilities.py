@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 
 
 def verdict(packages: list[dict]) -> tuple[int, str]:
@@ -53,7 +54,7 @@ def main(lock: str) -> int:
     try:
         packages = json.loads(said.stdout)["dependencies"]
     except json.JSONDecodeError:
-        reason = (said.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        reason = textwrap.shorten((said.stderr.strip().splitlines() or ["no reason was given"])[-1], 120)
         print(f"Vulnerabilities: NOT LOOKED UP, the index does not answer ({reason}).")
         return 0
     code, text = verdict(packages)
