@@ -1,6 +1,6 @@
 """The evaluator against counts made by hand and by a plain loop, for methods whose scores are known."""
 
-from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ostinato.engine.train import Settings
-from ostinato.errors import InputError, OstinatoError
-from ostinato.evaluation.evaluator import Evaluation, evaluate
+from ostinato.errors import InputError
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate, never_predicted
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import EvalView, StreamOptions, TaskStream, arrays
 
@@ -63,6 +63,9 @@ class Guessing(TaskInferring):
         self.name = "guessing"
         self.rows = 0
 
+    def task_scores(self, x):
+        return nn.functional.one_hot(self.infer_task(x), self.n_tasks).float()
+
     def infer_task(self, x):
         return self.tasks[x[:, 0, 0, 0].long()]
 
@@ -103,6 +106,15 @@ def test_counts_by_hand():
     assert result.seconds > 0
     assert result.accuracy == pytest.approx(3 / 8)
     assert result.task_incremental_accuracy == pytest.approx(6 / 8)
+
+
+def test_predictions_are_counted_per_class():
+    result = evaluate(Table(HAND_SCORES, [2, 2, 1]), groups(stream(HAND_LABELS)), SETTINGS)
+    assert result.tested == [1, 2, 2, 1, 2]
+    assert result.predicted == [3, 0, 0, 2, 3]
+    part = evaluate(Table(HAND_SCORES, [2, 2, 1]), groups(stream(HAND_LABELS))[:1], SETTINGS)
+    assert part.tested == [1, 2, 0, 0, 0]
+    assert part.predicted == [1, 0, 0, 0, 2], "also for classes without samples"
 
 
 def test_groups_need_not_be_tasks():
@@ -266,18 +278,46 @@ def test_labels_beyond_the_classes_seen_are_refused():
     assert evaluate(Table(HAND_SCORES[:, :4], [2, 2]), parts[:2], SETTINGS).images == 6
 
 
-def test_scores_that_are_not_numbers_are_never_right():
-    """Refusing them is as good."""
-    with suppress(OstinatoError):
-        result = evaluate(Table(torch.full((8, 5), torch.nan), [2, 2, 1]), groups(stream(HAND_LABELS)), SETTINGS)
-        assert sum(result.correct) == sum(result.task_incremental) == 0
+BAD = [torch.nan, torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_scores_that_are_not_finite_are_refused(bad):
+    scores = HAND_SCORES.clone()
+    scores[6, 3] = scores[2, 4] = bad
+    method, ticks = Table(scores, [2, 2, 1]), []
+    with pytest.raises(InputError, match="table: scores must be finite numbers, but those of class 3 are not"):
+        evaluate(method, groups(stream(HAND_LABELS)), replace(SETTINGS, eval_batch_size=1), tick=ticks.append)
+    with pytest.raises(InputError, match=r"those of class 'd' are not. Training diverged: learn again with a lower tr"):
+        evaluate(method, groups(stream(HAND_LABELS)), SETTINGS, names=["a", "b", "c", "d", "e"])
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_scores_under_the_true_task_are_finite_as_well(bad):
+    scores = torch.zeros(8, 3, 5)
+    scores[3, 1, 2] = bad
+    method = Guessing(torch.zeros(8, dtype=torch.int64), scores, [2, 2, 1])
+    assert evaluate(method, groups(stream(HAND_LABELS)), SETTINGS).images == 8
+    with pytest.raises(InputError, match="those of class 2 are not"):
+        evaluate(method, groups(stream(HAND_LABELS)), SETTINGS, oracle=True)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_evidence_that_is_not_finite_is_refused(bad):
+    class Unsure(Guessing):
+        def task_scores(self, x):
+            return super().task_scores(x) + torch.tensor([0, bad, 0])
+
+    method = Unsure(torch.zeros(8, dtype=torch.int64), torch.zeros(8, 3, 5), [2, 2, 1])
+    with pytest.raises(InputError, match="guessing: evidence must be finite numbers, but that for task 2 is not"):
+        evaluate(method, groups(stream(HAND_LABELS)), SETTINGS, protocol=BatchProtocol(4))
 
 
 # The result
 
 
 def test_accuracies_weigh_samples_and_the_table_lists_groups():
-    result = Evaluation([10, 30, 0], [9, 15, 0], [10, 30, 0], [5, 15, 0], None, 40, 1.0)
+    result = Evaluation([10, 30, 0], [9, 15, 0], [10, 30, 0], [5, 15, 0], None, [], [], 40, 1.0)
     assert result.accuracy == pytest.approx(0.6)
     assert result.task_incremental_accuracy == 1
     assert result.task_id_accuracy == pytest.approx(0.5)
@@ -288,3 +328,28 @@ def test_accuracies_weigh_samples_and_the_table_lists_groups():
         "  task 1: 50.0 % of 30",
         "  task 2: no samples",
     ]
+
+
+def counted(tested, predicted):
+    return Evaluation([sum(tested)], [0], [0], None, None, tested, predicted, sum(tested), 1.0)
+
+
+def test_classes_that_are_never_predicted_are_named():
+    names = list("abcdefgh")
+    assert never_predicted(counted([2] * 8, [2] * 8), names) is None
+    assert never_predicted(counted([2, 2], [4, 0]), ["a", "x y"]) == (
+        "1 of 2 classes with test samples was never predicted: 'x y'"
+    )
+    assert never_predicted(counted([3, 0, 3, 3, 0, 3, 0, 0], [0, 9, 3, 0, 0, 0, 0, 0]), names) == (
+        "3 of 4 classes with test samples were never predicted: 'a', 'd', 'f'"
+    ), "classes without samples are left out"
+    assert never_predicted(counted([1] * 8, [8, *[0] * 7]), names) == (
+        "7 of 8 classes with test samples were never predicted: 'b', 'c', 'd', 'e', 'f' and 2 more"
+    )
+
+
+def test_a_class_is_predicted_where_one_that_means_the_same_is():
+    found = counted([2, 2, 2], [6, 0, 0])
+    assert never_predicted(found, ["a", "b", "c"], torch.tensor([0, 1, 0])) == (
+        "1 of 3 classes with test samples was never predicted: 'b'"
+    )

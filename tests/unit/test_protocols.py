@@ -117,6 +117,27 @@ def test_an_image_is_scored_once_per_task_that_a_protocol_gives_it():
     assert 66 <= method.scored <= 3 * 66
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_evidence_and_scores_must_be_finite(bad):
+    method = Noisy()
+    method.evidence["far"][40, 2] = bad
+    with pytest.raises(
+        InputError, match="noisy: evidence by rule 'far' must be finite numbers, but that for task 3 is"
+    ):
+        compared(method)
+    assert compared(method, rules=["near"])
+    method.table[40, :, 5] = bad
+    with pytest.raises(InputError, match="noisy: scores must be finite numbers, but those of class 5 are not"):
+        compared(method, rules=["near"])
+
+
+def test_scores_of_another_shape_are_refused():
+    method = Noisy()
+    method.table = method.table[..., :5]
+    with pytest.raises(InputError, match=r"noisy.scores must be \(5, 6\): a score per class seen, got \(5, 5\)"):
+        compared(method)
+
+
 def test_rules_can_be_chosen_and_wrong_ones_are_named():
     assert {rule for rule, _ in compared(rules=["far"])} == {"far", "-"}
     with pytest.raises(InputError, match="no rule 'keys'"):

@@ -17,6 +17,11 @@ from ostinato.errors import InputError
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
 
+DIVERGED = "Training diverged: learn again with a lower train.lr, or with train.clip."
+
+SHOWN = 5
+"""Names of classes that a sentence lists at most."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -29,6 +34,8 @@ class Evaluation:
         task_id: samples whose task was inferred rightly; None where the method infers none.
         oracle_id: right among all classes seen, had every task been inferred rightly; None where not asked
             for or not defined.
+        tested: samples per class seen.
+        predicted: samples that each class seen was predicted for.
         images: samples scored.
         seconds: time spent.
     """
@@ -38,6 +45,8 @@ class Evaluation:
     task_incremental: list[int]
     task_id: list[int] | None
     oracle_id: list[int] | None
+    tested: list[int]
+    predicted: list[int]
     images: int
     seconds: float
 
@@ -69,6 +78,30 @@ class Evaluation:
             for i, (c, n) in enumerate(zip(self.correct, self.totals, strict=True))
         ]
         return "\n".join(lines)
+
+
+def never_predicted(result: Evaluation, names: Sequence[str], alike: Tensor | None = None) -> str | None:
+    """Name the classes with samples that were predicted for no sample at all.
+
+    Args:
+        result: of an evaluation.
+        names: of the classes seen.
+        alike: as in :func:`evaluate`; a class is predicted where one that means the same is.
+
+    Returns:
+        A sentence without its full stop; None where every class with samples was predicted.
+    """
+    answer = range(len(names)) if alike is None else alike.tolist()
+    given = {a for a, n in zip(answer, result.predicted, strict=True) if n}
+    tested = [c for c, n in enumerate(result.tested) if n]
+    missing = [repr(names[c]) for c in tested if answer[c] not in given]
+    if not missing:
+        return None
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    return (
+        f"{len(missing)} of {len(tested)} classes with test samples {'was' if len(missing) == 1 else 'were'} never "
+        f"predicted: {', '.join(missing[:SHOWN])}{more}"
+    )
 
 
 def _share(correct: Sequence[int], totals: Sequence[int]) -> float:
@@ -117,6 +150,7 @@ def evaluate(
     oracle: bool = False,
     protocol: BatchProtocol | None = None,
     alike: Tensor | None = None,
+    names: Sequence[str] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Score every sample of all groups, mixed and shuffled by a fixed seed unless a protocol says otherwise.
@@ -128,14 +162,15 @@ def evaluate(
         oracle: also score under the true task, for methods that infer one.
         protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
         alike: for each label, a number that labels share which mean the same answer; one then counts for the other.
+        names: of the classes seen, for messages.
         tick: called with the number of samples after each batch.
 
     Returns:
         Counts per group.
 
     Raises:
-        InputError: if a label is outside the classes seen, there is nothing to score, or a batch protocol is
-            asked of a method that infers no task.
+        InputError: if a label is outside the classes seen, there is nothing to score, a batch protocol is asked of a
+            method that infers no task, or scores are not finite.
     """
     began = time.perf_counter()
     samples = Examples.concat(list(groups)) if groups else None
@@ -163,6 +198,9 @@ def evaluate(
     batches = settings.world.share(batches)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
+    # Per class and per task; looked at in the end, so that no batch waits for the device and all processes stop alike.
+    predicted, bad_scores = (torch.zeros(method.n_seen, dtype=torch.int64, device=device) for _ in range(2))
+    bad_evidence = torch.zeros(method.n_tasks, dtype=torch.int64, device=device)
     method.eval()
     done = 0
     for x, y in given_batches(samples, batches, device=device, workers=settings.workers):
@@ -176,13 +214,19 @@ def evaluate(
                 if protocol is None:
                     inferred = inferring.infer_task(x)
                 else:
-                    inferred = protocol.choose(inferring.task_scores(x)).expand(len(x))
+                    evidence = inferring.task_scores(x)
+                    bad_evidence += not_finite(evidence)
+                    inferred = protocol.choose(evidence).expand(len(x))
                 scores = inferring.scores_given_task(x, inferred)
                 if oracle:
                     given = _under_true_task(inferring, x, scores, inferred, task)
-        _check_scores(scores, len(y), method)
+        check_shape(scores, len(y), method)
+        for some in (scores,) if given is None else (scores, given):
+            bad_scores += not_finite(some)
+        best = scores.argmax(1)
+        predicted.index_add_(0, best, torch.ones_like(best))
         hits = {
-            "all": answer[scores.argmax(1)] == answer[y],
+            "all": answer[best] == answer[y],
             "til": answer[scores.masked_fill(~own_classes[task], -torch.inf).argmax(1)] == answer[y],
         }
         if inferred is not None:
@@ -194,7 +238,9 @@ def evaluate(
         done += len(y)
         if tick is not None:
             tick(len(y))
-    settings.world.add(list(counts.values()))
+    settings.world.add([*counts.values(), predicted, bad_scores, bad_evidence])
+    check_scores(method, bad_scores, names)
+    check_evidence(method, bad_evidence)
     if tick is not None and done < total:  # what other processes scored
         tick(total - done)
     lists = {name: count.tolist() for name, count in counts.items()}
@@ -204,6 +250,8 @@ def evaluate(
         task_incremental=lists["til"],
         task_id=lists["id"] if inferring else None,
         oracle_id=lists["oracle"] if inferring and oracle else None,
+        tested=torch.bincount(samples.labels, minlength=method.n_seen).tolist(),
+        predicted=predicted.tolist(),
         images=total,
         seconds=time.perf_counter() - began,
     )
@@ -228,10 +276,55 @@ def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred:
     return scores
 
 
-def _check_scores(scores: Tensor, n: int, method: Method) -> None:
-    if bool(scores.isnan().any()):
-        raise InputError(f"{method.name}.scores gave values that are not numbers; was the model trained to the end?")
+def check_shape(scores: Tensor, n: int, method: Method) -> None:
+    """Make sure that there is a score per sample and class seen.
+
+    Raises:
+        InputError: naming the method.
+    """
     if scores.shape != (n, method.n_seen):
         raise InputError(
             f"{method.name}.scores must be ({n}, {method.n_seen}): a score per class seen, got {tuple(scores.shape)}."
+        )
+
+
+def not_finite(values: Tensor) -> Tensor:
+    """In how many rows of (B, C) each column (C,) holds no finite number."""
+    return (~values.isfinite()).sum(0)
+
+
+def check_scores(method: Method, bad: Tensor, names: Sequence[str] | None = None) -> None:
+    """Refuse scores among which none is the best in earnest.
+
+    Args:
+        method: that gave them.
+        bad: (n_seen,) of :func:`not_finite`.
+        names: of the classes.
+
+    Raises:
+        InputError: naming the first class with scores that are not finite.
+    """
+    if found := bad.nonzero().flatten().tolist():
+        name = repr(found[0] if names is None else names[found[0]])
+        raise InputError(
+            f"{method.name}: scores must be finite numbers, but those of class {name} are not. {DIVERGED} (A method of "
+            "your own may give a class that cannot be a low score, but not -inf.)"
+        )
+
+
+def check_evidence(method: Method, bad: Tensor, rule: str | None = None) -> None:
+    """Refuse evidence by which no task is the right one in earnest.
+
+    Args:
+        method: that gave it.
+        bad: (T,) of :func:`not_finite`.
+        rule: by which it was weighed; None for the method's own.
+
+    Raises:
+        InputError: naming the first task with evidence that is not finite.
+    """
+    if found := bad.nonzero().flatten().tolist():
+        of = "" if rule is None else f" by rule {rule!r}"
+        raise InputError(
+            f"{method.name}: evidence{of} must be finite numbers, but that for task {found[0] + 1} is not. {DIVERGED}"
         )

@@ -12,7 +12,14 @@ from ostinato.engine.loader import cut, given_batches
 from ostinato.engine.precision import compute
 from ostinato.engine.train import Settings
 from ostinato.errors import InputError
-from ostinato.evaluation.evaluator import BatchProtocol, batch_order
+from ostinato.evaluation.evaluator import (
+    BatchProtocol,
+    batch_order,
+    check_evidence,
+    check_scores,
+    check_shape,
+    not_finite,
+)
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
 
@@ -68,7 +75,7 @@ def compare_protocols(
         Per rule: sample, majority, each number of shots; then the true task once.
 
     Raises:
-        InputError: if the method infers no task or has no such rule.
+        InputError: if the method infers no task or has no such rule, or gives scores or evidence that are not finite.
     """
     if not isinstance(method, TaskInferring):
         raise InputError(f"{method.name} infers no task, so that no protocol can share one.")
@@ -93,6 +100,8 @@ def compare_protocols(
         if tick is not None:
             tick(len(x))
 
+    for name in names:
+        check_evidence(method, not_finite(evidence[name]), name)
     protocols = [BatchProtocol(size), *(BatchProtocol(size, k) for k in shots if k < size), BatchProtocol(size, size)]
     given: dict[tuple[str, str], Tensor] = {}
     for name in names:
@@ -129,12 +138,16 @@ def _right(
     right = torch.zeros(method.n_tasks, len(samples), dtype=torch.bool)
     done, (tasks, rows) = 0, pairs
     answer = (torch.arange(method.n_seen) if alike is None else alike).to(settings.device)
+    bad = torch.zeros(method.n_seen, dtype=torch.int64, device=settings.device)
     for x, y in given_batches(samples, cut(rows.tolist(), settings.eval_batch_size), device=settings.device):
         part = slice(done, done + len(x))
         with compute(method, settings.device, settings.dtype):
             scores = method.scores_given_task(x, tasks[part].to(x.device))
+        check_shape(scores, len(y), method)
+        bad += not_finite(scores)
         right[tasks[part], rows[part]] = (answer[scores.argmax(1)] == answer[y]).cpu()
         done += len(x)
         if tick is not None:
             tick(len(x))
+    check_scores(method, bad)
     return right
