@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,23 @@ DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 
 _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 """Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
+
+
+_SHOWN = 200
+"""Most characters of a value that a message quotes."""
+
+
+def quoted(value: Any) -> str:
+    """A value for an error message: on one line, of bounded length, without characters that a terminal would obey."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = _SHOWN
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = 20
+    short.maxlong = 40
+    try:
+        text = short.repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _Section(BaseModel):

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from ostinato.backbones.base import Origin
 from ostinato.backbones.edits import Tokens
 from ostinato.backbones.encoder import Arch, Encoder
+from ostinato.backbones.text import numbered
 from ostinato.backbones.vision import Preprocess, VisionBackbone
-from ostinato.errors import InputError
+from ostinato.config import quoted
+from ostinato.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,13 +57,19 @@ class TextTower(nn.Module):
 
         Raises:
             InputError: if a text is too long.
+            DataError: if the tokenizer cannot read a text.
         """
         most = len(self.pos_embed) - room
-        rows = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
+        rows = [
+            torch.tensor(numbered(self.tokenizer, text, len(self.words.weight)), dtype=torch.int64) for text in texts
+        ]
         for text, row in zip(texts, rows, strict=True):
+            if not len(row):
+                raise DataError(f"The tokenizer of the weights finds no token in the text {quoted(text)}.")
             if len(row) > most:
                 raise InputError(
-                    f"The text encoder reads {most} tokens, but {text!r} has {len(row)}: give the class a shorter name."
+                    f"The text encoder reads {most} tokens, but {quoted(text)} has {len(row)}: "
+                    "give the class a shorter name."
                 )
         longest = max(len(row) for row in rows)
         return torch.stack([F.pad(row, (0, longest - len(row)), value=int(row[-1])) for row in rows])

@@ -5,16 +5,26 @@ Parity with its own forward pass is tested in ``tests/golden/test_clip_parity.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ostinato.backbones.clip import ClipBackbone, TextTower
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
-from ostinato.backbones.hub import beside, convert_layers, read_config, read_state, read_tokenizer
+from ostinato.backbones.hub import (
+    check_tokenizer,
+    checked,
+    convert_layers,
+    read_config,
+    read_json,
+    read_state,
+    read_tokenizer,
+)
+from ostinato.backbones.tensors import Taken
 from ostinato.backbones.vision import Preprocess
+from ostinato.config import quoted
 from ostinato.errors import InputError
 
 KIND = "clip"
@@ -24,14 +34,67 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 """Normalisation of OpenAI's weights, for models that do not say theirs."""
 
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
-PARTS = {
-    "attn.proj": "self_attn.out_proj",
-    "norm1": "layer_norm1",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "norm2": "layer_norm2",
-}
-"""Parts of a layer, ours and theirs."""
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class _Tower(_Read):
+    """What the two encoders' configurations have in common."""
+
+    num_hidden_layers: int = Field(12, ge=1, le=2**10)
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = Field(1e-5, ge=0, le=1)
+
+
+class TextSizes(_Tower):
+    """``text_config``, with the defaults of transformers."""
+
+    hidden_size: int = Field(512, ge=1, le=2**16)
+    intermediate_size: int = Field(2048, ge=1, le=2**20)
+    num_attention_heads: int = Field(8, ge=1, le=2**16)
+    vocab_size: int = Field(49408, ge=1, le=2**26)
+    max_position_embeddings: int = Field(77, ge=3, le=2**20)
+
+
+class ImageSizes(_Tower):
+    """``vision_config``, with the defaults of transformers."""
+
+    hidden_size: int = Field(768, ge=1, le=2**16)
+    intermediate_size: int = Field(3072, ge=1, le=2**20)
+    num_attention_heads: int = Field(12, ge=1, le=2**16)
+    image_size: int = Field(224, ge=1, le=2**14)
+    patch_size: int = Field(32, ge=1, le=2**14)
+
+
+class _Sizes(_Read):
+    """``config.json``."""
+
+    projection_dim: int = Field(512, ge=1, le=2**16)
+    tokenizer_class: str | None = None
+    # Old files have the two a second time, and transformers takes that.
+    text_config: dict[str, Any] | None = None
+    text_config_dict: dict[str, Any] | None = None
+    vision_config: dict[str, Any] | None = None
+    vision_config_dict: dict[str, Any] | None = None
+
+    def text(self) -> dict[str, Any]:
+        return (self.text_config if self.text_config_dict is None else self.text_config_dict) or {}
+
+    def vision(self) -> dict[str, Any]:
+        return (self.vision_config if self.vision_config_dict is None else self.vision_config_dict) or {}
+
+
+_Channels = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+_Scales = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+class _Pixels(_Read):
+    """``preprocessor_config.json``."""
+
+    image_mean: _Channels = list(MEAN)
+    image_std: _Scales = list(STD)
 
 
 def clip_backbone(source: str) -> tuple[ClipBackbone, dict[str, Tensor]]:
@@ -46,78 +109,99 @@ def clip_backbone(source: str) -> tuple[ClipBackbone, dict[str, Tensor]]:
     Raises:
         InputError: if there is no such model, or it has a part that our encoder does not compute.
     """
-    config = read_config(source)
-    image, text = config.vision_config, config.text_config
-    tokenizer, _ = read_tokenizer(source)
-    pixels = beside(source, "preprocessor_config.json")
+    config = checked(_Sizes, read_config(source), source, "config.json")
+    image = checked(ImageSizes, config.vision(), source, "config.json, vision_config")
+    text = checked(TextSizes, config.text(), source, "config.json, text_config")
+    of_image, of_text = _arch(image, source), _arch(text, source, causal=True)
+    tokenizer, _ = read_tokenizer(source, KIND, config.tokenizer_class)
+    check_tokenizer(source, tokenizer, text.vocab_size)
+    name = "preprocessor_config.json"
+    pixels = checked(_Pixels, read_json(source, name, "preprocessing") or {}, source, name)
+    # Converted first, since it takes no more memory than the file: sizes that are not those of the weights end here.
+    state = convert_clip(read_state(source), (of_image, image), (of_text, text), config.projection_dim)
     tower = TextTower(
-        _arch(text, source, causal=True),
+        of_text,
         vocabulary=text.vocab_size,
         positions=text.max_position_embeddings,
         joint=config.projection_dim,
         tokenizer=tokenizer,
     )
+    mean, std = pixels.image_mean, pixels.image_std
     backbone = ClipBackbone(
-        _arch(image, source),
+        of_image,
         patch=image.patch_size,
-        preprocess=Preprocess(
-            image.image_size, tuple(pixels.get("image_mean", MEAN)), tuple(pixels.get("image_std", STD))
-        ),
+        preprocess=Preprocess(image.image_size, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])),
         text=tower,
         joint=config.projection_dim,
     )
-    return backbone, convert_clip(read_state(source), backbone)
+    return backbone, state
 
 
-def _arch(config: Any, source: str, *, causal: bool = False) -> Arch:
+def _arch(sizes: TextSizes | ImageSizes, source: str, *, causal: bool = False) -> Arch:
     """Sizes of one of the two encoders.
 
     Raises:
         InputError: if it has an activation that our encoder does not compute.
     """
-    if config.hidden_act not in ACTIVATIONS:
-        raise InputError(f"backbone: {source!r} has the activation {config.hidden_act!r}, unknown here.")
+    if sizes.hidden_act not in ACTIVATIONS:
+        raise InputError(f"backbone: {quoted(source)} has the activation {quoted(sizes.hidden_act)}, unknown here.")
     return Arch(
-        dim=config.hidden_size,
-        depth=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        mlp_dim=config.intermediate_size,
-        eps=config.layer_norm_eps,
-        act=config.hidden_act,
+        dim=sizes.hidden_size,
+        depth=sizes.num_hidden_layers,
+        heads=sizes.num_attention_heads,
+        mlp_dim=sizes.intermediate_size,
+        eps=sizes.layer_norm_eps,
+        act=sizes.hidden_act,
         causal=causal,
     )
 
 
-def convert_clip(state: Mapping[str, Tensor], backbone: ClipBackbone) -> dict[str, Tensor]:
+def convert_clip(
+    take: Taken, images: tuple[Arch, ImageSizes], texts: tuple[Arch, TextSizes], joint: int
+) -> dict[str, Tensor]:
     """Our names for the tensors of a CLIP model.
 
     Args:
-        state: names of transformers to fp32 tensors.
-        backbone: the target.
+        take: tensors under names of transformers.
+        images: sizes of the image encoder, and of its tables.
+        texts: the same of the text encoder.
+        joint: width of the space that they share.
 
     Returns:
         fp32 tensors under our names.
+
+    Raises:
+        InputError: if a tensor is missing or of another shape.
     """
     image, text = "vision_model", "text_model"
-    places = state[f"{image}.embeddings.position_embedding.weight"]
+    dim, words, patch = images[0].dim, texts[0].dim, images[1].patch_size
+    places = 1 + (images[1].image_size // patch) ** 2
     out = {
-        "cls_token": state[f"{image}.embeddings.class_embedding"][None, None],
-        "pos_embed": places[None],
-        "patch_embed.weight": state[f"{image}.embeddings.patch_embedding.weight"],
-        "patch_embed.bias": torch.zeros(backbone.dim),  # it has none
-        "projection.weight": state["visual_projection.weight"],
-        "scale": state["logit_scale"].exp(),
-        "text.words.weight": state[f"{text}.embeddings.token_embedding.weight"],
-        "text.pos_embed": state[f"{text}.embeddings.position_embedding.weight"],
-        "text.projection.weight": state["text_projection.weight"],
+        "cls_token": take(f"{image}.embeddings.class_embedding", dim)[None, None],
+        "pos_embed": take(f"{image}.embeddings.position_embedding.weight", places, dim)[None],
+        "patch_embed.weight": take(f"{image}.embeddings.patch_embedding.weight", dim, 3, patch, patch),
+        "patch_embed.bias": torch.zeros(dim),  # it has none
+        "projection.weight": take("visual_projection.weight", joint, dim),
+        "scale": take("logit_scale").exp(),
+        "text.words.weight": take(f"{text}.embeddings.token_embedding.weight", texts[1].vocab_size, words),
+        "text.pos_embed": take(f"{text}.embeddings.position_embedding.weight", texts[1].max_position_embeddings, words),
+        "text.projection.weight": take("text_projection.weight", joint, words),
     }
     norms = {
-        "norm_pre": f"{image}.pre_layrnorm",  # as it is spelt there
-        "encoder.norm": f"{image}.post_layernorm",
-        "text.encoder.norm": f"{text}.final_layer_norm",
+        "norm_pre": (f"{image}.pre_layrnorm", dim),  # as it is spelt there
+        "encoder.norm": (f"{image}.post_layernorm", dim),
+        "text.encoder.norm": (f"{text}.final_layer_norm", words),
     }
-    for ours, theirs in norms.items():
-        out |= {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
-    for theirs, ours, arch in ((image, "", backbone.arch), (text, "text.", backbone.text.arch)):
-        out |= convert_layers(state, f"{theirs}.encoder.layers", f"{ours}encoder.blocks", arch.depth, QKV, PARTS)
+    for ours, (theirs, width) in norms.items():
+        out |= {f"{ours}.{kind}": take(f"{theirs}.{kind}", width) for kind in ("weight", "bias")}
+    for theirs, ours, arch in ((image, "", images[0]), (text, "text.", texts[0])):
+        parts = {
+            "attn.proj": ("self_attn.out_proj", arch.dim, arch.dim),
+            "norm1": ("layer_norm1", arch.dim, 0),
+            "mlp.fc1": ("mlp.fc1", arch.mlp_dim, arch.dim),
+            "mlp.fc2": ("mlp.fc2", arch.dim, arch.mlp_dim),
+            "norm2": ("layer_norm2", arch.dim, 0),
+        }
+        layers = (f"{theirs}.encoder.layers", f"{ours}encoder.blocks", arch.depth, arch.dim)
+        out |= convert_layers(take, *layers, QKV, parts)
     return out

@@ -1,124 +1,329 @@
-"""Configurations, tokenizers and weights of the transformers library, from a folder or by a name on its hub."""
+"""Files of models of the transformers library, from a folder or by a name on its hub.
+
+Nothing that a model brings is run: ``config.json`` is read as plain numbers, weights as plain tensors, and tokenizers
+are built by transformers out of copies of the few files that they need.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from ostinato.backbones.tensors import Taken, read_tensors
+from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.registry import describe_validation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+M = TypeVar("M", bound=BaseModel)
 
-def read_config(source: str) -> Any:
-    """The configuration of a model.
+_MOST_JSON = 2**22
+_MOST_WORDS = 2**27
+_MOST_SHARDS = 1000
+
+_WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
+"""Files of a tokenizer that are words or rules; the first stands for the others."""
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files of a tokenizer that are a few settings."""
+
+_NOT_SETTINGS = {
+    "chat_template", "gguf_file", "init_inputs", "merges", "name_or_path", "post_processor", "tokenizer_object",
+    "trust_remote_code", "vocab",
+}  # fmt: skip
+"""What transformers hands from these files to its constructors although a tokenizer's folder never needs it, next to
+names of files: paths, parts that are built, positional arguments."""
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """The configuration of a model, as written.
 
     Args:
         source: a folder with ``config.json``, or a name on the Hugging Face hub.
 
+    Returns:
+        The object, with its ``model_type``.
+
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, it is damaged, or it asks for code that the model brings.
     """
-    from transformers import AutoConfig
+    config = read_json(source, "config.json", "configuration")
+    if config is None:
+        raise _missing(source, "configuration", "there is no config.json")
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise _missing(source, "configuration", f"config.json must have a model_type in text, not {quoted(kind)}")
+    if _file(source, "adapter_config.json", unsure=True) is not None:
+        raise InputError(
+            f"backbone: {quoted(source)} holds an adapter (adapter_config.json), which is not applied. Merge it into "
+            "the weights (merge_and_unload of peft) and give the folder of the result."
+        )
+    return config
 
+
+def checked(schema: type[M], values: Mapping[str, Any], source: str, file: str) -> M:
+    """Values of a file under a schema.
+
+    Raises:
+        InputError: the first that is wrong, with its file.
+    """
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _missing(source, "configuration", error) from error
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"backbone: {quoted(source)}, {file}: {describe_validation(error, '', [])}") from None
 
 
-def read_tokenizer(source: str) -> tuple[Tokenizer, int | None]:
+def read_json(source: str, name: str, what: str) -> dict[str, Any] | None:
+    """The object in a JSON file of a model; None where it has none.
+
+    Args:
+        source: a folder or a name on the hub.
+        name: of the file in it.
+        what: it is, for messages.
+
+    Raises:
+        InputError: if it cannot be read, cannot be told to be there, or asks for code that the model brings.
+    """
+    path = _file(source, name)
+    return None if path is None else _json(source, path, what)
+
+
+def _json(source: str, path: Path, what: str) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise _missing(source, what, f"{path.name} is larger than {_MOST_JSON >> 20} MiB")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: of bytes, of JSON, of digits
+        raise _missing(source, what, f"{path.name}: {error}") from error
+    if not isinstance(tree, dict):
+        raise _missing(source, what, f"{path.name} must hold a JSON object")
+    if tree.get("auto_map"):
+        raise InputError(
+            f"backbone: {quoted(source)} asks in {path.name} for code that it brings (auto_map), and code inside a "
+            "model is never run. Take a model that transformers knows by itself: bert, roberta, xlm-roberta or clip "
+            "without auto_map."
+        )
+    return tree
+
+
+def read_tokenizer(source: str, kind: str, named: str | None) -> tuple[Tokenizer, int | None]:
     """The tokenizer of a model, and the number of the token that fills up its batches, if it has one.
+
+    Args:
+        source: a folder or a name on the hub.
+        kind: the ``model_type``.
+        named: the class of tokenizer that ``config.json`` names.
 
     Raises:
         InputError: if it cannot be read, or is not of the ``tokenizers`` library.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _missing(source, "tokenizer", error) from error
-    rules = getattr(tokenizer, "backend_tokenizer", None)
+    with TemporaryDirectory(prefix="ostinato-") as folder, _quiet(), _decoding(source, "tokenizer"):
+        _copy_tokenizer(source, Path(folder))
+        config = AutoConfig.for_model(kind)
+        config.name_or_path, config.tokenizer_class = source, named
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True
+        )
+        rules, pad = getattr(tokenizer, "backend_tokenizer", None), tokenizer.pad_token_id
     if rules is None:
-        raise InputError(f"backbone: {source!r} has no fast tokenizer (tokenizer.json), which is needed.")
-    return rules, tokenizer.pad_token_id
+        raise InputError(f"backbone: {quoted(source)} has no fast tokenizer (tokenizer.json), which is needed.")
+    return rules, pad
 
 
-def read_state(source: str, **options: Any) -> dict[str, Tensor]:
-    """The tensors of a model in fp32, under the names of transformers.
+def check_tokenizer(source: str, rules: Tokenizer, vocabulary: int) -> None:
+    """Refuse a tokenizer with more words than the weights have.
+
+    Tokens that were added to it may lie beyond, since no text need hold them.
+
+    Args:
+        source: the model, for messages.
+        rules: its tokenizer.
+        vocabulary: rows of its table of words.
+
+    Raises:
+        InputError: if it has.
+    """
+    with _decoding(source, "tokenizer"):
+        words, ends = rules.get_vocab_size(with_added_tokens=False), rules.encode("").ids
+    if words > vocabulary or max(ends, default=0) >= vocabulary:
+        raise InputError(
+            f"backbone: the tokenizer of {quoted(source)} numbers tokens up to {max(words - 1, *ends)}, but the "
+            f"weights have {vocabulary} words (vocab_size). Take the tokenizer that belongs to them."
+        )
+
+
+def _copy_tokenizer(source: str, folder: Path) -> None:
+    """Lay out a folder with the files that a tokenizer needs, without anything in them that names others."""
+    found = False
+    for name in _WORDS:
+        path = _file(source, name, unsure=True)
+        if path is not None:
+            if path.stat().st_size > _MOST_WORDS:
+                raise _missing(source, "tokenizer", f"{name} is larger than {_MOST_WORDS >> 20} MiB")
+            shutil.copyfile(path, folder / name)
+            found = True
+        if found and name == _WORDS[0]:
+            break
+    if not found:
+        raise _missing(source, "tokenizer", f"there is none of {', '.join(_WORDS)}")
+    for name in _SETTINGS:
+        path = _file(source, name, unsure=True)
+        if path is None:
+            continue
+        tree = _json(source, path, "tokenizer")
+        if name != "added_tokens.json":
+            tree = {k: v for k, v in tree.items() if k not in _NOT_SETTINGS and not re.search(r"_files?$", k)}
+        (folder / name).write_text(json.dumps(tree), encoding="utf-8")
+
+
+@contextmanager
+def _decoding(source: str, what: str) -> Iterator[None]:
+    """Say of whatever a decoder raises that the file is damaged.
+
+    transformers and tokenizers raise nearly anything for damaged files; a panic in Rust is no ``Exception``.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _missing(source, what, f"{type(error).__name__}: {error}") from error
+
+
+def read_state(source: str) -> Taken:
+    """The tensors of a model, under the names of transformers.
 
     Args:
         source: a folder with weights, or a name.
-        options: of the model.
 
     Raises:
         InputError: if they cannot be read.
     """
-    from transformers import AutoModel
+    where = f"backbone: the weights of {quoted(source)}"
+    state: dict[str, Tensor] = {}
+    for path in _weights(source):
+        state |= read_tensors(path, where)
+    old = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
+    for before, after in old.items():
+        state = {k.removesuffix(before) + after if k.endswith(before) else k: v for k, v in state.items()}
+    return Taken(state, where)
 
-    try:
-        with _quiet():
-            model = AutoModel.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise _missing(source, "weights", error) from error
-    return {k: v.float() for k, v in model.state_dict().items()}
+
+def _weights(source: str) -> list[Path]:
+    """The files of the weights, in the order in which transformers prefers them."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path := _file(source, name, unsure=True)) is not None:
+            return [path]
+        index = _file(source, f"{name}.index.json", unsure=True)
+        if index is not None:
+            return _shards(source, _json(source, index, "weights"), index.name)
+    raise _missing(source, "weights", "there is no model.safetensors and no pytorch_model.bin")
 
 
-def beside(source: str, name: str) -> dict[str, Any]:
-    """A JSON file that some models bring beside the weights; empty where there is none.
+def _shards(source: str, index: dict[str, Any], file: str) -> list[Path]:
+    """The files that an index names, each beside it."""
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise _missing(source, "weights", f"{file} must have a weight_map of tensors to files")
+    shards = sorted(set(names.values()))
+    if odd := [n for n in shards if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", n)]:
+        raise _missing(
+            source, "weights", f"{file} names {quoted(odd[0])}, and may only name weights that lie beside it"
+        )
+    if len(shards) > _MOST_SHARDS:
+        raise _missing(source, "weights", f"{file} names more than {_MOST_SHARDS} files")
+    paths = {name: _file(source, name) for name in shards}
+    if gone := [name for name, path in paths.items() if path is None]:
+        raise _missing(source, "weights", f"{file} names {gone[0]}, which is not there")
+    return [path for path in paths.values() if path is not None]
+
+
+def _file(source: str, name: str, *, unsure: bool = False) -> Path | None:
+    """A file of a model, from its folder or the hub; None where it has none.
+
+    Args:
+        source: a folder, in which links are followed to ordinary files as the hub's own cache has them, or a name.
+        name: of the file in it.
+        unsure: whether a file counts as missing if it cannot be told, offline, whether the model has it.
 
     Raises:
-        InputError: if it cannot be told, offline, whether the model has one.
+        InputError: if it cannot be told whether the model has it, or it is no ordinary file.
     """
-    path = Path(source) / name
-    if not Path(source).is_dir():
-        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if Path(source).is_dir():
+        path = Path(source) / name
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise _missing(source, name, "it is no ordinary file")
+        return path
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    try:
         if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
-            return {}
-        try:
-            path = Path(hf_hub_download(source, name))
-        except LocalEntryNotFoundError as error:  # another model would be made without it
-            raise _missing(source, name, error) from error
-        except EntryNotFoundError:
-            return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            return None
+        return Path(hf_hub_download(source, name))
+    except LocalEntryNotFoundError as error:  # another model would be made without it
+        if unsure:
+            return None
+        raise _missing(source, name, str(error)) from error
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise _missing(source, name, str(error)) from error
 
 
 def convert_layers(
-    state: Mapping[str, Tensor], theirs: str, ours: str, depth: int, qkv: Sequence[str], parts: Mapping[str, str]
+    take: Taken,
+    theirs: str,
+    ours: str,
+    depth: int,
+    dim: int,
+    qkv: Sequence[str],
+    parts: Mapping[str, tuple[str, int, int]],
 ) -> dict[str, Tensor]:
     """The tensors of an encoder's layers under our names.
 
     Args:
-        state: names of transformers to tensors.
+        take: tensors under names of transformers.
         theirs: what comes before the number of a layer there.
         ours: the same here.
         depth: layers.
+        dim: width.
         qkv: their queries, keys and values, which are one here.
-        parts: our other parts of a layer to theirs.
+        parts: our other parts of a layer to theirs, with (out, in) of their weights; in is 0 for a norm.
     """
     out: dict[str, Tensor] = {}
     for i in range(depth):
-        for kind in ("weight", "bias"):
-            out[f"{ours}.{i}.attn.qkv.{kind}"] = torch.cat([state[f"{theirs}.{i}.{name}.{kind}"] for name in qkv])
-            for mine, other in parts.items():
-                out[f"{ours}.{i}.{mine}.{kind}"] = state[f"{theirs}.{i}.{other}.{kind}"]
+        weights = [take(f"{theirs}.{i}.{name}.weight", dim, dim) for name in qkv]
+        out[f"{ours}.{i}.attn.qkv.weight"] = torch.cat(weights)
+        out[f"{ours}.{i}.attn.qkv.bias"] = torch.cat([take(f"{theirs}.{i}.{name}.bias", dim) for name in qkv])
+        for mine, (other, rows, columns) in parts.items():
+            shape = (rows, columns) if columns else (rows,)
+            out[f"{ours}.{i}.{mine}.weight"] = take(f"{theirs}.{i}.{other}.weight", *shape)
+            out[f"{ours}.{i}.{mine}.bias"] = take(f"{theirs}.{i}.{other}.bias", rows)
     return out
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars, and without the list of heads that are left out on purpose."""
+    """Without bars and warnings of transformers."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -132,9 +337,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _missing(source: str, what: str, error: Exception) -> InputError:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _missing(source: str, what: str, reason: str) -> InputError:
+    first = next(iter(reason.splitlines()), "")[:300]
     return InputError(
-        f"backbone: the {what} of {source!r} cannot be read ({first}). Give a folder with config.json, "
+        f"backbone: the {what} of {quoted(source)} cannot be read ({first}). Give a folder with config.json, "
         "model.safetensors and tokenizer.json as backbone=FOLDER, or a name that the Hugging Face hub knows."
     )

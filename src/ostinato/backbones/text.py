@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.edits import Tokens
 from ostinato.backbones.encoder import Arch
-from ostinato.errors import InputError
+from ostinato.config import quoted
+from ostinato.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,20 +27,26 @@ class Tokenization:
         tokenizer: of the ``tokenizers`` library; it adds the tokens at both ends, and neither cuts nor fills up.
         length: most tokens of a text, both ends included; what is longer loses its end.
         pad: number of the token that fills up a batch; no text contains it.
+        vocabulary: words that the weights have; None where the tokenizer is known to have no others.
         digest: of the vocabulary and rules.
     """
 
     tokenizer: Tokenizer = field(repr=False, compare=False)
     length: int
     pad: int
+    vocabulary: int | None = None
     digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         """Keep the tokenizer as it is described.
 
         Raises:
-            InputError: if the length leaves no room for a token.
+            InputError: if the length leaves no room for a token, or the weights have no word to fill up with.
         """
+        if self.vocabulary is not None and self.pad >= self.vocabulary:
+            raise InputError(
+                f"backbone: texts are filled up with token {self.pad}, but the weights have {self.vocabulary} words."
+            )
         if self.length < 3:
             raise InputError(f"backbone.length must be at least 3, two of them for the ends; got {self.length}.")
         self.tokenizer.no_truncation()
@@ -56,7 +63,7 @@ class Tokenization:
         ids = self._encode(text)
         if len(ids) > self.length:
             ids = [*ids[: self.length - 1], ids[-1]]
-        return torch.tensor(ids)
+        return torch.tensor(ids, dtype=torch.int64)
 
     def join(self, texts: list[Tensor]) -> Tensor:
         """Encoded texts as one batch (B, N), filled up to the longest."""
@@ -66,7 +73,30 @@ class Tokenization:
         # "[PAD]" in a text is three words. A copy in another process forgets the setting, so that it is made here. A
         # vocabulary that has it as a word all the same loses it: what fills up is invisible.
         self.tokenizer.encode_special_tokens = True
-        return [i for i in self.tokenizer.encode(text).ids if i != self.pad]
+        return [i for i in numbered(self.tokenizer, text, self.vocabulary) if i != self.pad]
+
+
+def numbered(tokenizer: Tokenizer, text: str, vocabulary: int | None) -> list[int]:
+    """Token numbers of a text.
+
+    Args:
+        tokenizer: of the ``tokenizers`` library.
+        text: a whole one.
+        vocabulary: words that the weights have, or None.
+
+    Raises:
+        DataError: if the tokenizer cannot read the text, or finds a word that the weights have not.
+    """
+    try:
+        ids = tokenizer.encode(text).ids
+    except Exception as error:  # of rules that a file gave, such as words without one for unknown ones
+        raise DataError(f"The tokenizer of the weights cannot read the text {quoted(text)}: {error}.") from error
+    if vocabulary is not None and ids and max(ids) >= vocabulary:
+        raise DataError(
+            f"The tokenizer finds token {max(ids)} in the text {quoted(text)}, but the weights have {vocabulary} "
+            "words: take the tokenizer that belongs to them."
+        )
+    return ids
 
 
 class TextBackbone(Backbone):

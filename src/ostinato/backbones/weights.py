@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.tensors import read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.errors import InputError, did_you_mean
 
-_WRAPPERS = ("state_dict", "model", "teacher", "module")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
 
@@ -103,7 +102,7 @@ def _from_transformers(name: str, weights: str | None, length: int | None) -> tu
     from ostinato.backbones.text_weights import text_backbone
 
     source = name if weights is None else weights
-    if read_config(source).model_type == KIND:
+    if read_config(source)["model_type"] == KIND:
         if length is not None:
             raise InputError(f"backbone.length is for text encoders, but {name!r} takes images.")
         backbone, state = clip_backbone(source)
@@ -148,25 +147,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: if the file is missing, of another kind, or not a mapping of tensors.
     """
-    if not path.is_file():
-        raise InputError(f"backbone.weights: no file at {path}. Give the path of a safetensors, pth or npz file.")
-    try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise InputError(
-            f"backbone.weights: {path} cannot be read as safetensors or as a pth of plain tensors "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            "Save the tensors with safetensors.torch.save_file."
-        ) from error
-    while isinstance(state, Mapping) and (inner := [w for w in _WRAPPERS if isinstance(state.get(w), Mapping)]):
-        state = state[inner[0]]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"backbone.weights: {path} must hold a mapping of names to tensors.")
-    state = dict(state)
+    state = read_tensors(path)
     for prefix in _PREFIXES:
         if state and f"{prefix}patch_embed.proj.weight" in state:
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
