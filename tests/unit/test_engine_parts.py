@@ -19,6 +19,7 @@ from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder, save_tensors
+from ostinato.engine.divergence import DivergedError
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
@@ -27,7 +28,6 @@ from ostinato.engine.rundir import RunDir, read_json, write_json
 from ostinato.engine.seeding import derive, generator, seeded
 from ostinato.engine.stopping import stop_on_signal
 from ostinato.engine.train import (
-    DivergedError,
     Position,
     Settings,
     learn_task,
@@ -455,6 +455,9 @@ class Watch:
             self.position = position
             raise KeyboardInterrupt
 
+    def warned(self, text):
+        raise AssertionError(text)
+
 
 def weights(method):
     return torch.cat([method.w.detach().flatten(), method.b.detach()])
@@ -667,7 +670,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step():
     watch = Watch(method, stop_at=(0, 3))
     kept = {}
     watch.stepped = lambda position, losses, optimizer, n: kept.update(w=weights(method), at=position)
-    with pytest.raises(DivergedError, match=r"'odd' is not a finite number. Lower train.lr \(now 0.05\)"):
+    with pytest.raises(DivergedError, match=r"'odd' is not a finite number \(nan\). Lower train.lr \(now 0.05\)"):
         learn_task(method, task(), SETTINGS, watch)
     assert kept["at"] == Position(0, 3)
     assert torch.equal(weights(method), kept["w"])

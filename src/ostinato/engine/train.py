@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import Dataset
 
+from ostinato.engine.divergence import Guard, Seen, Warned
 from ostinato.engine.loader import n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
 from ostinato.engine.precision import compute
 from ostinato.engine.seeding import seeded
-from ostinato.errors import InputError, OstinatoError
+from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
 from ostinato.world import ALONE, World
 
@@ -34,6 +36,7 @@ class Settings:
         workers: loading processes.
         eval_batch_size: samples per batch wherever nothing is trained.
         world: the processes that share every batch.
+        on_divergence: whether training stops or goes on with a warning when a loss explodes.
     """
 
     device: torch.device
@@ -44,6 +47,7 @@ class Settings:
     workers: int = 0
     eval_batch_size: int = 64
     world: World = ALONE
+    on_divergence: Literal["stop", "warn"] = "warn"
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with the user's fields in place of the paper's."""
@@ -57,13 +61,15 @@ class Position:
     Attributes:
         stage: number of the stage.
         step: steps done in it.
+        seen: what these steps have shown; a resumed stage warns of the same things as a whole one if it is kept.
     """
 
     stage: int
     step: int
+    seen: Seen = field(default=Seen(), compare=False)
 
 
-class Watcher(Protocol):
+class Watcher(Warned, Protocol):
     """What the loop tells the outside; a run uses it for progress, logs and checkpoints."""
 
     def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
@@ -82,6 +88,9 @@ class Silent:
         """Ignore."""
 
     def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
+        """Ignore."""
+
+    def warned(self, text: str) -> None:
         """Ignore."""
 
 
@@ -104,6 +113,9 @@ def learn_task(
 
     Returns:
         Seconds spent.
+
+    Raises:
+        DivergedError: a loss, a gradient or a parameter is not finite, or a loss explodes and training is to stop then.
     """
     watcher = watcher or Silent()
     began = time.perf_counter()
@@ -121,9 +133,9 @@ def learn_task(
     for number, stage in enumerate(method.stages(task)):
         if number < at.stage:
             continue
-        start = at.step if number == at.stage else 0
+        start = at if number == at.stage else Position(number, 0)
         state = optimizer_state if number == at.stage else None
-        _run_stage(method, task, stage, number, start, state, settings, watcher)
+        _run_stage(method, task, stage, start, state, settings, watcher)
     method.eval()
     seeds = seeded(settings.device, settings.seed, "end", task.index)
     with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
@@ -137,15 +149,14 @@ def _run_stage(
     method: Method,
     task: LearnTask,
     stage: Stage,
-    number: int,
-    start: int,
+    start: Position,
     optimizer_state: dict[str, Tensor] | None,
     settings: Settings,
     watcher: Watcher,
 ) -> None:
     """All steps of a stage from ``start`` on."""
-    where = (task.index, number)
-    if stage.prepare is not None and start == 0:
+    where = (task.index, start.stage)
+    if stage.prepare is not None and start.step == 0:
         with seeded(settings.device, settings.seed, "prepare", *where):
             stage.prepare()
     recipe = stage.recipe or settings.recipe(method.recipe)
@@ -160,8 +171,12 @@ def _run_stage(
     n = len(data)  # pyright: ignore[reportArgumentType]
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
-    watcher.stage_started(task.index, stage, start, steps)
-    step = start
+    guard = Guard(
+        f"task {task.index + 1}, stage {stage.name!r}", recipe, watcher,
+        fixed=stage.recipe is not None, stop=settings.on_divergence == "stop", seen=start.seen,
+    )  # fmt: skip
+    watcher.stage_started(task.index, stage, start.step, steps)
+    step = start.step
     while step < steps:
         epoch = step // per_epoch
         batches = training_batches(
@@ -171,10 +186,14 @@ def _run_stage(
         for x, y, share in batches:
             set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))
             with seeded(settings.device, settings.seed, "step", *where, step, *([world.rank] if world.rank else [])):
-                losses = _step(method, stage, x, y, share, optimizer, params, recipe, settings, world)
+                check = partial(guard.check, step + 1)
+                losses = _step(method, stage, x, y, share, optimizer, params, recipe, settings, world, check)
             done = min((step % per_epoch + 1) * recipe.batch_size, n) - step % per_epoch * recipe.batch_size
             step += 1
-            watcher.stepped(Position(number, step), losses, optimizer, done)
+            if step == steps:
+                guard.close(params)
+            # After all warnings of the step, so that what is saved here holds every one so far.
+            watcher.stepped(Position(start.stage, step, guard.seen), losses, optimizer, done)
 
 
 def _step(
@@ -188,8 +207,9 @@ def _step(
     recipe: Recipe,
     settings: Settings,
     world: World,
+    check: Callable[[dict[str, float], list[float]], None],
 ) -> dict[str, float]:
-    """Forward, backward, sum over processes, clip, step; always in this order.
+    """Forward, backward, sum over processes, check, clip, step; always in this order.
 
     Every loss term is a mean over samples, so that ``part`` of a batch counts as much as it holds of it. Terms that
     look at a batch as a whole look at a process's or a micro-batch's own part of it.
@@ -207,13 +227,14 @@ def _step(
     world.add_gradients(params)
     world.add([terms, *stage.gradients()])
     average(world, stage.averages(), part)
-    values = dict(zip(means, terms.tolist(), strict=True))
-    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise DivergedError(
-            f"The loss term {bad[0]!r} is not a finite number. Lower train.lr (now {recipe.lr:g}), or set train.clip."
-        )
+    norm = get_total_norm([p.grad for p in params if p.grad is not None])
+    norms = [norm, get_total_norm(apart)] if (apart := stage.gradients()) else [norm]
+    # The device is waited for once a step, for everything that is looked at.
+    read = torch.cat([terms, torch.stack([n.to(terms.device) for n in norms])]).tolist()
+    values = dict(zip(means, read, strict=False))
+    check(values, read[len(values) :])
     if recipe.clip is not None:
-        nn.utils.clip_grad_norm_(params, recipe.clip)
+        clip_grads_with_norm_(params, recipe.clip, norm)
     stage.step(optimizer)
     return values
 
@@ -224,10 +245,6 @@ def average(world: World, buffers: Sequence[Tensor], part: float) -> None:
         for buffer in buffers:
             buffer.mul_(part)
         world.add(buffers)
-
-
-class DivergedError(OstinatoError):
-    """Training produced a loss that is not a finite number."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

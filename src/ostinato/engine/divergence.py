@@ -1,0 +1,126 @@
+"""Training that goes wrong: losses that explode, numbers that are not finite, gradients that reach nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ostinato.errors import OstinatoError
+from ostinato.methods.base import Recipe
+
+FACTOR = 100.0
+"""A loss explodes when it is this many times what it was at the stage's first step, or 1 where that is less."""
+
+LARGE = 1000.0
+"""More than any loss begins with: a stage that begins with more begins after training diverged before it."""
+
+
+class DivergedError(OstinatoError):
+    """Training went wrong in a way that no later step mends, or at which the user wants it to stop."""
+
+
+class Warned(Protocol):
+    """Whoever is told what goes wrong."""
+
+    def warned(self, text: str) -> None:
+        """Training goes on although something is wrong with it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a stage saw so far that its later steps are held against; plain numbers, for checkpoints.
+
+    Attributes:
+        first: the loss of the first step; None before it.
+        reached: whether a gradient other than zero reached the trained parameters.
+        exploded: whether the loss exploded.
+    """
+
+    first: float | None = None
+    reached: bool = False
+    exploded: bool = False
+
+
+class Guard:
+    """Holds every step of a stage against what must be true of it; warns of the rest, or stops.
+
+    All processes that share the steps see the same sums, so that they warn and stop alike.
+
+    Args:
+        where: the stage in words, "task 1, stage 'fit'".
+        recipe: of the stage.
+        fixed: whether the recipe is the method's, so that ``train.*`` does not change it.
+        stop: whether training stops at a loss that explodes.
+        watcher: is warned.
+        seen: by the steps before a restart.
+    """
+
+    def __init__(
+        self, where: str, recipe: Recipe, watcher: Warned, *, fixed: bool = False, stop: bool = False, seen: Seen
+    ) -> None:
+        self.where, self.recipe, self.fixed, self.stop, self.seen = where, recipe, fixed, stop, seen
+        self._watcher = watcher
+
+    def check(self, step: int, losses: Mapping[str, float], norms: Sequence[float]) -> None:
+        """Look at a step before the optimiser takes it.
+
+        Args:
+            step: number of the step, from 1.
+            losses: the terms, over the whole batch.
+            norms: of the gradients.
+
+        Raises:
+            DivergedError: if a number is not finite, or the loss explodes and training is to stop then.
+        """
+        at = f"{self.where}, step {step}"
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"{at}: the loss term {name!r} is not a finite number ({value}). {self._way_out()}")
+        for norm in norms:
+            if not math.isfinite(norm):
+                raise DivergedError(f"{at}: the gradient's norm is not a finite number ({norm}). {self._way_out()}")
+        loss = sum(losses.values())
+        first = loss if self.seen.first is None else self.seen.first
+        exploded = loss > FACTOR * min(max(1.0, first), LARGE)
+        if exploded and not self.seen.exploded:
+            before = "" if self.seen.first is None else f" after {first:.3g} in the first step"
+            text = f"{at}: the loss explodes, to {loss:.3g}{before}. {self._way_out()}"
+            if self.stop:
+                raise DivergedError(f"{text} With train.on_divergence=warn training goes on.")
+            self._watcher.warned(text)
+        now = Seen(first, self.seen.reached or any(norms), self.seen.exploded or exploded)
+        if now != self.seen:
+            self.seen = now
+
+    def close(self, params: Sequence[Tensor]) -> None:
+        """Look back at the stage when its last step was taken.
+
+        Args:
+            params: what was trained.
+
+        Raises:
+            DivergedError: if the last step left numbers that are not finite.
+        """
+        if not bool(torch.stack([p.detach().isfinite().all() for p in params]).all()):
+            raise DivergedError(
+                f"{self.where}: the last step left parameters that are not finite numbers. {self._way_out()}"
+            )
+        if not self.seen.reached:
+            self._watcher.warned(
+                f"{self.where}: no gradient reached the trained parameters, so that nothing was learned there. The "
+                "loss does not depend on them, or cannot change, as over a single class."
+            )
+
+    def _way_out(self) -> str:
+        lr, clip = self.recipe.lr, self.recipe.clip
+        if self.fixed:
+            return f"Lower train.lr of the stages before, or the rate that the method has for this one ({lr:g})."
+        if clip is not None:
+            return f"Lower train.lr (now {lr:g}) or train.clip (now {clip:g})."
+        return f"Lower train.lr (now {lr:g}), or set train.clip."
