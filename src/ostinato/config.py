@@ -15,6 +15,9 @@ from ostinato.method_files import reference, split_file
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 """The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
 
+LARGEST_SIDE = 4096
+"""Most pixels of the side of an input: 65,536 patches of 16, far beyond what is trained."""
+
 _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 """Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
 
@@ -56,7 +59,7 @@ class BackboneConfig(_Section):
 
     name: str = DEFAULT_BACKBONE
     weights: str | None = None
-    size: int | None = Field(None, ge=1)
+    size: int | None = Field(None, ge=1, le=LARGEST_SIDE)
     length: int | None = Field(None, ge=3)
 
 

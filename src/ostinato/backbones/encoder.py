@@ -48,6 +48,8 @@ class Arch:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
+        if min(self.dim, self.depth, self.heads, self.mlp_dim) < 1:
+            raise InputError(f"Arch: dim, depth, heads and mlp_dim must be at least 1, got {self}.")
         if self.dim % self.heads:
             raise InputError(f"Arch: dim ({self.dim}) must be a multiple of heads ({self.heads}).")
         if self.act not in ACTIVATIONS:

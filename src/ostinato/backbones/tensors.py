@@ -31,13 +31,13 @@ def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tenso
         InputError: if the file is missing, of another kind, not a mapping of tensors, or claims more than it holds.
     """
     if not path.is_file():
-        raise InputError(f"{where}: no file at {quoted(path)}. Give the path of a safetensors, pth or npz file.")
+        raise InputError(f"{where}: no file at {quoted(str(path))}. Give the path of a safetensors, pth or npz file.")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except Exception as error:  # of decoders that are not ours, which raise nearly anything for damaged files
         first = next(iter(str(error).splitlines()), "")
         raise InputError(
-            f"{where}: {quoted(path)} cannot be read as safetensors or as a pth of plain tensors "
+            f"{where}: {quoted(str(path))} cannot be read as safetensors or as a pth of plain tensors "
             f"({type(error).__name__}: {first[:200]}). Save the tensors with safetensors.torch.save_file."
         ) from error
     for _ in _WRAPPERS:  # each at most once: a mapping of a pth may hold itself
@@ -45,10 +45,10 @@ def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tenso
             state = state[inner[0]]
     plain = isinstance(state, Mapping) and all(isinstance(k, str) and _is_plain(v) for k, v in state.items())
     if not plain:
-        raise InputError(f"{where}: {quoted(path)} must hold a mapping of names to tensors.")
+        raise InputError(f"{where}: {quoted(str(path))} must hold a mapping of names to tensors.")
     if sum(v.nbytes for v in state.values()) > 4 * path.stat().st_size + 2**20:
         raise InputError(
-            f"{where}: the tensors in {quoted(path)} are larger than the file: they repeat themselves. Save them "
+            f"{where}: the tensors in {quoted(str(path))} are larger than the file: they repeat themselves. Save them "
             "written out, with safetensors.torch.save_file."
         )
     return dict(state)
@@ -56,7 +56,9 @@ def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tenso
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is an ordinary tensor in memory."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_quantized
 
 
 def _unpickled(path: Path) -> Any:

@@ -8,6 +8,8 @@ weights and pre-processing; the transformer that runs is ours. Parity with timm'
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,9 +20,10 @@ from torch import Tensor, nn
 
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
-from ostinato.backbones.tensors import read_tensors
+from ostinato.backbones.npz import check_npz, unreadable
+from ostinato.backbones.tensors import check_finite, fitting, read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone
-from ostinato.config import DEFAULT_BACKBONE
+from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE, quoted
 from ostinato.errors import InputError, did_you_mean
 
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
@@ -61,6 +64,8 @@ def load_backbone(
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
+    if size is not None and not 1 <= size <= LARGEST_SIDE:
+        raise InputError(f"backbone.size must be from 1 to {LARGEST_SIDE} pixels, got {quoted(size)}.")
     name = name.removeprefix("timm/")  # as the hub calls timm's models
     if of_transformers(name, weights):
         backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
@@ -71,7 +76,7 @@ def load_backbone(
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
         path = Path(str(weights)) if weights else _asset()
-        state, digest = {k: v.float() for k, v in read_weights(path).items()}, file_sha256(path)
+        state, digest = read_weights(path), file_sha256(path)
     else:
         backbone, state, digest, name = _from_timm(name, weights, size)
     _load(backbone, state, name)
@@ -161,17 +166,16 @@ def _from_timm(
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    if not timm.is_model(name.split(".")[0]):
-        known = [*timm.list_models("vit_*"), DEFAULT_BACKBONE]
-        raise InputError(f"backbone: timm knows no model {name!r}. {did_you_mean(name, known)}")
-    options: dict[str, Any] = {"num_classes": 0} | ({"img_size": size} if size else {})
-    try:
-        with torch.device("meta"):
-            model: Any = timm.create_model(name, pretrained=False, **options)
-    except RuntimeError as error:
-        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
+    # A name with a colon would be taken for an address of a model that is loaded from there.
+    if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name.split(".")[0]):
+        hint = did_you_mean(name, [*timm.list_models("vit_*"), DEFAULT_BACKBONE])
+        hint = "Its ViTs are timm.list_models('vit_*')." if hint.startswith("Known") else hint  # many hundreds
+        raise InputError(f"backbone: timm knows no model {quoted(name)}. {hint}")
+    model = _skeleton(name)
     if not isinstance(model, VisionTransformer):
         raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+    if size:
+        model = _skeleton(name, img_size=size)
     cfg: dict[str, Any] = model.pretrained_cfg  # pyright: ignore[reportAssignmentType]
     if "." not in name and cfg.get("tag"):
         name = f"{name}.{cfg['tag']}"
@@ -191,6 +195,21 @@ def _from_timm(
     return backbone, convert_timm(state, backbone), digest, name
 
 
+def _skeleton(name: str, **options: Any) -> Any:
+    """A model of timm without head and without weights, which takes no memory.
+
+    Raises:
+        InputError: if timm knows no such tag.
+    """
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except RuntimeError as error:
+        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
+
+
 def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
     """State dict read by timm itself, at the weights' own size: an npz file, or the named weights from the hub."""
     import timm
@@ -198,9 +217,13 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
-            raise InputError(f"backbone.weights: no file at {path}.")
+            raise InputError(f"backbone.weights: no file at {quoted(str(path))}.")
         model: Any = timm.create_model(name, pretrained=False, num_classes=0)
-        model.load_pretrained(str(path))
+        check_npz(path, model)
+        try:
+            model.load_pretrained(str(path))
+        except Exception as error:  # of zip, numpy, torch and timm, which raise nearly anything for damaged files
+            raise unreadable(path, f"{type(error).__name__}: {error}") from error
         return model.state_dict(), file_sha256(path)
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
@@ -262,7 +285,7 @@ def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[
         backbone: the target; its size decides whether position embeddings are resampled.
 
     Returns:
-        fp32 tensors under our names.
+        Tensors under our names, as they were but for the positions.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -274,36 +297,31 @@ def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[
             key = f"encoder.{key}"
         elif key.startswith(("norm.", "fc_norm.")):
             key = f"encoder.norm.{key.rsplit('.', 1)[1]}"
-        out[key] = value.float()
+        out[key] = value
     pos = out.get("pos_embed")
-    if pos is not None and pos.ndim == 3 and pos.shape[1] != backbone.pos_embed.shape[1]:
+    if pos is not None and _is_square(pos, backbone.dim) and pos.shape[1] != backbone.pos_embed.shape[1]:
         from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
 
         side = backbone.preprocess.size // backbone.patch
-        out["pos_embed"] = resample_abs_pos_embed(pos, [side, side], num_prefix_tokens=1)
+        out["pos_embed"] = resample_abs_pos_embed(pos.float(), [side, side], num_prefix_tokens=1)
     return out
 
 
+def _is_square(pos: Tensor, dim: int) -> bool:
+    """Whether these are floating-point positions (1, 1 + n * n, D)."""
+    if pos.ndim != 3 or pos.shape[0] != 1 or pos.shape[2] != dim or not pos.is_floating_point():
+        return False
+    n = pos.shape[1] - 1
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
 def _load(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> None:
-    """Fill a backbone; every tensor must be there and fit, and nothing may be left over.
+    """Fill a backbone; every tensor must be there, fit and be finite, and nothing may be left over.
 
     Raises:
-        InputError: naming the tensors that are missing, unknown or of another shape.
+        InputError: naming the tensors that are not.
     """
-    want = {k: v.shape for k, v in backbone.state_dict().items()}
-    missing = [k for k in want if k not in state]
-    extra = [k for k in state if k not in want]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(s)}" for k, s in want.items() if k in state and state[k].shape != s
-    ]
-    if missing or extra or wrong:
-        parts = [
-            f"{what}: {', '.join(items[:4])}{' ...' if len(items) > 4 else ''}"
-            for what, items in (("missing", missing), ("unknown", extra), ("wrong shape", wrong))
-            if items
-        ]
-        raise InputError(
-            f"backbone.weights: the tensors do not fit {name!r}; {'; '.join(parts)}. "
-            "Choose the architecture that the file was saved from."
-        )
-    backbone.load_state_dict(dict(state))
+    where = f"backbone.weights for {quoted(name)}"
+    fitted = fitting(state, {k: tuple(v.shape) for k, v in backbone.state_dict().items()}, where, whole=True)
+    check_finite(fitted, where)
+    backbone.load_state_dict(fitted)

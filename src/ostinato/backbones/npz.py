@@ -1,0 +1,67 @@
+"""npz files of weights, looked at before timm reads them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ostinato.config import quoted
+from ostinato.errors import InputError
+
+_SLACK = 2**28
+"""Bytes that a file may hold beside the model: heads, and what its training kept."""
+
+
+def check_npz(path: Path, model: nn.Module) -> None:
+    """Refuse a file that is no archive of plain arrays, or holds far more or less than a model.
+
+    Only the headers are read.
+
+    Args:
+        path: the file.
+        model: that timm will fill from it.
+
+    Raises:
+        InputError: naming the array.
+    """
+    sizes = [p.numel() for name, p in model.named_parameters() if name != "pos_embed"]
+    most = 2 * 4 * sum(p.numel() for p in model.parameters()) + _SLACK
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if (total := sum(member.file_size for member in members)) > most:
+                raise unreadable(path, f"it unpacks to {total} bytes, and the model has {4 * sum(sizes)}")
+            numbers = sum(_count(archive, member, path) for member in members)
+    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise unreadable(path, f"{type(error).__name__}: {error}") from error
+    if numbers < sum(sizes):  # small arrays would be repeated to fill large ones
+        raise unreadable(path, f"it holds {numbers} numbers, and the model has {sum(sizes)}")
+
+
+def _count(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> int:
+    """Numbers in an array, by its header."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    name = quoted(member.filename.removesuffix(".npy"))
+    if dtype.hasobject:
+        raise unreadable(path, f"{name} is of dtype {dtype}, and objects are never unpickled")
+    if (claimed := math.prod(shape) * dtype.itemsize) > member.file_size:
+        raise unreadable(path, f"{name} claims {claimed} bytes and has {member.file_size}")
+    return math.prod(shape)
+
+
+def unreadable(path: Path, reason: str) -> InputError:
+    """The error for a file that cannot be read, and why."""
+    first = next(iter(reason.splitlines()), "")[:300]
+    return InputError(
+        f"backbone.weights: {quoted(str(path))} cannot be read as the npz of a ViT ({first}). "
+        "Give the file that the architecture was published with, or a safetensors file."
+    )
