@@ -1,7 +1,9 @@
 """Paths as users give them: on a command line, in a configuration, in Python."""
 
 import errno
+import io
 import os
+import stat
 from pathlib import Path
 
 from ostinato.errors import InputError
@@ -45,3 +47,28 @@ def user_path(text: str, where: str) -> Path:
 def _short(text: str) -> str:
     """The text for a message, without characters that a terminal would obey."""
     return repr(text) if len(text) <= 200 else f"{text[:200]!r}... ({len(text)} characters)"
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading bytes.
+
+    A pipe would keep the reader waiting, and a device may do anything when it is opened.
+
+    Raises:
+        OSError: if it cannot be read, or is something else than a file.
+    """
+    _check_regular(os.stat(path).st_mode, path)
+    # Should it have changed since, opening it does not wait for another process to write.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_regular(os.fstat(number).st_mode, path)
+    except OSError:
+        os.close(number)
+        raise
+    return os.fdopen(number, "rb")
+
+
+def _check_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))

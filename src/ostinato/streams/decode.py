@@ -1,19 +1,48 @@
-"""From a file or its bytes to an RGB image, and what is wrong with those that cannot become one."""
+"""From a file or its bytes to an RGB image, and what is wrong with those that cannot become one.
 
+The memory that this takes is bounded, whatever a file says of itself: see :data:`MAX_BYTES`.
+"""
+
+import io
 import os
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ostinato.errors import DataError
+from ostinato.paths import open_file
+from ostinato.streams.memory import Budget
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: they are mistakes or attacks, and one of them can fill the memory."""
+
+MAX_BYTES = 1_000_000_000
+"""Most memory in which an image is decoded, and in which all threads of a process together decode at a time.
+
+It holds the decoded pixels (4 bytes each; 1 where they are grey or of a palette), the RGB image that is made of them
+(4 bytes each), what the decoder needs beside them, and :data:`_METADATA`. 100 million pixels fit, but as WebP and as a
+JPEG of several scans on a long strip, which take more. Processes (``workers``) have as much each.
+"""
+
+MAX_FILE_BYTES = 2**29
+"""Larger files are refused as images: none of that size has so few pixels."""
+
+REDUCED_FROM = 24_000_000
+REDUCED_SIDE = 2048
+"""A JPEG of more pixels than the first is decoded at a half, a quarter or an eighth of its sides, as long as the
+shorter one keeps at least the second, which is twice the input of the largest usual encoders."""
+
+MAX_SCANS = 100
+"""Scans of a JPEG; each takes as long as the image is large, even if it is empty. Encoders write about ten."""
+
+MAX_RUN_PIXELS = 10_000_000
+"""Pixels of a BMP of run lengths, which Pillow decodes slowly."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Of Pillow's formats, those that are read, whatever a file is called; a JPEG of several pictures opens as MPO.
@@ -29,10 +58,64 @@ FULL_CHECK_BYTES = 2_000_000_000
 _READ = "BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read"
 
 _ORIENTATION = 0x0112
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is set upright, by its orientation in EXIF data."""
+
+_METADATA = 64 * 2**20
+"""Bytes of comments, profiles and the like of an image at most; Pillow stops there."""
+
+_USUAL = 16 * 2**20
+"""Bytes with which most images are decoded; larger ones are opened once more with as much as they need."""
+
+_STEPS = 200_000
+"""Reads that the header of a file may take: a file of millions of empty pieces would take minutes and gigabytes."""
+
+_FEW = 10**10
+"""Pixels times bytes of a JPEG whose scans need not be counted: as many as there may be take less than a second."""
+
+_PART = 2**20
+"""Pixels that are converted at a time."""
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""The next marker of a JPEG: in its data, 0xff stands before 0 or a restart's number."""
+
+_MEMORY = Budget(MAX_BYTES)
+
+T = TypeVar("T")
 
 
 class _Unfit(Exception):
     """An image that opens but cannot be used."""
+
+
+class _Steps:
+    """A file that counts how often it is read."""
+
+    steps = 0
+    counting = True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.steps += 1
+        if self.counting and self.steps > _STEPS:
+            raise _Unfit("its header is broken up into too many pieces; save it anew")
+        return super().read(size)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Stored(_Steps, io.BytesIO):
+    """Bytes of a table."""
+
+
+class _Opened(_Steps, io.BufferedReader):
+    """A file on disk."""
 
 
 def decode(data: Path | bytes, where: str) -> Image.Image:
@@ -43,15 +126,19 @@ def decode(data: Path | bytes, where: str) -> Image.Image:
         where: what to call it in an error.
 
     Returns:
-        RGB, in memory.
+        RGB, in memory; huge JPEGs are smaller than in the file, see :data:`REDUCED_FROM`.
 
     Raises:
         DataError: if it cannot be read.
     """
+
+    def read(image: ImageFile.ImageFile) -> tuple[Image.Image, int]:
+        image.load()
+        return _flat(image), _orientation(image)
+
     try:
-        with _open(data) as image:
-            image.load()
-            return to_rgb(image)
+        # The file's own pixels are gone when those in RGB are turned.
+        return _upright(*_opened(data, _reduce, read))
     except Exception as error:  # the decoders of damaged files raise almost anything
         raise DataError(f"{where}: {_reason(error)}.") from error
 
@@ -79,18 +166,6 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
         raise DataError(f"{where}: {_reason(error)}.") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file as it is.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {_reason(error)}.") from error
-
-
 def problem(data: Path | bytes, *, full: bool) -> str | None:
     """What is wrong with an image, if anything.
 
@@ -102,10 +177,11 @@ def problem(data: Path | bytes, *, full: bool) -> str | None:
         The reason, or None.
     """
     try:
-        with _open(data) as image:
-            if full:
-                image.draft("L", (1, 1))  # a JPEG at an eighth of its size: all is read, little is computed
-                image.load()
+        if full:
+            # A JPEG at an eighth of its size: all is read, little is computed.
+            _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load())
+        else:
+            _opened(data, _as_it_is, _as_it_is)
     except Exception as error:  # the decoders of damaged files raise almost anything
         return _reason(error)
     return None
@@ -144,7 +220,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Returns:
         RGB; transparency is composited on white, 16-bit greys are scaled to 8 bits.
     """
-    image = _upright(image)
+    return _upright(_flat(image), _orientation(image))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """In RGB, not turned; large images part by part, so that no copies of all of it are made on the way."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    width, height = image.size
+    if width * height <= _PART:
+        return _part_in_rgb(image)
+    whole = Image.new("RGB", image.size)
+    columns = min(width, _PART)
+    rows = max(1, _PART // columns)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            box = (left, top, min(left + columns, width), min(top + rows, height))
+            whole.paste(_part_in_rgb(image.crop(box)), box)
+    return whole
+
+
+def _part_in_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -152,34 +248,140 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data do not spoil the pixels
-        return image
+        return 1
 
 
-def _open(data: Path | bytes) -> Image.Image:
-    size = len(data) if isinstance(data, bytes) else data.stat().st_size
-    if size == 0:
-        raise _Unfit("empty (0 bytes)")
-    image = Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
-    try:
-        _check(image)
-    except _Unfit:
-        image.close()
-        raise
-    return image
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _opened(
+    data: Path | bytes, prepare: Callable[[ImageFile.ImageFile], Any], use: Callable[[ImageFile.ImageFile], T]
+) -> T:
+    """Do something with an opened image while the memory for it is held.
+
+    Args:
+        data: a file, or what a file would hold.
+        prepare: may ask the decoder for fewer pixels.
+        use: may load the image.
+
+    Returns:
+        Whatever ``use`` does.
+    """
+    held = _METADATA + _USUAL
+    while True:
+        with _MEMORY.of(held), _reader(data) as file:
+            size = file.seek(0, io.SEEK_END)
+            if size == 0:
+                raise _Unfit("empty (0 bytes)")
+            if size > MAX_FILE_BYTES:
+                raise _Unfit(
+                    f"a file of {size // 10**6:,} MB; at most {MAX_FILE_BYTES // 10**6} MB are read as an image"
+                )
+            needed = _METADATA + _read_at_once(file, size)
+            if needed <= held:
+                with Image.open(file, formats=FORMATS) as image:
+                    file.counting = False
+                    _check(image)
+                    needed += _needed(image, file, prepare)
+                    if needed > MAX_BYTES:
+                        reason = (
+                            f"it takes {needed // 10**6:,} MB of memory, at most {MAX_BYTES // 10**6:,} MB are used"
+                        )
+                        raise _Unfit(_too_large(f"{image.width} x {image.height}", reason))
+                    if needed <= held:
+                        return use(image)
+        held = needed  # the image is open no longer: whoever waits holds nothing
+
+
+def _reader(data: Path | bytes) -> _Stored | _Opened:
+    return _Stored(data) if isinstance(data, bytes) else _Opened(open_file(data).detach())
+
+
+def _read_at_once(file: io.BytesIO | io.BufferedReader, size: int) -> int:
+    """Bytes that opening a file takes, beside metadata: a WebP's decoder gets all of it."""
+    file.seek(0)
+    return 2 * size if file.read(12)[8:] == b"WEBP" else 0
+
+
+def _needed(
+    image: ImageFile.ImageFile, file: io.BytesIO | io.BufferedReader, prepare: Callable[[ImageFile.ImageFile], Any]
+) -> int:
+    """Bytes that decoding an image takes, and another image of its size in RGB, beside metadata and file."""
+    width, height = image.size
+    needed = 0
+    if image.format in ("JPEG", "MPO"):
+        size = file.seek(0, io.SEEK_END)
+        one_scan = False
+        if width * height * size > _FEW:
+            file.seek(0)
+            n = _scans(file.read())
+            if n > MAX_SCANS:
+                raise _Unfit(f"more than {MAX_SCANS} scans, each of the whole image; save it anew")
+            one_scan = n < 2
+            needed += size
+        if not one_scan:  # all coefficients are kept, of 2 bytes each
+            needed += 2 * width * height * len(image.getbands())
+        prepare(image)
+    elif image.format == "WEBP":  # two canvases, a frame and a copy of it
+        needed += 12 * width * height
+    elif image.format == "TIFF":
+        needed += _tile_bytes(image)
+    elif image.tile and image.tile[0][0] == "bmp_rle":
+        if width * height > MAX_RUN_PIXELS:
+            raise _Unfit(f"too large for run lengths ({width} x {height} pixels); save it as PNG")
+        needed += 2 * width * height
+    width, height = image.size
+    grey = image.mode in ("1", "L", "P")
+    return needed + (1 if grey else 4) * width * height + 4 * width * height
+
+
+def _scans(jpeg: bytes) -> int:
+    """Scans of a JPEG; counting ends above the limit."""
+    n, at = 0, 2
+    while n <= MAX_SCANS and (found := _MARKER.search(jpeg, at)):
+        at, kind = found.end(), jpeg[found.start() + 1]
+        if kind == 0xD9:
+            break
+        n += kind == 0xDA
+        at += int.from_bytes(jpeg[at : at + 2])
+    return n
+
+
+def _tile_bytes(tiff: ImageFile.ImageFile) -> int:
+    """Bytes of a decoded tile, which may be larger than its image; and of the coefficients of a JPEG in it."""
+    tags = tiff.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+    sides = [tags.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+    if not all(isinstance(side, int) for side in sides):
+        raise _Unfit("damaged (the size of its tiles is no number)")
+    inside = 6 if "jpeg" in str(tiff.info.get("compression")) else 0
+    return (8 + inside) * sides[0] * sides[1] + inside * tiff.width * tiff.height
+
+
+def _reduce(image: ImageFile.ImageFile) -> None:
+    """Ask the decoder of a huge JPEG for fewer pixels."""
+    width, height = image.size
+    if width * height > REDUCED_FROM and min(width, height) >= 2 * REDUCED_SIDE:
+        by = min(8, min(width, height) // REDUCED_SIDE)
+        image.draft(None, (width // by, height // by))
+
+
+def _as_it_is(image: ImageFile.ImageFile) -> None:
+    """Look at no more than the header."""
 
 
 def _check(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _Unfit(_too_large(f"{width} x {height}"))
+        raise _Unfit(_too_large(f"{width} x {height}", f"at most {MAX_PIXELS // 1_000_000} million are read"))
     if image.mode in ("F", "LAB"):
         raise _Unfit(f"pixels of kind {image.mode!r}; save it as an 8-bit RGB or grey image")
 
@@ -191,17 +393,19 @@ def _is_loaded(image: ImageFile.ImageFile) -> bool:
         return False
 
 
-def _too_large(size: str) -> str:
-    return f"too large ({size} pixels; at most {MAX_PIXELS // 1_000_000} million are read); make it smaller"
+def _too_large(size: str, reason: str) -> str:
+    return f"too large ({size} pixels; {reason}); make it smaller"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, _Unfit):
         return str(error)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_large("far over the limit")
+        return _too_large("far over the limit", f"at most {MAX_PIXELS // 1_000_000} million are read")
     if isinstance(error, UnidentifiedImageError):
         return f"not an image, damaged at its start, or of another kind; {_READ}"
+    if isinstance(error, MemoryError):
+        return "too large for the memory of this machine"
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, PermissionError):

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ostinato.errors import DataError
-from ostinato.streams.decode import decode, problems, read_bytes
+from ostinato.streams.decode import decode, problems
 from ostinato.streams.source import (
     HELD_OUT,
     Source,
@@ -61,8 +61,8 @@ class Files(Split):
     def name(self, index: int) -> str:  # noqa: D102
         return self.paths[index]
 
-    def _content(self, index: int) -> bytes:
-        return read_bytes(self.root / self.paths[index])
+    def _content(self, index: int) -> Path:
+        return self.root / self.paths[index]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ostinato.errors import DataError, InputError
+from ostinato.paths import open_file
 
 HELD_OUT = 0.2
 """Share of each class that becomes the test split where a source brings none."""
@@ -71,15 +73,25 @@ class Split:
         """
         known: dict[int, int] = self.__dict__.setdefault("_fingerprints", {})
         if index not in known:
-            known[index] = int.from_bytes(hashlib.blake2b(self._content(index), digest_size=8).digest())
+            known[index] = int.from_bytes(_blake2b(self._content(index)))
         return known[index]
 
-    def _content(self, index: int) -> bytes:
-        """What the fingerprint is of: the bytes of a file where there is one, else size and pixels, or the text."""
+    def _content(self, index: int) -> bytes | Path:
+        """What the fingerprint is of: a file, or its bytes, where there is one, else size and pixels, or the text."""
         sample = self.load(index)
         if isinstance(sample, str):
             return sample.encode(errors="surrogatepass")
         return f"{sample.size} ".encode() + sample.tobytes()
+
+
+def _blake2b(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return hashlib.blake2b(content, digest_size=8).digest()
+    try:
+        with open_file(content) as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+    except OSError as error:
+        raise DataError(f"{content} cannot be read ({error.strerror}).") from error
 
 
 class Rows(Split):

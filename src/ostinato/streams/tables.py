@@ -15,7 +15,7 @@ from pyarrow import csv
 from pyarrow import json as json_lines
 
 from ostinato.errors import DataError, InputError, did_you_mean
-from ostinato.streams.decode import decode, problems, read_bytes
+from ostinato.streams.decode import decode, problems
 from ostinato.streams.source import (
     HELD_OUT,
     Rows,
@@ -76,11 +76,11 @@ class Table(Split):
     def name(self, index: int) -> str:  # noqa: D102
         return self._part.name(int(self._rows[index]))
 
-    def _content(self, index: int) -> bytes:
+    def _content(self, index: int) -> bytes | Path:
         data = self.encoded(index)
         if data is None:
             raise DataError(f"{self.name(index)}: no image.")
-        return data if isinstance(data, bytes) else read_bytes(data)
+        return data
 
     def encoded(self, index: int) -> bytes | Path | None:
         """The image as it is stored.
