@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,16 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VIT_TI = SHARED / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 VIT_TI_NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+
+RECORD: dict[str, Any] = {
+    "run_id": "0" * 32, "started": "now", "method": "l2p", "method_sha256": None, "options": {}, "recipe": {},
+    "protocol": "sample", "data_seen": "current task", "scored_on": "test", "backbone": None, "preprocess": {},
+    "precision": "fp32", "device": "cpu", "threads": 1, "processes": 1,
+    "stream": {"source": "x", "class_order": [os.fsdecode(b"caf\xe9")], "options": {}, "tasks": [], "skipped": [],
+               "notes": []},
+    "continues": None, "versions": {},
+}  # fmt: skip
+"""Fields of a run's record."""
 
 
 def save_bert(folder: Path, seed: int = 0) -> Path:

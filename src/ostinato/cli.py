@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ostinato import crash
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, explained
+from ostinato.printing import OutputClosedError, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,10 +41,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable resul
 
 
 def _console(as_json: bool) -> Console:
-    from rich.console import Console
+    from ostinato.report.console import PlainConsole
 
     # With --json, standard output holds nothing but the result.
-    return Console(stderr=as_json, quiet=as_json)
+    return PlainConsole(stderr=as_json, quiet=as_json)
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def _show_result(result: dict[str, Any], console: Console, as_json: bool, world:
     if not world.main:
         return
     if as_json:
-        typer.echo(json.dumps(result))
+        say_json(result)
         return
     console.print(run_table([result]))
     if "new_accuracy" in result:
@@ -232,9 +233,9 @@ def predict(
             values = prediction.confidences or prediction.scores
             shown = [f"{100 * v:.1f}%" if prediction.confidences else f"{v:.3f}" for v in values]
             best = "  ".join(f"{n} {v}" for n, v in zip(prediction.classes, shown, strict=True))
-            typer.echo(f"{source}: {best}")
+            say(f"{source}: {best}")
     if as_json:
-        typer.echo(json.dumps(predictions))
+        say_json(predictions)
     if bad:
         raise DataError("\n".join(bad))
 
@@ -344,7 +345,10 @@ def protocols(
     text = markdown(studies)
     if collect:
         replace_between(collect, "protocols", text)
-    typer.echo(json.dumps([asdict(s) for s in studies]) if as_json else text)
+    if as_json:
+        say_json([asdict(s) for s in studies])
+    else:
+        say(text)
 
 
 @app.command("eval")
@@ -385,7 +389,7 @@ def evaluate(
         skip_unknown=unknown == "skip",
     )
     for note in notes:
-        typer.echo(note, err=as_json)
+        say(note, err=as_json)
     labels = sorted(set(samples.labels.tolist()))
     parts = [samples.subset((samples.labels == c).nonzero().flatten()) for c in labels]
     if protocol is None:
@@ -398,17 +402,17 @@ def evaluate(
         stamped = {"accuracy": result.accuracy, "images": result.images, "protocol": protocol.name}
         stamped["task_id_accuracy"] = result.task_id_accuracy
         if as_json:
-            typer.echo(json.dumps(stamped))
+            say_json(stamped)
         else:
-            typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, protocol {protocol.name}")
+            say(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, protocol {protocol.name}")
         return
     shares = {learner.class_names[c]: r / n for c, r, n in zip(labels, result.correct, result.totals, strict=True)}
     if as_json:
-        typer.echo(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": shares}))
+        say_json({"accuracy": result.accuracy, "images": result.images, "classes": shares})
         return
-    typer.echo(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, {len(labels)} classes")
+    say(f"{100 * result.accuracy:.1f}% of {result.images} {samples.modality}s, {len(labels)} classes")
     for name, share in sorted(shares.items(), key=lambda item: item[1]):
-        typer.echo(f"  {100 * share:5.1f}%  {name}")
+        say(f"  {100 * share:5.1f}%  {name}")
 
 
 @app.command()
@@ -436,16 +440,16 @@ def report(
         }
         compare_curves(matrices, plot, "Accuracy on all classes seen")
     if as_json:
-        typer.echo(json.dumps(summaries))
+        say_json(summaries)
     elif markdown:
-        typer.echo(markdown_table(summaries))
+        say(markdown_table(summaries))
     else:
         from ostinato.engine.run import taught_since
 
         _console(False).print(run_table(summaries))
         for path in runs:
             if since := taught_since(path):
-                typer.echo(since)
+                say(since)
 
 
 @app.command()
@@ -474,7 +478,10 @@ def reproduce(
     _refuse_several("reproduce")
     if table is None:
         listing = work.listing()
-        typer.echo(json.dumps(listing) if as_json else work.listing_text(listing))
+        if as_json:
+            say_json(listing)
+        else:
+            say(work.listing_text(listing))
         return
     read = work.read_table(table)
     given = work.sort_options(read, [w for w in words or [] if "=" in w])
@@ -495,12 +502,12 @@ def reproduce(
             failed = work.run_plans(plans, read, given, reporter)
     results = work.measured(read, given.out)
     if as_json:
-        typer.echo(json.dumps(work.as_json(read, rows, plans, results, failed)))
+        say_json(work.as_json(read, rows, plans, results, failed))
     elif dry_run:
-        typer.echo(work.dry_text(rows, plans))
+        say(work.dry_text(rows, plans))
     else:
         _console(False).print(work.rich_table([r for r in results if r.row in rows]))
-        typer.echo(f"Written to {given.out}: table.md, table.csv, and a run directory per row")
+        say(f"Written to {given.out}: table.md, table.csv, and a run directory per row")
     if failed:
         raise DataError("\n".join(f"{name}: {why}" for name, why in failed.items()))
 
@@ -540,14 +547,17 @@ def analyse(
     machine = _machine(given)
     if kind is None:
         found = analyses.kinds(run, **machine)
-        typer.echo(json.dumps({"kinds": found}) if as_json else "\n".join(f"{k:17s} {v}" for k, v in found.items()))
+        if as_json:
+            say_json({"kinds": found})
+        else:
+            say("\n".join(f"{k:17s} {v}" for k, v in found.items()))
         return
     data = given.pop("data", {}).get("path")
     done = analyses.analyse(run, kind, images, data=data, **machine, **given)
     if as_json:
-        typer.echo(json.dumps({"png": str(done.png), "csv": str(done.csv), "notes": done.notes}))
+        say_json({"png": str(done.png), "csv": str(done.csv), "notes": done.notes})
         return
-    typer.echo("\n".join([*done.notes, f"Written to {done.png} and {done.csv}"]))
+    say("\n".join([*done.notes, f"Written to {done.png} and {done.csv}"]))
 
 
 @app.command("list")
@@ -559,16 +569,16 @@ def list_names(as_json: Json = False) -> None:
 
     known = {name: (cls.__doc__ or "").splitlines()[0] for name, cls in methods().items()}
     if as_json:
-        typer.echo(json.dumps({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE}))
+        say_json({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE})
         return
-    typer.echo("Methods (details: ostinato show NAME)")
+    say("Methods (details: ostinato show NAME)")
     for name, line in known.items():
-        typer.echo(f"  {name:14s} {line}")
-    typer.echo(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, an image folder, or a folder of tables (parquet, csv,")
-    typer.echo("  tsv, jsonl) of images or texts")
-    typer.echo(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
-    typer.echo("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file. For texts, a")
-    typer.echo("  BERT-like encoder such as bert-base-uncased, or the folder of one")
+        say(f"  {name:14s} {line}")
+    say(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, an image folder, or a folder of tables (parquet, csv,")
+    say("  tsv, jsonl) of images or texts")
+    say(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
+    say("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file. For texts, a")
+    say("  BERT-like encoder such as bert-base-uncased, or the folder of one")
 
 
 @app.command()
@@ -576,20 +586,20 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     """Describe a method with its options and recipe, or a run with its configuration."""
     path = Path(name)
     if (path / "config.toml").exists():
-        from ostinato.engine.rundir import RunDir, read_json
+        from ostinato.engine.rundir import RunDir
 
         run = RunDir(path)
-        summary = read_json(run.summary) if run.summary.exists() else None
+        summary = run.read_summary() if run.summary.exists() else None
         if as_json:
-            typer.echo(json.dumps({"config": run.read_config().to_dict(), "summary": summary}))
+            say_json({"config": run.read_config().to_dict(), "summary": summary})
             return
-        typer.echo(run.config.read_text(encoding="utf-8").rstrip())
+        say(run.config.read_text(encoding="utf-8").rstrip())
         if summary is not None:
             from ostinato.engine.run import taught_since
 
-            typer.echo(json.dumps(summary, indent=2))
+            say_json(summary, indent=2)
             if since := taught_since(path):
-                typer.echo(since)
+                say(since)
         return
     import inspect
     from dataclasses import asdict
@@ -600,16 +610,16 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     fields = options_schema(cls).model_fields
     defaults = {key: field.default for key, field in fields.items()}
     if as_json:
-        typer.echo(json.dumps({"method": name, "options": defaults, "recipe": asdict(cls.recipe)}, default=str))
+        say_json({"method": name, "options": defaults, "recipe": asdict(cls.recipe)})
         return
-    typer.echo((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
-    typer.echo("\n\n".join(inspect.getdoc(source) or "" for source in sources_of_options(cls)))
-    typer.echo("\nOptions and defaults")
+    say((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
+    say("\n\n".join(inspect.getdoc(source) or "" for source in sources_of_options(cls)))
+    say("\nOptions and defaults")
     for key, value in defaults.items():
-        typer.echo(f"  method.{key}={_written(value)}")
-    typer.echo("Recipe")
+        say(f"  method.{key}={_written(value)}")
+    say("Recipe")
     for key, value in asdict(cls.recipe).items():
-        typer.echo(f"  train.{key}={_written(value)}")
+        say(f"  train.{key}={_written(value)}")
 
 
 @app.command()
@@ -644,15 +654,15 @@ def check(
             continue
         if one.kind != kind:
             kind = one.kind
-            typer.echo(f"On a toy encoder, {kind}")
-        typer.echo(f"  {one.outcome:14s}  {one.check}{': ' + one.found if one.found else ''}")
+            say(f"On a toy encoder, {kind}")
+        say(f"  {one.outcome:14s}  {one.check}{': ' + one.found if one.found else ''}")
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in found]))
+        say_json([asdict(one) for one in found])
     broken = {one.check: one.demand for one in found if one.outcome == "broken"}
     if broken and not as_json:
-        typer.echo("What must hold:")
+        say("What must hold:")
         for name, demand in broken.items():
-            typer.echo(f"  {name}: {' '.join(demand.split())}")
+            say(f"  {name}: {' '.join(demand.split())}")
     if broken:
         sys.exit(1)
 
@@ -675,7 +685,7 @@ def demo(
     with _reporting(as_json) as (console, reporter):
         summaries = run_demo(out, reporter)
     if as_json:
-        typer.echo(json.dumps(summaries))
+        say_json(summaries)
         return
     from ostinato.demo import EXPLANATION
     from ostinato.report.tables import run_table
@@ -701,11 +711,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if (known := explained(error)) is not None:
             _fail(f"{known}{go_on}", known.exit_code)
-        # Typer's own usage errors carry a message and an exit code; anything else is a defect and shows its trace.
         show_usage = getattr(error, "format_message", None)
-        if show_usage is None:
-            raise
-        _fail(show_usage(), 2)
+        if show_usage is not None:  # Typer's own usage errors
+            _fail(show_usage(), 2)
+        _fail(f"{crash.report(error, words)}{go_on}", crash.EXIT_CODE)
     if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
         _fail(interrupted, code)
     if code:
@@ -717,7 +726,9 @@ _RESUMABLE = {"run", "resume", "learn"}
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {message}" if code != Interrupted.exit_code else message, err=True)
+    quiet = code in (Interrupted.exit_code, OutputClosedError.exit_code)
+    with suppress(OutputClosedError, OSError):  # where nobody reads errors either, the exit code is left
+        say(message if quiet else f"error: {message}", err=True)
     sys.exit(code)
 
 

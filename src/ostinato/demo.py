@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ostinato.config import build_config
 from ostinato.engine.run import start
-from ostinato.engine.rundir import RunDir, write_text
+from ostinato.engine.rundir import RunDir
 from ostinato.errors import InputError, OstinatoError
 from ostinato.evaluation.metrics import AccuracyMatrix
+from ostinato.files import read_json, write_json
 from ostinato.report.console import Reporter
 from ostinato.report.plots import compare_curves
 
@@ -75,13 +75,13 @@ def _make_room(out: Path) -> None:
         shutil.rmtree(run)
     (out / _PICTURE).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / MARK, json.dumps(_MADE_BY) + "\n")
+    write_json(out / MARK, _MADE_BY)
 
 
 def _is_marked(mark: Path) -> bool:
     try:
-        return not mark.is_symlink() and json.loads(mark.read_text(encoding="utf-8")) == _MADE_BY
-    except (OSError, ValueError):
+        return not mark.is_symlink() and read_json(mark) == _MADE_BY
+    except OstinatoError:
         return False
 
 

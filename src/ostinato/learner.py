@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ostinato import artifact
 from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
-from ostinato.engine.checkpoint import new_draft, put_folder, save_tensors
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
 from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
-from ostinato.errors import DataError, InputError
-from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate
+from ostinato.errors import DataError, InputError, OstinatoError
+from ostinato.evaluation.evaluator import (
+    BatchProtocol,
+    Evaluation,
+    check_scores,
+    check_shape,
+    evaluate,
+    not_finite,
+)
 from ostinato.method_files import file_of, reference, split_file
 from ostinato.methods.base import LearnTask, Recipe
-from ostinato.registry import check_options, get_method, is_plain_name
+from ostinato.records import ArtifactRecord, read_record
+from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.world import ALONE, World
-
-FORMAT = 2
-"""Version of the artifact's layout."""
-
-ABOUT, USED, METHOD = "artifact.json", "used_samples.npy", "method.py"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Learner:
         train: fields of the recipe to override, for example ``{"epochs": 2}``.
         crop: share of the shorter side that is seen at test time.
         accumulate: micro-batches per training step.
+        on_divergence: "stop" or "warn" when a loss explodes; a loss that is no finite number always stops.
         workers: loading processes.
         eval_batch_size: samples per batch where nothing is trained.
         cache: folder of frozen features that all runs on the same weights share; None remembers them in memory
@@ -120,6 +123,7 @@ class Learner:
         train: dict[str, Any] | None = None,
         crop: float = 1.0,
         accumulate: int = 1,
+        on_divergence: Literal["stop", "warn"] = "warn",
         workers: int = 0,
         eval_batch_size: int = 64,
         cache: str | Path | None = None,
@@ -133,7 +137,15 @@ class Learner:
         train = check_recipe(train or {})
         where = resolve_device(device)
         self.settings = Settings(
-            where, resolve_precision(precision, where), seed, train, accumulate, workers, eval_batch_size, world
+            where,
+            resolve_precision(precision, where),
+            seed,
+            train,
+            accumulate,
+            workers,
+            eval_batch_size,
+            world,
+            on_divergence,
         )
         if isinstance(backbone, BackboneSpec) and weights is not None:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
@@ -157,6 +169,7 @@ class Learner:
         self.alike: list[int] | None = None
         self.precision = precision
         self._history: list[Examples] = []
+        self._loaded_from: Path | None = None
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         prepare(self.method, where, self.settings.dtype)
@@ -304,7 +317,11 @@ class Learner:
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
         alike = self.answers() if alike is None else alike
         seen = [group.with_view(self.eval_view) for group in groups]
-        return evaluate(self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike, tick=tick)
+        with self._explaining_damage():
+            return evaluate(
+                self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike,
+                names=self.class_names, tick=tick,
+            )  # fmt: skip
 
     def answers(self) -> Tensor | None:
         """``alike`` of all classes learned, (n_seen,)."""
@@ -315,10 +332,51 @@ class Learner:
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
-        """Scores (B, n_seen) of inputs that already went through ``eval_view``: (B, 3, S, S) uint8, or (B, N) int64."""
+        """Scores (B, n_seen) of inputs that already went through ``eval_view``: (B, 3, S, S) uint8, or (B, N) int64.
+
+        Raises:
+            InputError: if they are not finite.
+        """
+        with self._explaining_damage():
+            scores = self._scores(x)
+        check_scores(self.method, not_finite(scores), self.class_names)
+        return scores
+
+    def _scores(self, x: Tensor) -> Tensor:
         self.method.eval()
         with compute(self.method, self.settings.device, self.settings.dtype):
-            return self.method.scores(x.to(self.settings.device))
+            scores = self.method.scores(x.to(self.settings.device))
+        check_shape(scores, len(x), self.method)
+        return scores
+
+    @contextmanager
+    def _explaining_damage(self) -> Iterator[None]:
+        """Tell an error of tensors that fit nothing from a defect: they cannot score an empty input either.
+
+        Raises:
+            DataError: if what was loaded cannot be used.
+        """
+        try:
+            yield
+        except OstinatoError:
+            raise
+        except Exception as error:  # a method meets tensors of wrong shapes wherever it first uses them
+            if self._loaded_from is None or self._scores_something():
+                raise
+            raise DataError(
+                f"{self._loaded_from}: the learned tensors do not fit {self.method.name} ({type(error).__name__}: "
+                f"{error}). Restore the artifact from a copy."
+            ) from error
+
+    def _scores_something(self) -> bool:
+        view = self.eval_view
+        sample: Any = "a" if view.modality == "text" else Image.new("RGB", (8, 8))
+        try:
+            with torch.inference_mode():
+                self._scores(getattr(view, "join", torch.stack)([view(sample)]))
+        except Exception:  # of any kind, as above
+            return False
+        return True
 
     def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
         """The best classes of images or texts, each scored on its own.
@@ -375,30 +433,23 @@ class Learner:
             )
         return str(given), decode(Path(given), str(given))
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, run_id: str | None = None) -> None:
         """Write the learner as a folder, whole or not at all: what was learned, from what, and ``artifact.json``.
 
         Args:
             path: a new folder, or one that holds a saved learner, which is replaced when the new one is on disk.
+            run_id: of the run that learned it.
 
         Raises:
             InputError: if there is something else.
         """
         self._check_whole()
-        target = Path(path)
-        if target.exists() and not (target.is_dir() and ((target / ABOUT).exists() or not any(target.iterdir()))):
-            raise InputError(f"save: {target} exists and is no saved learner; choose another folder.")
-        folder = new_draft(target)
-        save_tensors(self.method.learned_state(), folder / "learned.safetensors")
-        np.save(folder / USED, self.used)
         source = file_of(type(self.method))
-        if source is not None:
-            (folder / METHOD).write_bytes(source.text)
         spec = asdict(self.spec)
         if self.spec.weights is not None:
             spec["weights"] = str(Path(self.spec.weights).resolve())
         about = {
-            "format": FORMAT,
+            "run_id": run_id,
             "method": self.method.name,
             "method_file": {"path": str(source.path), "sha256": source.sha256} if source else None,
             "options": self.options,
@@ -414,8 +465,8 @@ class Learner:
             "precision": self.precision,
             "train": self.settings.overrides or {},
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        put_folder(folder, target)
+        text = source.text if source else None
+        artifact.write(Path(path), about, self.method.learned_state(), self.used, text)
 
     @classmethod
     def load(
@@ -443,66 +494,94 @@ class Learner:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
             InputError: if ``method`` is another one, or is not given although the method is no registered one.
         """
-        folder = Path(path)
-        if not (folder / ABOUT).exists() and (folder / "config.toml").exists():
-            folder = folder / "artifact"
-            if not folder.exists():
-                raise InputError(f"{path} is not finished; first run 'ostinato resume {path}'.")
-        try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder} is no saved learner: artifact.json cannot be read ({error}).") from None
-        if about.get("format") != FORMAT:
-            raise DataError(f"{folder}: artifact format {about.get('format')} is not the {FORMAT} that is understood.")
-        spec = BackboneSpec(**about["backbone"])
+        folder = _artifact_folder(Path(path))
+        saved = artifact.read(folder)
+        about = saved.about
+        if (Path(path) / "config.toml").is_file():
+            _check_run(Path(path), about)
+        spec = BackboneSpec(**about.backbone.model_dump())
         if weights is not None:
             spec = replace(spec, weights=weights)
-        known = {key: about[key] for key in ("seed", "crop", "precision", "train")} | more
-        learner = cls(_method_of(folder, about, method), backbone=spec, device=device, **known, **about["options"])
-        if learner.origin is not None and learner.origin.sha256 != about["backbone_sha256"]:
+        name = _method_of(folder, about, method)
+        check_options(get_method(name), about.options)  # none of them may be an argument of the constructor below
+        known = {"seed": about.seed, "crop": about.crop, "precision": about.precision, "train": about.train} | more
+        learner = cls(name, backbone=spec, device=device, **known, **about.options)
+        if learner.origin is not None and learner.origin.sha256 != about.backbone_sha256:
             raise DataError(
-                f"{folder} was trained on backbone weights with SHA-256 {about['backbone_sha256'][:12]}..., the ones "
+                f"{folder} was trained on backbone weights with SHA-256 {str(about.backbone_sha256)[:12]}..., the ones "
                 f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
             )
-        check_inputs(str(folder), about["preprocess"], learner.method.backbone)
-        try:
-            learned = load_file(folder / "learned.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{folder}: learned.safetensors cannot be read ({error}). Restore the artifact.") from None
-        learner.restore(learned, about["class_names"])
-        learner.used, learner.alike = read_used(folder), about["alike"]
+        check_inputs(str(folder), about.preprocess, learner.method.backbone)
+        learner.restore(saved.learned, about.class_names)
+        if learner.method.task_sizes.tolist() != about.task_sizes:
+            raise DataError(
+                f"{folder}: artifact.json and the learned tensors tell of other tasks. Restore the artifact."
+            )
+        learner.used, learner.alike, learner._loaded_from = saved.used, about.alike, folder
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Take over learned tensors and class names."""
-        self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
+        """Take over learned tensors and class names.
+
+        Raises:
+            DataError: if the tensors do not fit the method.
+        """
+        try:
+            self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
+        except OstinatoError:
+            raise
+        except Exception as error:  # torch and methods meet tensors of wrong shapes in their own ways
+            raise DataError(
+                f"The learned tensors do not fit {self.method.name} ({type(error).__name__}: {error})."
+            ) from error
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
 
 
-def _method_of(folder: Path, about: dict[str, Any], given: str | None) -> str:
+def _artifact_folder(path: Path) -> Path:
+    """The artifact of a run, or the folder itself where it is one.
+
+    Raises:
+        InputError: if the run is not finished.
+    """
+    if artifact.exists(path) or not (path / "config.toml").is_file():
+        return path
+    if not artifact.exists(path / "artifact"):
+        raise InputError(f"{path} is not finished; first run 'ostinato resume {path}'.")
+    return path / "artifact"
+
+
+def _check_run(run: Path, about: ArtifactRecord) -> None:
+    """Make sure that the artifact in a run was learned by it, or by one of its continuations.
+
+    Raises:
+        DataError: if it is of another run.
+    """
+    records = [run / "record.json", *run.glob("learn-*/record.json")]
+    if about.run_id not in {read_record(record).run_id for record in records}:
+        raise DataError(f"{run}: the artifact in it is of another run. Restore it from a copy.")
+
+
+def _method_of(folder: Path, about: ArtifactRecord, given: str | None) -> str:
     """Name or file of a saved learner's method: a registered name, or the file that the caller names.
 
     A file that the artifact names is never run: whoever made the artifact could have named any.
 
     Raises:
         InputError: if another method is given, or none although it is no registered one.
-        DataError: if the artifact names a file in place of a method.
     """
-    name, file = about["method"], about.get("method_file")
+    name, file = about.method, about.method_file
     if given is not None:
         path, one = split_file(given)
         if path is None and given != name:
             raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
         return given if path is None else reference(path, one or name)
-    if not is_plain_name(name):
-        raise DataError(f"{folder}: artifact.json must name a method by letters, digits, '_' and '-', got {name!r}.")
     if file is None:
         return name
     raise InputError(
-        f"{folder} was learned by {name!r} of the file {file['path']}. A file is run only if you name it: method=FILE, "
-        f"or, as it was then, method={folder / METHOD}"
+        f"{folder} was learned by {name!r} of the file {file.path}. A file is run only if you name it: method=FILE, "
+        f"or, as it was then, method={artifact.method_text(folder)}"
     )
 
 
@@ -524,18 +603,6 @@ def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> Non
             f"{what}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now, so "
             "that features differ. Give the original weights, with the files beside them, as backbone.weights=PATH."
         )
-
-
-def read_used(artifact: Path) -> np.ndarray:
-    """``Learner.used`` of a saved learner.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        return np.load(artifact / USED, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{artifact}: {USED} cannot be read ({error}). Restore the artifact.") from None
 
 
 def check_recipe(train: dict[str, Any]) -> dict[str, Any]:

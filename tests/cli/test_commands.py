@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from tests.cli.command import ENV, README, blocks, ostinato, process
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
-from ostinato.engine.rundir import write_json
+from ostinato.files import write_json, write_text
 
 
 def test_help_names_every_command():
@@ -282,11 +282,11 @@ def test_an_interrupted_learn_is_resumed(tmp_path):
     assert "moved" not in ostinato("resume", "b", code=2, cwd=tmp_path).stderr
     ostinato("resume", "b", f"data={tmp_path / 'moved'}", cwd=tmp_path)
     assert (tmp_path / "b/artifact/artifact.json").exists()
-    one, two = ((tmp_path / r / "artifact/learned.safetensors").read_bytes() for r in "ab")
+    one, two = (next((tmp_path / r / "artifact").glob("learned-*")).read_bytes() for r in "ab")
     assert one == two
 
 
-@pytest.mark.parametrize("rename", range(5))
+@pytest.mark.parametrize("rename", range(4))
 def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tmp_path, monkeypatch, rename):
     """Before each rename of an artifact, and after the last one, there is a model, and a way to the new one."""
     run = shutil.copytree(photo_run / "runs/photos", tmp_path / "run", ignore=shutil.ignore_patterns("learn-*"))
@@ -294,17 +294,16 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
         shutil.rmtree(run / "artifact")
         shutil.copytree(old, run / "artifact")
     photos(tmp_path / "more", {"pink": (250, 150, 170), "grey": (120, 120, 120)}, n=6)
-    moved, seen = Path.rename, []
+    seen = []
 
     class Killed(BaseException):
         pass
 
-    def counted(self, target):
-        if "artifact" in Path(target).name:
-            if len(seen) == rename:
-                raise Killed
-            seen.append(target)
-        return moved(self, target)
+    def counted(path, text):
+        if len(seen) == rename:
+            raise Killed
+        seen.append(path)
+        write_text(path, text)
 
     def killed(path, value):
         if path.name == "summary.json":
@@ -312,11 +311,13 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
         write_json(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", counted)
-        if rename == 4:
+        patch.setattr("ostinato.artifact.write_text", counted)
+        if rename == 3:
             patch.setattr("ostinato.engine.rundir.write_json", killed)
         with pytest.raises(Killed):
             ostinato("learn", run, f"data={tmp_path / 'more'}", f"eval={photo_run / 'old'}")
+    places = ["learn-001/artifact", "learn-001/artifact_before", "artifact"]
+    assert [str(path.parent.relative_to(run)) for path in seen] == places[:rename]
     assert (run / "artifact").exists() or (run / "learn-001/artifact_before").exists()
     advice = ostinato("learn", run, f"data={tmp_path / 'more'}", code=2).stderr
     assert ("delete" in advice) == (rename < 2), "not once the old model may lie in there alone"
@@ -327,7 +328,7 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
     assert len(kept["class_names"]) == 4
     assert len(json.loads((run / "artifact/artifact.json").read_text())["class_names"]) == 6
     assert json.loads(ostinato("eval", run, f"data={tmp_path / 'more'}", "--json").stdout)["images"] == 2
-    assert not [p for p in run.rglob("*artifact*.*") if p.is_dir()], "nothing half done is left"
+    assert not list(run.rglob("*.part")), "nothing half done is left"
 
 
 def test_resume_refuses_other_data(tmp_path):
@@ -404,13 +405,22 @@ def test_places_that_cannot_be_written_get_one_line(photo_run, tmp_path):
     assert done.stderr == f"error: {tmp_path / 'no/t.csv'}: No such file or directory.\n"
 
 
-def test_defects_show_their_trace(photo_run, monkeypatch):
+def test_defects_leave_a_report_and_no_trace(photo_run, tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("a defect")
 
     monkeypatch.setattr("ostinato.learner.Learner.load", fails)
-    with pytest.raises(RuntimeError, match="a defect"):
-        ostinato("predict", "runs/photos", "old", cwd=photo_run)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    text = ostinato("predict", "runs/photos", "old", code=70, cwd=photo_run).stderr
+    assert text.startswith("error: RuntimeError: a defect (")
+    assert "Traceback" not in text
+    (report,) = tmp_path.iterdir()
+    assert f"A report is in {report}; please send it with an issue" in text
+    written = report.read_text()
+    assert all(part in written for part in ("Traceback", "in fails", "['predict', 'runs/photos', 'old']", "torch "))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    text = ostinato("predict", "runs/photos", "old", code=70, cwd=photo_run).stderr
+    assert "no report of it could be written (No such file or directory)" in text
 
 
 def test_ctrl_c_promises_to_go_on_only_where_it_can(photo_run, monkeypatch):
@@ -422,10 +432,25 @@ def test_ctrl_c_promises_to_go_on_only_where_it_can(photo_run, monkeypatch):
     assert "resume RUN" in ostinato("learn", "runs/photos", "data=old", code=130, cwd=photo_run).stderr
 
 
-def test_a_closed_pipe_ends_quietly(photo_run):
-    command = f"{sys.executable} -m ostinato show dualprompt | true"
+@pytest.mark.parametrize("words", ["show dualprompt", "report runs/photos"], ids=["lines", "table"])
+def test_a_closed_pipe_ends_with_its_own_code(photo_run, words):
+    command = f"{sys.executable} -m ostinato {words} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], env=ENV, cwd=photo_run, capture_output=True, text=True)
-    assert done.stderr == ""
+    assert done.stderr == "Stopped: whoever read the output closed it.\n"
+    assert done.returncode == 141
+
+
+def test_names_do_not_command_the_terminal(tmp_path):
+    evil = "red\x1b[2J\u202e"
+    photos(tmp_path / "photos", {evil: RED, "blue": BLUE}, n=5)
+    done = ostinato("run", "simplecil", "data=photos", "stream.step=1", "out=r\x1b[31m", cwd=tmp_path)
+    shown = ostinato("predict", "r\x1b[31m", f"photos/{evil}/0.jpg", cwd=tmp_path).stdout
+    told = ostinato("predict", "r\x1b[31m", f"photos/{evil}/none.jpg", code=3, cwd=tmp_path).stderr
+    table = ostinato("report", "r\x1b[31m", cwd=tmp_path).stdout
+    assert "\\x1b[2J\\u202e" in shown
+    for text in (done.stdout, done.stderr, shown, told, table):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
 
 
 def test_show_a_run(photo_run):
@@ -500,7 +525,12 @@ def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, line
     assert "ostinato resume" in ostinato("report", "run", code=3, cwd=tmp_path).stderr
     ostinato("resume", "run", cwd=tmp_path)
     same_result(tmp_path / "run", whole)
-    assert "finished" in ostinato("resume", "run", code=2, cwd=tmp_path).stderr
+    again = ostinato("resume", "run", cwd=tmp_path).stdout
+    assert "run is finished; there is nothing to resume" in again
+    (tmp_path / "run/checkpoints/000007").mkdir(parents=True)  # killed while they were removed
+    ostinato("resume", "run", cwd=tmp_path)
+    assert not (tmp_path / "run/checkpoints").exists()
+    same_result(tmp_path / "run", whole)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):

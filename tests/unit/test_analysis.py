@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import RECORD
 from torch import nn
 
 from ostinato.backbones import Edit, LinearEdit, prefix_from
@@ -21,6 +22,7 @@ from ostinato.cli import main
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
 from ostinato.engine.run import start
+from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.registry import check_options, get_method
@@ -278,10 +280,9 @@ def test_data_must_be_the_run_s(runs, tmp_path):
     with pytest.raises(InputError, match="must be the ones that the run learned"):
         analyse(run, "task_confusion")
     (run / "config.toml").write_text(text)
-    record = run / "record.json"
-    about = json.loads(record.read_text())
-    about["stream"]["tasks"][0]["digests"]["test"] = "another"
-    record.write_text(json.dumps(about))
+    about = RunDir(run).read_record().model_dump()
+    about["stream"]["tasks"][0]["digests"]["test"] = "0" * 64
+    RunDir(run).write_record(about)
     with pytest.raises(InputError, match="are not the ones that the run was scored on"):
         analyse(run, "task_confusion")
     with pytest.raises(InputError, match="is no run directory"):
@@ -299,8 +300,8 @@ def finished(
     config = build_config({"method": {"name": "soft_tf"} | options | method})
     # As a run records them: default layers are those of its own encoder.
     known = check_options(get_method("soft_tf"), config.method.options(), depth)
-    record = {"method": "soft_tf", "options": known, "recipe": {"epochs": epochs, "lr": 0.1}}
-    (root / name / "record.json").write_text(json.dumps(record))
+    record = RECORD | {"method": "soft_tf", "options": known, "recipe": {"epochs": epochs, "lr": 0.1}}
+    RunDir(root / name).write_record(record)
     import tomli_w
 
     (root / name / "config.toml").write_text(tomli_w.dumps(config.to_dict()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import tomli_w
 
 from ostinato import demo
 from ostinato.engine.rundir import RunDir
@@ -19,7 +20,8 @@ def quick(monkeypatch):
 
     def start(config, out, reporter):
         dirs = RunDir(out)
-        dirs.create(config)
+        out.mkdir(parents=True)
+        dirs.config.write_text(tomli_w.dumps(config.to_dict()))
         AccuracyMatrix([[1]], [2]).to_csv(dirs.matrix)
         return {}
 

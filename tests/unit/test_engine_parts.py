@@ -1,6 +1,5 @@
 """Seeds, schedules, batches, checkpoints, the training loop and stop requests, each on its own."""
 
-import json
 import math
 import os
 import random
@@ -11,20 +10,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 from torch.utils.data import Dataset
 
+from ostinato.artifact import pack
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder, save_tensors
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.divergence import DivergedError
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
 from ostinato.engine.run import start
-from ostinato.engine.rundir import RunDir, read_json, write_json
 from ostinato.engine.seeding import derive, generator, seeded
 from ostinato.engine.stopping import stop_on_signal
 from ostinato.engine.train import (
@@ -258,150 +257,6 @@ def test_batches_per_epoch(n, size, want):
     assert n_batches(n, size) == want
 
 
-# Checkpoints
-
-
-def checkpoint(i):
-    return Checkpoint({"w": torch.full((2,), float(i))}, {"0.step": torch.tensor(float(i))}, {"step": i, "é": [1]})
-
-
-def test_a_checkpoint_reads_back_as_written(tmp_path):
-    store = Checkpoints(tmp_path / "a" / "checkpoints")
-    shared = draw(3, 4)
-    learned = {
-        "x": shared, "view": shared.T, "half": shared.bfloat16(), "long": torch.arange(3), "none": torch.zeros(0, 5),
-        "trained": nn.Parameter(shared),
-    }  # fmt: skip
-    store.save(Checkpoint(learned, {}, {"phase": "inside", "list": [1, None]}))
-    got = store.latest()
-    assert got.learned.keys() == learned.keys()
-    for key, value in learned.items():
-        assert torch.equal(got.learned[key], value), key
-        assert got.learned[key].dtype == value.dtype
-    assert got.optimizer == {}
-    assert got.progress == {"phase": "inside", "list": [1, None]}
-
-
-def test_none_without_checkpoints(tmp_path):
-    assert Checkpoints(tmp_path / "missing").latest() is None
-    assert Checkpoints(tmp_path).latest() is None
-
-
-def test_the_newest_two_are_kept(tmp_path):
-    store = Checkpoints(tmp_path)
-    for i in range(5):
-        path = store.save(checkpoint(i))
-        assert path.is_dir()
-        assert store.latest().progress["step"] == i
-        assert len(list(tmp_path.iterdir())) == min(i + 1, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000003", "000004"]
-
-
-def test_an_unfinished_checkpoint_is_ignored_and_replaced(tmp_path):
-    store = Checkpoints(tmp_path)
-    store.save(checkpoint(1))
-    draft = tmp_path / "unfinished"
-    draft.mkdir()
-    (draft / "learned-000001.safetensors").write_bytes(b"half")
-    (draft / "stray").write_text("x")
-    assert store.latest().progress["step"] == 1
-    path = store.save(checkpoint(2))
-    assert not draft.exists()
-    assert sorted(p.name for p in path.iterdir()) == [
-        "learned-000001.safetensors", "learned.json", "optimizer.safetensors", "progress.json",
-    ]  # fmt: skip
-    assert store.latest().progress["step"] == 2
-
-
-@pytest.mark.parametrize("moment", ["learned", "optimizer", "progress"])
-def test_a_failure_while_writing_leaves_the_older_ones(tmp_path, monkeypatch, moment):
-    store = Checkpoints(tmp_path)
-    store.save(checkpoint(1))
-    store.save(checkpoint(2))
-    bad = checkpoint(3)
-    if moment == "progress":
-        bad = replace(bad, progress={"no": object()})
-    else:
-        import ostinato.engine.checkpoint as module
-
-        def fail(tensors, path):
-            if path.stem.startswith(moment):
-                path.write_bytes(b"half")
-                raise OSError("disk full")
-            save_tensors(tensors, path)
-
-        monkeypatch.setattr(module, "save_tensors", fail)
-    with pytest.raises((OSError, TypeError)):
-        store.save(bad)
-    assert store.latest().progress["step"] == 2
-    assert {"000000", "000001"} <= {p.name for p in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize(
-    "file", ["learned-000001.safetensors", "learned.json", "optimizer.safetensors", "progress.json"]
-)
-@pytest.mark.parametrize("damage", ["empty", "cut", "missing"])
-def test_a_damaged_newest_falls_back_to_the_older(tmp_path, file, damage):
-    store = Checkpoints(tmp_path)
-    store.save(checkpoint(1))
-    path = store.save(checkpoint(2)) / file
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-3])
-    got = store.latest()
-    assert got.progress["step"] == 1
-    assert got.learned["w"].tolist() == [1, 1]
-    assert store.save(checkpoint(3)).name == "000002", "numbers go on"
-    assert store.latest().progress["step"] == 3
-
-
-def test_what_never_changes_is_written_once(tmp_path):
-    store = Checkpoints(tmp_path)
-    old, inplace, replaced = draw(1000), draw(3), draw(4)
-    holder = nn.ParameterList([old, inplace])
-
-    def save(step):
-        return store.save(Checkpoint(holder.state_dict() | {"replaced": replaced}, {}, {"step": step}))
-
-    first = save(0)
-    (written,) = first.glob("learned-*")
-    inode = written.stat().st_ino
-    sizes = []
-    for step in range(1, 5):
-        with torch.no_grad():
-            holder[1].mul_(2)
-        replaced = replaced + 1
-        path = save(step)
-        assert (path / written.name).stat().st_ino == inode, "linked, not copied"
-        (fresh,) = set(path.glob("learned-*")) - {path / written.name}
-        sizes.append(fresh.stat().st_size)
-        got = store.latest()
-        for key, value in (holder.state_dict() | {"replaced": replaced}).items():
-            assert torch.equal(got.learned[key], value), (step, key)
-    assert max(sizes) < 1000, "only what changed"
-    with torch.no_grad():
-        holder[0].add_(1)
-    path = save(5)
-    assert not (path / written.name).exists(), "nothing needs the first file any more"
-    assert torch.equal(Checkpoints(tmp_path).latest().learned["0"], holder[0])
-
-
-def test_a_new_tensor_at_the_address_of_an_old_one_is_written(tmp_path):
-    store = Checkpoints(tmp_path)
-    for value in range(20):
-        store.save(Checkpoint({"x": torch.full((1000,), float(value))}, {}, {"step": value}))
-        assert store.latest().learned["x"][0] == value
-
-
-def test_when_none_can_be_read_all_are_named(tmp_path):
-    store = Checkpoints(tmp_path)
-    for i in (1, 2):
-        (store.save(checkpoint(i)) / "progress.json").write_text("{")
-    with pytest.raises(DataError, match=r"(?s)No checkpoint can be read.*000001.*000000"):
-        store.latest()
-
-
 # The training loop
 
 
@@ -506,8 +361,8 @@ def test_a_resumed_stage_takes_the_same_steps(tmp_path, optimizer, cut):
     with pytest.raises(KeyboardInterrupt):
         learn_task(first, task(), settings, watch)
     assert watch.optimizer
-    Checkpoints(tmp_path).save(Checkpoint(watch.state, watch.optimizer, {}))
-    saved = Checkpoints(tmp_path).latest()
+    Checkpoints(tmp_path, "0" * 32).save(Checkpoint(watch.state, watch.optimizer, {}))
+    saved = Checkpoints(tmp_path, "0" * 32).latest()
     second = Probe(noise=0.1)
     second.load_learned_state(saved.learned)
     again = Watch(second)
@@ -542,10 +397,10 @@ def test_optimiser_state_round_trip_gives_the_same_next_step(tmp_path, optimizer
 
     for seed in (1, 2, 3):
         step(one, params, seed)
-    save_tensors(optimizer_tensors(one), tmp_path / "o.safetensors")
+    saved = pack(optimizer_tensors(one))
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     two = make_optimizer(recipe, copies)
-    restore_optimizer(two, load_file(tmp_path / "o.safetensors"))
+    restore_optimizer(two, load(saved))
     for seed in (4, 5):
         step(one, params, seed)
         step(two, copies, seed)
@@ -798,62 +653,6 @@ def test_other_threads_are_not_asked(handlers):
 # Run directories
 
 
-CONFIG = build_config({"method": {"name": "l2p", "top_k": 3}, "seed": 4})
-
-
-def test_a_run_directory_keeps_its_configuration(tmp_path):
-    dirs = RunDir(tmp_path / "a" / "run")
-    dirs.create(CONFIG)
-    assert RunDir(tmp_path / "a" / "run").read_config() == CONFIG
-    with pytest.raises(InputError, match="is not empty; continue it with 'ostinato resume"):
-        dirs.create(CONFIG)
-
-
-def test_only_empty_places_become_run_directories(tmp_path):
-    RunDir(tmp_path).create(CONFIG)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "file").touch()
-    with pytest.raises(InputError, match="is not empty; choose another name"):
-        RunDir(other).create(CONFIG)
-    with pytest.raises(InputError, match="exists"):
-        RunDir(other / "file").create(CONFIG)
-    with pytest.raises(InputError, match="is no run directory"):
-        RunDir(other).read_config()
-
-
-def test_events_after_a_checkpoint_are_dropped(tmp_path):
-    dirs = RunDir(tmp_path)
-    assert dirs.events_size() == 0
-    dirs.truncate_events(0)
-    dirs.append_event({"step": 1, "name": "é"})
-    size = dirs.events_size()
-    dirs.append_event({"step": 2})
-    dirs.truncate_events(size)
-    dirs.truncate_events(size + 100)
-    assert [json.loads(line) for line in dirs.events.read_text().splitlines()] == [{"step": 1, "name": "é"}]
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "x.json"
-    write_json(file, {"a": "é"})
-    with pytest.raises(TypeError):
-        write_json(file, {"a": object()})
-    assert read_json(file) == {"a": "é"}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-    file.write_text("{")
-    with pytest.raises(DataError, match=r"x\.json cannot be read"):
-        read_json(file)
-    with pytest.raises(DataError, match=r"none\.json cannot be read"):
-        read_json(tmp_path / "none.json")
-
-
-def test_names_that_are_not_utf8_can_be_recorded(tmp_path):
-    name = os.fsdecode(b"caf\xe9")
-    write_json(tmp_path / "x.json", {"classes": [name]})
-    assert read_json(tmp_path / "x.json") == {"classes": [name]}
-
-
 def test_a_run_counts_what_its_newest_task_trains(tmp_path):
     """Also where a method drops, when the task ends, what it trained: the proxies of CL-LoRA."""
     config = build_config(
@@ -903,15 +702,6 @@ def test_an_error_of_a_sample_is_the_same_with_workers(workers, error):
     with pytest.raises(type(error)) as caught:
         list(fixed_batches(Unreadable(error), 2, device=torch.device("cpu"), workers=workers))
     assert str(caught.value) == str(error)
-
-
-def test_a_read_only_copy_can_be_put_in_place(tmp_path):
-    draft = new_draft(tmp_path / "model")
-    (draft / "x").write_text("new")
-    (draft / "x").chmod(0o444)
-    put_folder(draft, tmp_path / "model")
-    assert (tmp_path / "model/x").read_text() == "new"
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_other_devices_are_refused():

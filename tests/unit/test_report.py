@@ -202,8 +202,8 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path):
     assert f"ostinato resume {tmp_path}" in str(caught.value)
     for text, message in (
         ("{", "must be JSON"),
-        ("[]", "JSON object"),
-        ('{"method": "x"}', "'last_accuracy'"),
+        ("[]", "must hold a JSON object, not list"),
+        ('{"method": "x"}', "last_accuracy: Field required"),
     ):
         (tmp_path / "summary.json").write_text(text)
         with pytest.raises(DataError, match=message):

@@ -1,8 +1,7 @@
-"""Checkpoints: plain tensors and JSON, written whole or not at all."""
+"""Checkpoints: plain tensors and JSON, written whole or not at all, and checked byte by byte when they are read."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -10,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load
 from torch import Tensor
 
+from ostinato.artifact import pack, read_stored
 from ostinato.errors import DataError
+from ostinato.files import fresh_folder, read_json, read_sealed, sealed, sync, write_new
+from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, check_format, parse
+
+_ABOUT, _OPTIMIZER, _DRAFT = "checkpoint.json", "optimizer.safetensors", "unfinished"
+_OLDER = "Finish the run with the ostinato that began it, or start it anew."
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,27 @@ class Checkpoint:
     Attributes:
         learned: the method's learned tensors.
         optimizer: the optimiser's tensors, empty between stages.
-        progress: everything else, as JSON.
+        progress: everything else, as JSON; see :class:`ostinato.records.ProgressRecord`.
     """
 
     learned: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     progress: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A tensor as it was written.
+
+    Attributes:
+        tensor: itself; holding on to it keeps its address from being used again.
+        version: how often it had been changed in place.
+        file: that holds it.
+    """
+
+    tensor: Tensor
+    version: int
+    file: str
 
 
 class Checkpoints:
@@ -39,136 +59,128 @@ class Checkpoints:
 
     Args:
         root: their folder; made when the first one is saved.
+        run_id: of the run; checkpoints of another one are refused.
+
+    Attributes:
+        damaged: after :meth:`latest`, why newer checkpoints than the one it gave could not be read.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        # By name: the tensor as it was written, its version then, and the file. Holding on to the tensor keeps its
-        # address from being used again.
-        self._written: dict[str, tuple[Tensor, int, str]] = {}
+    def __init__(self, root: Path, run_id: str) -> None:
+        self.root, self.run_id = root, run_id
+        self.damaged: list[str] = []
+        self._written: dict[str, _Written] = {}
+        self._files: dict[str, StoredFile] = {}
 
-    def _numbered(self) -> list[Path]:
-        if not self.root.is_dir():
-            return []
-        return sorted(p for p in self.root.iterdir() if p.is_dir() and p.name.isdigit())
+    def any(self) -> bool:
+        """Whether a checkpoint was ever completed."""
+        return bool(_numbered(self.root))
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint beside the others and drop all but the newest two.
 
         The folder gets its name only when every byte is on disk, so that a kill leaves no half checkpoint.
         """
-        existing = self._numbered()
+        existing = _numbered(self.root)
         target = self.root / f"{int(existing[-1].name) + 1 if existing else 0:06d}"
-        draft = self.root / "unfinished"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        written = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
-        save_tensors(checkpoint.optimizer, draft / "optimizer.safetensors")
-        (draft / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
-        put_folder(draft, target)
-        self._written = written
+        draft = fresh_folder(self.root / _DRAFT)
+        written, files = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
+        optimizer = _put(draft, _OPTIMIZER, checkpoint.optimizer)
+        about = {
+            "format": CHECKPOINT_FORMAT,
+            "run_id": self.run_id,
+            "learned": {name: one.file for name, one in written.items()},
+            "files": [file.model_dump() for file in (*files.values(), optimizer)],
+            "progress": checkpoint.progress,
+        }
+        write_new(draft / _ABOUT, sealed(about).encode())
+        sync(draft)
+        draft.rename(target)
+        sync(self.root)
+        self._written, self._files = written, files
         for old in existing[:-1]:
             shutil.rmtree(old)
         return target
 
     def _write_learned(
         self, tensors: dict[str, Tensor], draft: Path, before: Path | None, number: str
-    ) -> dict[str, tuple[Tensor, int, str]]:
-        """Write what changed into a file of its own, link to the files with the rest, and say where everything is."""
+    ) -> tuple[dict[str, _Written], dict[str, StoredFile]]:
+        """Write what changed into a file of its own, and link to the files with the rest."""
         same = {name: file for name, t in tensors.items() if before and (file := self._unchanged(name, t, before))}
-        fresh = f"learned-{number}.safetensors"
-        save_tensors({name: t for name, t in tensors.items() if name not in same}, draft / fresh)
+        fresh = _put(draft, f"learned-{number}.safetensors", {n: t for n, t in tensors.items() if n not in same})
+        files = {fresh.file: fresh}
         for file in sorted(set(same.values())):
             source = (before or draft) / file
             try:
                 os.link(source, draft / file)
             except OSError:  # a file system without links
-                shutil.copy2(source, draft / file)
-        places = {name: same.get(name, fresh) for name in tensors}
-        (draft / "learned.json").write_text(json.dumps(places), encoding="utf-8")
-        return {name: (t, _version(t), places[name]) for name, t in tensors.items()}
+                write_new(draft / file, source.read_bytes())
+            files[file] = self._files[file]
+        places = {name: same.get(name, fresh.file) for name in tensors}
+        return {name: _Written(t, _version(t), places[name]) for name, t in tensors.items()}, files
 
     def _unchanged(self, name: str, tensor: Tensor, before: Path) -> str | None:
         """The file of the checkpoint before that holds this very tensor."""
         if name not in self._written:
             return None
-        old, version, file = self._written[name]
+        was = self._written[name]
         same = (
-            version >= 0
-            and old.data_ptr() == tensor.data_ptr()
-            and old.shape == tensor.shape
-            and _version(tensor) == version
-            and (before / file).exists()
+            was.version >= 0
+            and was.tensor.data_ptr() == tensor.data_ptr()
+            and was.tensor.shape == tensor.shape
+            and _version(tensor) == was.version
+            and (before / was.file).exists()
         )
-        return file if same else None
+        return was.file if same else None
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None when there is none.
+        """The newest checkpoint that can be read, or None when there is none; see ``damaged``.
 
         Raises:
             DataError: if there are checkpoints and none can be read.
         """
-        problems = []
-        for path in reversed(self._numbered()):
+        self.damaged = []
+        for path in reversed(_numbered(self.root)):
             try:
-                places: dict[str, str] = json.loads((path / "learned.json").read_text(encoding="utf-8"))
-                files = {file: load_file(path / file) for file in sorted(set(places.values()))}
-                return Checkpoint(
-                    learned={name: files[file][name] for name, file in places.items()},
-                    optimizer=load_file(path / "optimizer.safetensors"),
-                    progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
-                )
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                problems.append(f"{path}: {error}")
-        if problems:
-            raise DataError("No checkpoint can be read: " + "; ".join(problems))
+                return self._read(path)
+            except DataError as error:
+                self.damaged.append(str(error))
+        if self.damaged:
+            raise DataError("No checkpoint can be read: " + "; ".join(self.damaged))
         return None
+
+    def _read(self, folder: Path) -> Checkpoint:
+        path = folder / _ABOUT
+        check_format(read_json(path), CHECKPOINT_FORMAT, path, _OLDER)
+        about = parse(CheckpointRecord, read_sealed(path), path)
+        if about.run_id != self.run_id:
+            raise DataError(f"{folder} is a checkpoint of another run ({about.run_id[:8]}, not {self.run_id[:8]}).")
+        files = {one.file: _tensors(folder, one) for one in about.files}
+        try:
+            learned = {name: files[file][name] for name, file in about.learned.items()}
+            return Checkpoint(learned, files[_OPTIMIZER], about.progress.model_dump())
+        except KeyError as error:
+            raise DataError(f"{folder}: there is no {error.args[0]!r} in the files that must hold it.") from None
+
+
+def _numbered(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def _put(folder: Path, name: str, tensors: dict[str, Tensor]) -> StoredFile:
+    data = pack(tensors)
+    return StoredFile(file=name, sha256=write_new(folder / name, data), bytes=len(data))
+
+
+def _tensors(folder: Path, stored: StoredFile) -> dict[str, Tensor]:
+    data = read_stored(folder, stored)
+    try:
+        return load(data)
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{folder / stored.file} holds no tensors ({error}).") from None
 
 
 def _version(tensor: Tensor) -> int:
     """How often a tensor was changed in place; -1 where nobody counts."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-def new_draft(target: Path) -> Path:
-    """An empty folder in which a folder is written that :func:`put_folder` then gives its name."""
-    draft = _beside(target, "draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    return draft
-
-
-def put_folder(draft: Path, target: Path) -> None:
-    """Give a folder of files its name once every byte is on disk; what has that name is replaced.
-
-    A kill leaves the draft, or for the blink between two renames what is replaced under another name.
-    """
-    for file in draft.iterdir():
-        _sync(file)
-    _sync(draft)
-    old = _beside(target, "old")
-    if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    draft.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(target: Path, what: str) -> Path:
-    """A name that nobody else gives."""
-    return target.with_name(f".{target.name}.ostinato-{what}")
-
-
-def _sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, from wherever they are, shared storage included."""
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)

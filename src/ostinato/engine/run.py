@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+from ostinato import artifact
 from ostinato.config import RunConfig, absolute, build_config, flat
 from ostinato.engine.checkpoint import Checkpoints
 from ostinato.engine.data import Before, options_for
-from ostinato.engine.rundir import RunDir, read_json
+from ostinato.engine.rundir import RunDir
 from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
-from ostinato.learner import BackboneSpec, Learner, check_inputs, read_used
+from ostinato.learner import BackboneSpec, Learner, check_inputs
 from ostinato.method_files import split_file
+from ostinato.records import StreamRecord
 from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
 from ostinato.streams.base import LIMITS
@@ -20,6 +24,19 @@ from ostinato.world import ALONE, World
 
 CONTINUATION = "learn-"
 """How the directories of continuations begin."""
+
+MOVABLE = (
+    "data.path",
+    "data.workers",
+    "eval.data",
+    "method.name",
+    "backbone.weights",
+    "device",
+    "cache",
+    "state_cache",
+    "compile",
+)
+"""Options that may change when a run is resumed."""
 
 
 def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
@@ -47,9 +64,9 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World =
     dirs = RunDir(world.agree(str(out)), writes=world.main)
     dirs.check_free()
     session = Session(dirs, config, reporter, make_learner(config, world), before=None)
-    dirs.create(config)
-    session.write_record()
-    return session.execute()
+    with dirs.held():
+        session.create()
+        return session.execute()
 
 
 def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
@@ -68,65 +85,67 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
         The run's summary.
 
     Raises:
-        InputError: if there is no run, it is finished, or its data, weights or precision are not the same.
+        InputError: if there is no run, another process works on it, or its data, weights or precision are not the same.
     """
-    dirs = RunDir(path, writes=world.main)
-    dirs.read_config()
-    dirs = next((sub for sub in reversed(_continuations(dirs)) if not sub.summary.exists()), dirs)
-    if dirs.summary.exists():
-        raise InputError(f"{dirs.root} is finished; there is nothing to resume. See 'ostinato report {dirs.root}'.")
-    movable = {
-        "data.path",
-        "data.workers",
-        "eval.data",
-        "method.name",
-        "backbone.weights",
-        "device",
-        "cache",
-        "state_cache",
-        "compile",
-    }
-    if wrong := [key for key in flat(overrides) if key not in movable]:
-        raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(movable)}.")
-    named = dirs.read_config().method.name
+    root = RunDir(path, writes=world.main)
+    root.read_config()
+    if wrong := [key for key in flat(overrides) if key not in MOVABLE]:
+        raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(MOVABLE)}.")
+    with root.held():
+        dirs = next((sub for sub in reversed(_continuations(root)) if not sub.summary.exists()), root)
+        return (
+            _already_done(dirs, reporter) if dirs.summary.exists() else _go_on(dirs, root, overrides, reporter, world)
+        )
+
+
+def _already_done(dirs: RunDir, reporter: Reporter) -> dict[str, Any]:
+    """The results of a finished run; what a kill left of its checkpoints is removed."""
+    reporter.message(f"{dirs.root} is finished; there is nothing to resume.")
+    if dirs.writes:
+        shutil.rmtree(dirs.checkpoints, ignore_errors=True)
+    return dirs.read_summary() | {"run": str(dirs.root)}
+
+
+def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:
+    """Finish a run, or a continuation in ``root``."""
+    began = dirs.read_config()
+    named = began.method.name
     if not is_plain_name(named) and "name" not in overrides.get("method", {}):
         raise InputError(
             f"{dirs.root} is a run of the file {named}. A file is run only if you name it: "
-            f"ostinato resume {path} method=FILE"
+            f"ostinato resume {root.root} method=FILE"
         )
-    record = dirs.read_record() if dirs.record.exists() else {}
+    record = dirs.read_record()
     # What "auto" meant on the machine where the run began.
-    fixed = {"precision": record["precision"]} if record else {}
-    config = absolute(build_config(dirs.read_config().to_dict(), overrides, fixed))
+    config = absolute(build_config(began.to_dict(), overrides, {"precision": record.precision}))
     if Path(config.data.path).is_absolute() and not Path(config.data.path).exists():
         raise InputError(
             f"{dirs.root}: its data are not at {config.data.path} any more. Say where they are now: ostinato resume "
-            f"{path} data=PATH"
+            f"{root.root} data=PATH"
         )
-    before = _before(dirs) if dirs.root.name.startswith(CONTINUATION) else None
-    fresh = world.agree(Checkpoints(dirs.checkpoints).latest() is None)
+    before = _before(dirs) if dirs is not root else None
+    fresh = world.agree(not Checkpoints(dirs.checkpoints, record.run_id).any())
     untaught = before is None or not fresh
     learner = make_learner(config, world) if untaught else _taught(dirs, config, world, overrides)
-    if record and learner.method.name != record["method"]:
-        raise InputError(f"{dirs.root} is a run of {record['method']}, not of {learner.method.name}.")
+    learner.precision = began.precision  # as asked for, which its artifact says
+    if learner.method.name != record.method:
+        raise InputError(f"{dirs.root} is a run of {record.method}, not of {learner.method.name}.")
     if before is not None and not fresh:
-        learner.used = read_used(_goes_on_from(dirs))
-    session = Session(dirs, config, reporter, learner, before=before)
-    if not record:
-        session.write_record()
-    elif not world.agree(world.main and _same_data(record["stream"], session.stream.describe())):
+        earlier = artifact.read(_goes_on_from(dirs))
+        learner.used, learner.alike = earlier.used, earlier.about.alike
+    session = Session(dirs, config, reporter, learner, before=before, run_id=record.run_id)
+    if not world.agree(world.main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
             f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
         )
-    elif learner.origin is not None and record["backbone"]["sha256"] != learner.origin.sha256:
+    if learner.origin is not None and (record.backbone is None or record.backbone.sha256 != learner.origin.sha256):
         raise InputError(
             f"{dirs.root}: the backbone's weights are not the ones that the run started with (SHA-256 differs). "
             "Give the original file as backbone.weights=FILE."
         )
-    else:
-        check_inputs(str(dirs.root), record["preprocess"], learner.method.backbone)
-        session.note_method(record, fresh)
+    check_inputs(str(dirs.root), record.preprocess, learner.method.backbone)
+    session.note_method(record, fresh)
     return session.execute()
 
 
@@ -147,10 +166,16 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
         The continuation's summary.
     """
     dirs = RunDir(path, writes=world.main)
+    dirs.read_config()
+    with dirs.held():
+        return _learn_more(dirs, overrides, reporter, world)
+
+
+def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:
     parent = dirs.read_config()
     if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
         # Once it keeps the old artifact, that may be the only one.
-        kept = unfinished[0] is dirs or (unfinished[0].root / ARTIFACT_BEFORE).exists()
+        kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
         drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
         raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
     method = overrides.get("method", {})
@@ -167,7 +192,7 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     keep |= options_for(str(overrides["data"]["path"]), parent.data)
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
-    weights = read_json(dirs.artifact / "artifact.json")["backbone"]["weights"]
+    weights = artifact.read_about(dirs.artifact).backbone.weights
     where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
@@ -178,26 +203,25 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
             f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
         )
     session = Session(sub, config, reporter, learner, before=before)
-    sub.create(config)
-    session.write_record()
+    session.create()
     return session.execute()
 
 
-def _same_data(recorded: dict[str, Any], found: dict[str, Any]) -> bool:
+def _same_data(recorded: StreamRecord, found: dict[str, Any]) -> bool:
     """Whether two descriptions of a stream tell of the same samples in the same tasks, wherever they lie."""
-    return all(recorded[key] == found[key] for key in ("tasks", "class_order", "options"))
+    known = recorded.model_dump()
+    return all(known[key] == found[key] for key in ("tasks", "class_order", "options"))
 
 
 def _goes_on_from(continuation: RunDir) -> Path:
     """The artifact that a continuation goes on from, wherever it was stopped while it put its own in that place."""
     kept = continuation.root / ARTIFACT_BEFORE
-    return kept if kept.exists() else continuation.root.parent / "artifact"
+    return kept if artifact.exists(kept) else continuation.root.parent / "artifact"
 
 
 def _before(continuation: RunDir) -> Before:
-    artifact = read_json(_goes_on_from(continuation) / "artifact.json")
-    config = RunDir(continuation.root.parent).read_config()
-    return Before(artifact["class_names"], len(artifact["task_sizes"]), config)
+    about = artifact.read_about(_goes_on_from(continuation))
+    return Before(about.class_names, len(about.task_sizes), RunDir(continuation.root.parent).read_config())
 
 
 def taught_since(run: Path) -> str | None:
@@ -205,13 +229,15 @@ def taught_since(run: Path) -> str | None:
     done = [sub.root.name for sub in _continuations(RunDir(run)) if sub.summary.exists()]
     if not done:
         return None
-    n = len(read_json(run / "artifact" / "artifact.json")["class_names"])
+    n = len(artifact.read_about(run / "artifact").class_names)
     return f"{run} was taught more since by {', '.join(done)}, each a run of its own: its model now knows {n} classes."
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:
-    found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if p.name.removeprefix(CONTINUATION).isdecimal()]
-    return [RunDir(p, writes=dirs.writes) for p in sorted(found) if p.is_dir()]
+    """Continuations in the order in which they were made; one that was killed while it was made is none."""
+    found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if re.fullmatch(r"[0-9]{3,9}", p.name[len(CONTINUATION) :])]
+    there = [RunDir(p, writes=dirs.writes) for p in sorted(found, key=lambda p: int(p.name[len(CONTINUATION) :]))]
+    return [sub for sub in there if sub.config.is_file()]
 
 
 def _taught(continuation: RunDir, config: RunConfig, world: World, overrides: dict[str, Any]) -> Learner:
@@ -232,6 +258,7 @@ def _machine(config: RunConfig) -> dict[str, Any]:
         "train": config.train.overrides(),
         "seed": config.seed,
         "accumulate": config.train.accumulate,
+        "on_divergence": config.train.on_divergence,
         "workers": config.data.workers,
         "eval_batch_size": config.eval.batch_size,
         "crop": config.data.crop,

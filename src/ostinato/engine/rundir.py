@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from ostinato.config import RunConfig, build_config, read_toml
-from ostinato.errors import DataError, InputError
+from ostinato.errors import InputError
+from ostinato.files import write_bytes, write_json, write_sealed
+from ostinato.locking import HOLDER, LOCK, locked
+from ostinato.records import RECORD_FORMAT, RunRecord, parse, read_record, read_summary_file
 
 
 class RunDir:
     """Paths and small files of one run.
+
+    ``config.toml`` is written last when a run is created: a directory without it holds no run.
 
     Args:
         root: the directory; it need not exist yet.
@@ -34,22 +41,61 @@ class RunDir:
         self.artifact = self.root / "artifact"
 
     def check_free(self) -> None:
-        """Make sure that nothing would be overwritten.
+        """Make sure that nothing would be overwritten; what a killed creation left is nothing.
 
         Raises:
             InputError: if there is something in the directory already.
         """
-        if self.writes and self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if not self.writes or not self.root.exists():
+            return
+        if not self.root.is_dir() or any(path.name not in self._left for path in self.root.iterdir()):
             hint = f"continue it with 'ostinato resume {self.root}', " if self.config.exists() else ""
             raise InputError(f"out={self.root} exists and is not empty; {hint}choose another name or remove it.")
 
-    def create(self, config: RunConfig) -> None:
-        """Make the directory and write the configuration."""
+    @property
+    def _left(self) -> set[str]:
+        """Names of all that a creation leaves which was killed before ``config.toml`` was there."""
+        written = {HOLDER, self.record.name, self.method.name}
+        return {LOCK, *written, *(f"{name}.part" for name in (*written, self.config.name))}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from changing the run; made if it does not exist.
+
+        Raises:
+            InputError: if another process holds it.
+        """
+        if not self.writes:
+            yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root):
+            yield
+
+    def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
+        """Write the files of a run that begins, the configuration last; the directory is held.
+
+        Args:
+            config: all options.
+            record: fields of :class:`ostinato.records.RunRecord`.
+            method: text of the method's file, where it is no registered one.
+        """
         if not self.writes:
             return
         self.check_free()
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, tomli_w.dumps(config.to_dict()))
+        self.write_record(record, method)
+        write_bytes(self.config, tomli_w.dumps(config.to_dict()).encode(errors="surrogateescape"))
+
+    def write_record(self, record: dict[str, Any], method: bytes | None = None) -> None:
+        """Write ``record.json``, and the text of the method's file where there is one."""
+        if not self.writes:
+            return
+        record = {"format": RECORD_FORMAT} | record
+        parse(RunRecord, record, self.record)
+        if method is not None:
+            write_bytes(self.method, method)
+        write_sealed(self.record, record)
 
     def read_config(self) -> RunConfig:
         """The configuration that the run was started with.
@@ -58,12 +104,26 @@ class RunDir:
             InputError: if this is no run directory.
         """
         if not self.config.exists():
-            raise InputError(f"{self.root} is no run directory: it has no config.toml.")
+            began = self.root.is_dir() and self.record.exists()
+            why = "its run was stopped before it began; start it again" if began else "it has no config.toml"
+            raise InputError(f"{self.root} is no run directory: {why}.")
         return build_config(read_toml(self.config))
 
-    def read_record(self) -> dict[str, Any]:
-        """What the run recorded about its data, weights and versions."""
-        return read_json(self.record)
+    def read_record(self) -> RunRecord:
+        """What the run recorded about its data, weights and versions.
+
+        Raises:
+            DataError: if it is missing or damaged.
+        """
+        return read_record(self.record)
+
+    def read_summary(self) -> dict[str, Any]:
+        """The results of a finished run.
+
+        Raises:
+            DataError: if they are missing or damaged.
+        """
+        return read_summary_file(self.summary)
 
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line to ``events.jsonl``."""
@@ -72,10 +132,10 @@ class RunDir:
         with self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
-    def write(self, file: Path, value: dict[str, Any]) -> None:
-        """Write one of the JSON files, whole or not at all."""
+    def write_summary(self, result: dict[str, Any]) -> None:
+        """Write ``summary.json``, which makes the run a finished one."""
         if self.writes:
-            write_json(file, value)
+            write_json(self.summary, result)
 
     def events_size(self) -> int:
         """Bytes of ``events.jsonl``."""
@@ -85,35 +145,3 @@ class RunDir:
         """Drop events after a checkpoint, which a resumed run will write again."""
         if self.writes and self.events_size() > size:
             os.truncate(self.events, size)
-
-
-def texts_of_method(record: dict[str, Any]) -> list[str | None]:
-    """SHA-256 of the texts of the user's own method that a run was learned by, in order; None of one known by name."""
-    return [record.get("method_sha256"), *record.get("method_changed_to", [])]
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON as :func:`write_text` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text whole or not at all, and to the disk."""
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read JSON.
-
-    Raises:
-        DataError: if the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None

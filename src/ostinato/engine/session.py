@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import time
+import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,19 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from ostinato import artifact
 from ostinato.backbones import TextBackbone
 from ostinato.config import DEFAULT_BACKBONE, RunConfig
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints, new_draft, put_folder
+from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.data import Before, make_stream, samples_to_score
+from ostinato.engine.divergence import Seen
 from ostinato.engine.precision import precision_name
-from ostinato.engine.rundir import RunDir, texts_of_method
+from ostinato.engine.rundir import RunDir
 from ostinato.engine.stopping import StopRequest, stop_on_signal
 from ostinato.engine.train import Position, Stage, optimizer_tensors
 from ostinato.errors import InputError, Interrupted
-from ostinato.evaluation.evaluator import Evaluation
+from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
 from ostinato.method_files import file_of
+from ostinato.records import RunRecord
 from ostinato.report.console import Reporter
 from ostinato.streams import Examples
 from ostinato.streams.source import plain_name
@@ -45,24 +49,13 @@ PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
 @dataclass
 class Progress:
-    """Where a run stands; JSON in every checkpoint.
-
-    Attributes:
-        task: number of the task within this run's stream.
-        phase: "begin" before a task, "inside" during its training, "learned" before its evaluation.
-        stage: stage of the training, for "inside".
-        step: steps done in the stage, for "inside".
-        matrix: counts of right answers, see :class:`AccuracyMatrix`.
-        task_incremental: the same within the true task's classes.
-        evaluations: fractions per evaluation that are not in the matrices.
-        events: bytes of the event log at this moment.
-        trainable: parameters trained in the newest task.
-    """
+    """Where a run stands; in every checkpoint as :class:`ostinato.records.ProgressRecord`, which explains it."""
 
     task: int = 0
     phase: str = "begin"
     stage: int = 0
     step: int = 0
+    seen: dict[str, Any] | None = None
     matrix: dict[str, Any] | None = None
     task_incremental: dict[str, Any] | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -73,6 +66,7 @@ class Progress:
     eval_seconds: float = 0.0
     eval_images: int = 0
     peak_memory: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -84,6 +78,7 @@ class Session:
         reporter: shows progress.
         learner: untaught, or for a continuation taught so far.
         before: what it continues, for ``learn``.
+        run_id: of a run that is resumed; None for a new one.
 
     Raises:
         InputError: if there is nothing to score on.
@@ -91,7 +86,14 @@ class Session:
     """
 
     def __init__(
-        self, dirs: RunDir, config: RunConfig, reporter: Reporter, learner: Learner, *, before: Before | None
+        self,
+        dirs: RunDir,
+        config: RunConfig,
+        reporter: Reporter,
+        learner: Learner,
+        *,
+        before: Before | None,
+        run_id: str | None = None,
     ) -> None:
         self.dirs, self.config, self.reporter, self.learner, self.before = dirs, config, reporter, learner, before
         self.stream = make_stream(config, before)
@@ -111,8 +113,9 @@ class Session:
                 f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
                 f"samples, put other classes first, or raise data.validation (now {config.data.validation})."
             )
-        self.checkpoints = Checkpoints(dirs.checkpoints)
         self.world = learner.settings.world
+        self.run_id = run_id or self.world.agree(uuid.uuid4().hex)
+        self.checkpoints = Checkpoints(dirs.checkpoints, self.run_id)
         self.progress = Progress()
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
 
@@ -138,40 +141,39 @@ class Session:
             self.reporter.message(note)
         return [samples]
 
-    def write_record(self) -> None:
-        """Write what the results depend on: data, weights, versions, protocol."""
-        if not self.dirs.writes:
-            return
-        origin = self.learner.origin
+    def create(self) -> None:
+        """Write the files of a run that begins."""
         source = file_of(type(self.learner.method))
-        if source is not None:
-            self.dirs.method.write_bytes(source.text)
-        self.dirs.write(
-            self.dirs.record,
-            {
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "method": self.learner.method.name,
-                "method_sha256": source.sha256 if source else None,
-                "options": self.learner.options,
-                "recipe": asdict(self.learner.settings.recipe(self.learner.method.recipe)),
-                "protocol": self.learner.method.protocol,
-                "data_seen": self.learner.method.data_seen,
-                "scored_on": self.config.eval.split,
-                "backbone": asdict(origin) if origin else None,
-                "preprocess": self.learner.method.backbone.describe(),
-                "precision": precision_name(self.learner.settings.dtype),
-                "device": str(self.learner.settings.device),
-                "threads": torch.get_num_threads(),
-                "processes": self.world.size,
-                "stream": self.stream.describe(),
-                "continues": {"tasks": self.before.tasks, "classes": len(self.before.class_names)}
-                if self.before
-                else None,
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-            },
-        )
+        self.dirs.create(self.config, self._record(), source.text if source else None)
 
-    def note_method(self, record: dict[str, Any], fresh: bool) -> None:
+    def _record(self) -> dict[str, Any]:
+        """Fields of :class:`RunRecord`: data, weights, versions, protocol."""
+        if not self.dirs.writes:  # it reads all data
+            return {}
+        learner = self.learner
+        method, source = learner.method, file_of(type(learner.method))
+        return {
+            "run_id": self.run_id,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "method": method.name,
+            "method_sha256": source.sha256 if source else None,
+            "options": learner.options,
+            "recipe": asdict(learner.settings.recipe(method.recipe)),
+            "protocol": method.protocol,
+            "data_seen": method.data_seen,
+            "scored_on": self.config.eval.split,
+            "backbone": asdict(learner.origin) if learner.origin else None,
+            "preprocess": method.backbone.describe(),
+            "precision": precision_name(learner.settings.dtype),
+            "device": str(learner.settings.device),
+            "threads": torch.get_num_threads(),
+            "processes": self.world.size,
+            "stream": self.stream.describe(),
+            "continues": {"tasks": self.before.tasks, "classes": len(self.before.class_names)} if self.before else None,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        }
+
+    def note_method(self, record: RunRecord, fresh: bool) -> None:
         """Tell, and keep with the record, that the file of the user's own method is not what it was before.
 
         Args:
@@ -179,13 +181,13 @@ class Session:
             fresh: nothing was learned by the one before.
         """
         source = file_of(type(self.learner.method))
-        known = texts_of_method(record)
-        if source is None or source.sha256 == known[-1]:
+        if source is None or source.sha256 == record.method_texts[-1]:
             return
         if fresh:
-            self.write_record()
+            self.dirs.write_record(self._record(), source.text)
             return
-        self.dirs.write(self.dirs.record, record | {"method_changed_to": [*known[1:], source.sha256]})
+        changed = [*record.method_changed_to, source.sha256]
+        self.dirs.write_record(record.model_dump() | {"method_changed_to": changed})
         self.reporter.message(
             f"{source.path} changed since the run began (what it was is in {self.dirs.method}); what is learned from "
             "here on is by the new one, so that the result is that of neither."
@@ -217,6 +219,7 @@ class Session:
                     self._learn(index, stop, resumed)
                     resumed = None
                     self.progress.phase, self.progress.stage, self.progress.step = "learned", 0, 0
+                    self.progress.seen = None
                     self._checkpoint()
                 self._evaluate(index, stop)
                 self.progress.task, self.progress.phase = index + 1, "begin"
@@ -235,6 +238,8 @@ class Session:
 
     def _restore(self) -> Checkpoint | None:
         saved = self.world.agree(self.checkpoints.latest() if self.world.main else None)
+        for problem in self.checkpoints.damaged:
+            self.reporter.message(f"{problem} The run goes on from the checkpoint before, to the same result.")
         if saved is None:
             self.dirs.truncate_events(0)
             return None
@@ -257,7 +262,8 @@ class Session:
         task = self.stream.task(index)
         at = None
         if resumed is not None and self.progress.phase == "inside":
-            at = (Position(self.progress.stage, self.progress.step), resumed.optimizer)
+            seen = Seen(**self.progress.seen) if self.progress.seen else Seen()
+            at = (Position(self.progress.stage, self.progress.step, seen), resumed.optimizer)
         watcher = _Watcher(self, stop, f"task {index + 1}/{len(self.stream)}")
         self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
         seconds = self.learner.learn(task, augment=self.augment, watcher=watcher, tick=watcher.tick, resume=at)
@@ -284,12 +290,14 @@ class Session:
             "oracle_id_accuracy": result.oracle_id_accuracy,
         }
         self.progress.evaluations.append(row)
+        learner = self.learner
+        if last and (missing := never_predicted(result, learner.class_names, learner.answers())) is not None:
+            self.warn(f"{missing}.")
         self.progress.eval_seconds += result.seconds
         self.progress.eval_images += result.images
         self.progress.matrix = self.matrix.to_dict()
         self.progress.task_incremental = self.task_incremental.to_dict()
-        if self.world.main:
-            self.matrix.to_csv(self.dirs.matrix)
+        self._write_matrix()
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
@@ -333,6 +341,13 @@ class Session:
         """Log an event with its time."""
         self.dirs.append_event({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind} | values)
 
+    def warn(self, text: str) -> None:
+        """Say what is wrong with the run although it goes on; also in the summary, once."""
+        if text not in self.progress.warnings:
+            self.progress.warnings.append(text)
+            self.event("warning", text=text)
+            self.reporter.message(f"Warning: {text}")
+
     def _checkpoint(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.progress.events = self.dirs.events_size()
         self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.learner.settings.device))
@@ -351,11 +366,16 @@ class Session:
     ) -> None:
         """Save in the middle of a task, with the time and images spent on it so far."""
         self.progress.phase, self.progress.stage, self.progress.step = "inside", position.stage, position.step
+        self.progress.seen = asdict(position.seen)
         spent = self.progress.train_seconds, self.progress.train_images
         self.progress.train_seconds += seconds
         self.progress.train_images += images
         self._checkpoint(optimizer)
         self.progress.train_seconds, self.progress.train_images = spent
+
+    def _write_matrix(self) -> None:
+        if self.world.main and self.matrix.n_rows:
+            self.matrix.to_csv(self.dirs.matrix)
 
     def _finish(self) -> dict[str, Any]:
         from ostinato.report.plots import accuracy_curve, accuracy_heatmap
@@ -369,10 +389,11 @@ class Session:
         if self.matrix.n_rows:
             accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
             accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
-        self.learner.save(self.dirs.artifact)
+        self._write_matrix()  # whatever became of it since
+        self.learner.save(self.dirs.artifact, run_id=self.run_id)
         if self.before is not None:
             _promote(self.dirs, RunDir(self.dirs.root.parent))
-        self.dirs.write(self.dirs.summary, result)
+        self.dirs.write_summary(result)
         shutil.rmtree(self.dirs.checkpoints)
         return result | {"run": str(self.dirs.root)}
 
@@ -405,6 +426,7 @@ class Session:
             "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
             "peak_memory_bytes": max(p.peak_memory, peak_memory(learner.settings.device)),
             "seed": self.config.seed,
+            "warnings": list(p.warnings),
         }
         if self.before is not None:
             values = self.matrix.values() if self.matrix.n_rows else None
@@ -425,12 +447,9 @@ def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
 def _promote(sub: RunDir, parent: RunDir) -> None:
     """Put a continuation's artifact in the place of its parent's, of which a copy is kept first."""
     kept = sub.root / ARTIFACT_BEFORE
-    steps = [(parent.artifact, kept)] if not kept.exists() else []
-    for source, target in (*steps, (sub.artifact, parent.artifact)):
-        draft = new_draft(target)
-        for file in source.iterdir():
-            shutil.copyfile(file, draft / file.name)
-        put_folder(draft, target)
+    if not artifact.exists(kept):
+        artifact.copy(parent.artifact, kept)
+    artifact.copy(sub.artifact, parent.artifact)
 
 
 class _Watcher:
@@ -462,6 +481,9 @@ class _Watcher:
             self.session.checkpoint_inside(position, optimizer, self._clock() - self._began, self.images)
         if asked:
             raise Interrupted(self._saved())
+
+    def warned(self, text: str) -> None:
+        self.session.warn(text)
 
     def tick(self, n: int) -> None:
         self.images += n

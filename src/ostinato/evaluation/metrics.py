@@ -8,6 +8,7 @@ words.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 
 from ostinato.errors import DataError, InputError
+from ostinato.files import write_text
 
 _SAMPLES = "test_samples"
 
@@ -181,14 +183,15 @@ class AccuracyMatrix:
         ``test_samples``, counts the samples behind each column.
 
         Args:
-            path: file to write; replaced if it exists.
+            path: file to write, whole or not at all; replaced if it exists.
         """
         lines: list[list[object]] = [["after_task", *(f"task_{i}" for i in range(self.n_tasks)), "all"]]
         for r, (row, shares) in enumerate(zip(self.correct, self.values(), strict=True)):
             lines.append([len(row) - 1, *map(_cell, shares), _cell(self.row_accuracy(r))])
         lines.append([_SAMPLES, *self.totals, sum(self.totals)])
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        write_text(Path(path), text.getvalue())
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:

@@ -8,7 +8,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ostinato.printing import closed, printable
 from ostinato.report.tables import task_line
+
+
+class PlainConsole(Console):
+    """A console that obeys nothing in names, and says when its reader went away."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as a console does, with control characters in texts written out."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Stop, with a message.
+
+        Raises:
+            OutputClosedError: always.
+        """
+        closed()
 
 
 class Reporter:
@@ -54,7 +74,7 @@ class ConsoleReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(Text(text))
+        self.console.print(Text(printable(text)))
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Replace the bar by that of the next piece of work."""

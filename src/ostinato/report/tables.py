@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostinato.errors import DataError, InputError
+from ostinato.printing import printable
+from ostinato.records import read_summary_file
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -240,19 +241,7 @@ def read_summary(run_dir: str | Path) -> dict[str, Any]:
             f"A run must have a config.toml and a summary.json, but {folder} has neither. Give the directory that "
             "`ostinato run` wrote."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} must be JSON, but cannot be read: {error}. Restore it, or remove it and repeat the run with "
-            f"`ostinato resume {folder}`."
-        ) from error
-    if not isinstance(content, dict) or not {"method", "last_accuracy"} <= set(content):
-        raise DataError(
-            f"{path} must be a JSON object with at least the keys 'method' and 'last_accuracy'; it is not "
-            "the summary of a run. Give the directory that `ostinato run` wrote."
-        )
-    return {"run": folder.resolve().name, **content}
+    return {"run": folder.resolve().name, **read_summary_file(path)}
 
 
 @dataclass(frozen=True)
@@ -274,7 +263,7 @@ class _Column:
 
 
 def _plain(value: object) -> str:
-    return NOTHING if _absent(value) else " ".join(str(value).split())
+    return NOTHING if _absent(value) else printable(" ".join(str(value).split()))
 
 
 _COLUMNS = (

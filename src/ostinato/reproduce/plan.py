@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ostinato.backbones.weights import file_sha256
 from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
 from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.rundir import RunDir, read_json, texts_of_method, write_json
+from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
+from ostinato.files import read_json, sha256_of, write_json
 from ostinato.method_files import split_file
 from ostinato.presets import DATA
 from ostinato.registry import check_options, get_method
@@ -129,6 +129,9 @@ class Plan:
             return "finished"
         return "begun" if self.run.config.exists() else "new"
 
+    def _has_learned(self) -> bool:
+        return self.state == "finished" or Checkpoints(self.run.checkpoints, self.run.read_record().run_id).any()
+
     def check_same(self) -> None:
         """Make sure that what lies in the run's directory is this experiment.
 
@@ -147,12 +150,11 @@ class Plan:
             changed.append(f"data was {there.data.path} and is {now.data.path} now")
         weights = now.backbone.weights
         if self.state == "finished" and weights and Path(weights).exists():
-            origin = self.run.read_record()["backbone"]
-            if origin and origin["sha256"] != _sha256(now.backbone.name, weights):
+            origin = self.run.read_record().backbone
+            if origin and origin.sha256 != _sha256(now.backbone.name, weights):
                 changed.append(f"the backbone's weights were other ones than {weights}")
         file, _ = split_file(now.method.name)
-        learned = self.state == "finished" or Checkpoints(self.run.checkpoints).latest() is not None
-        if file is not None and learned and texts_of_method(self.run.read_record()) != [file_sha256(file)]:
+        if file is not None and self._has_learned() and self.run.read_record().method_texts != [sha256_of(file)]:
             changed.append(f"{file} changed since it was run (as it was: {self.run.method})")
         if changed:
             raise InputError(
@@ -167,7 +169,7 @@ def _sha256(name: str, weights: str) -> str:
     from ostinato.backbones.weights import load_backbone
 
     if Path(weights).is_file():
-        return file_sha256(Path(weights))
+        return sha256_of(Path(weights))
     origin = load_backbone(name, weights=weights).origin
     return origin.sha256 if origin is not None else ""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ostinato.engine.rundir import RunDir, read_json
+from ostinato.engine.rundir import RunDir
+from ostinato.files import read_json
 from ostinato.presets import METRICS
 from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds, whole_count
 from ostinato.reproduce.table import Row, Table
@@ -58,7 +59,7 @@ def measured(table: Table, out: Path) -> list[Measured]:
     results = []
     for row in table.rows:
         run = RunDir(out / row.name)
-        summary = read_json(run.summary) if row.not_run is None and run.summary.exists() else None
+        summary = run.read_summary() if row.not_run is None and run.summary.exists() else None
         results.append(Measured(row, summary, commands.get(row.name) if summary else None))
     return results
 

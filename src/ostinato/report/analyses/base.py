@@ -97,7 +97,7 @@ class Subject:
         groups = [stream.task(i).validation if split == "validation" else stream.test(i) for i in range(len(stream))]
         if not any(len(group) for group in groups):
             raise DataError(f"{config.data.path}: the {split} split has no images to look at.")
-        recorded = [task["digests"].get(split) for task in dirs.read_record()["stream"]["tasks"]]
+        recorded = [task.digests.get(split) for task in dirs.read_record().stream.tasks]
         if recorded != [group.digest() for group in groups]:
             raise InputError(
                 f"{self.run}: the {split} images of data={config.data.path} are not the ones that the run was scored "

@@ -60,17 +60,17 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             continue  # unfinished, or a continuation, whose layers are those of the run it continues
         name = str(run.relative_to(folder)) if run != folder else run.resolve().name
         record, summary = RunDir(run).read_record(), read_summary(run)
-        options = dict(record["options"])
+        options = dict(record.options)
         if "layers" not in options:
             without.append(name)
             continue
         layers = options.pop("layers")
         variant = str(options.pop("variant", ""))
-        rest = {f"method.{k}": v for k, v in options.items()} | {f"train.{k}": v for k, v in record["recipe"].items()}
+        rest = {f"method.{k}": v for k, v in options.items()} | {f"train.{k}": v for k, v in record.recipe.items()}
         points.append(
             Point(
                 name,
-                record["method"],
+                record.method,
                 variant,
                 f"{summary.get('stream')}, {summary.get('tasks')} tasks, {summary.get('classes')} classes",
                 str(summary.get("backbone")),

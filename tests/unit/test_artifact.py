@@ -1,0 +1,126 @@
+"""A saved learner: every byte checked, replaced by one rename."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ostinato import artifact
+from ostinato.errors import DataError, InputError
+
+ABOUT = {
+    "run_id": "0" * 32, "method": "simplecil", "method_file": None, "options": {},
+    "backbone": {"name": "x", "weights": None, "size": None, "preprocess": "weights", "length": None},
+    "backbone_sha256": None, "preprocess": {}, "alike": None, "class_names": ["a", os.fsdecode(b"caf\xe9")],
+    "task_sizes": [2], "protocol": "sample", "seed": 0, "crop": 1.0, "precision": "auto", "train": {},
+}  # fmt: skip
+
+
+def put(folder, value=0.0, **about):
+    tensors = {"w": torch.full((50,), value)}
+    used = np.array([int(value)], np.uint64)
+    artifact.write(folder, ABOUT | {"seed": int(value)} | about, tensors, used, b"text")
+
+
+def test_what_is_written_is_read(tmp_path):
+    put(tmp_path / "a", 3.0)
+    saved = artifact.read(tmp_path / "a")
+    assert saved.about.model_dump().items() >= (ABOUT | {"seed": 3}).items()
+    assert torch.equal(saved.learned["w"], torch.full((50,), 3.0))
+    assert saved.used.tolist() == [3]
+    assert artifact.method_text(tmp_path / "a").read_bytes() == b"text"
+
+
+def test_a_new_one_takes_the_place_of_the_old_and_of_what_a_kill_left(tmp_path):
+    put(tmp_path, 1.0)
+    (tmp_path / "learned-new.safetensors.part").write_bytes(b"half")
+    put(tmp_path, 2.0)
+    assert artifact.read(tmp_path).about.seed == 2
+    assert len(list(tmp_path.iterdir())) == 4, "nothing of the old one"
+    (tmp_path / "artifact.json").unlink()  # killed before the first was complete
+    put(tmp_path, 3.0)
+    assert artifact.read(tmp_path).about.seed == 3
+
+
+def test_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="exists and is no saved learner"):
+        put(tmp_path)
+    with pytest.raises(InputError, match="exists and is no saved learner"):
+        put(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"is no saved learner: it has no artifact\.json"):
+        artifact.read(tmp_path)
+
+
+def test_every_flipped_bit_is_refused(tmp_path):
+    put(tmp_path)
+    for file in tmp_path.iterdir():
+        data = file.read_bytes()
+        for bit in range(0, 8 * len(data), 7):
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            with pytest.raises(DataError):
+                artifact.read(tmp_path)
+        file.write_bytes(data)
+    artifact.read(tmp_path)
+
+
+def test_the_tensors_of_another_model_are_refused(tmp_path):
+    put(tmp_path / "a", 1.0)
+    put(tmp_path / "b", 2.0)
+    (a,), (b,) = (list((tmp_path / name).glob("learned-*")) for name in "ab")
+    a.write_bytes(b.read_bytes())
+    with pytest.raises(DataError, match="is damaged: its SHA-256"):
+        artifact.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("found", [2, 4, "3", None])
+def test_other_versions_are_refused_with_a_way_out(tmp_path, found):
+    put(tmp_path)
+    text = (tmp_path / "artifact.json").read_text()
+    shown = f'"{found}"' if isinstance(found, str) else "null" if found is None else str(found)
+    (tmp_path / "artifact.json").write_text(text.replace('"format": 3', f'"format": {shown}'))
+    with pytest.raises(DataError, match="Install a newer ostinato" if found == 4 else "Learn the model again"):
+        artifact.read(tmp_path)
+
+
+def test_readers_see_the_old_model_or_the_new_one(tmp_path):
+    """However often it is replaced while they read."""
+    put(tmp_path, 0.0)
+    stop = threading.Event()
+
+    def replace_it():
+        value = 0
+        while not stop.is_set():
+            value = (value + 1) % 7
+            put(tmp_path, float(value))
+
+    writer = threading.Thread(target=replace_it)
+    writer.start()
+    try:
+        seen = set()
+        for _ in range(150):
+            saved = artifact.read(tmp_path)
+            assert saved.learned["w"].unique().tolist() == [saved.about.seed] == saved.used.tolist()
+            seen.add(saved.about.seed)
+    finally:
+        stop.set()
+        writer.join()
+    assert len(seen) > 2
+
+
+def test_a_copy_is_checked_on_the_way(tmp_path):
+    put(tmp_path / "a", 1.0)
+    put(tmp_path / "b", 2.0)
+    artifact.copy(tmp_path / "a", tmp_path / "b")
+    one, two = (artifact.read(tmp_path / name).about for name in "ab")
+    assert one == two
+    (learned,) = (tmp_path / "a").glob("learned-*")
+    learned.write_bytes(b"x")
+    with pytest.raises(DataError, match="is damaged"):
+        artifact.copy(tmp_path / "a", tmp_path / "c")
