@@ -160,17 +160,63 @@ def test_gradients_that_a_method_keeps_apart_are_looked_at_as_well():
         learn_task(method, task(), SETTINGS, Told())
 
 
-def test_parameters_that_the_last_step_breaks_are_not_kept():
-    def step(optimizer):
-        optimizer.step()
-        if method.log.append("step") or method.log.count("step") == 6:
-            method.b.data[1] = torch.inf
+# Parameters after the last step, whose effect no loss shows
 
-    method, told, reached = Probe(lambda m: [Stage(m.loss, name="main", step=step)]), Told(), []
+
+def stepping(step, values=(1,) * 6):
+    """Its parameter of three numbers is changed by a function of it and of the steps done; its loss is as scripted."""
+    method = Scripted(values)
+    method.make_stages = lambda m: [Stage(m.loss, name="main", step=lambda _: step(m.b.data, int(m.at)), params=[m.b])]
+    return method
+
+
+def ending(value):
+    """What a parameter is in the end."""
+    return lambda b, n: b.fill_(value) if n == 6 else None
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("settings", [SETTINGS, STOP])
+def test_parameters_that_the_last_step_breaks_are_not_kept(bad, settings):
+    told, reached = Told(), []
     told.stepped = lambda position, *_: reached.append(position.step)
-    with pytest.raises(DivergedError, match="task 1, stage 'main': the last step left parameters that are not finite"):
-        learn_task(method, task(), SETTINGS, told)
+    where = (
+        r"task 1, stage 'main': the norm of the trained parameters is not a finite number \((nan|inf)\) after the last"
+    )
+    with pytest.raises(DivergedError, match=where):
+        learn_task(stepping(ending(bad)), task(), settings, told)
     assert reached == [1, 2, 3, 4, 5], "no checkpoint holds them"
+
+
+def test_parameters_that_explode_are_said():
+    told = Told()
+    learn_task(stepping(ending(99)), task(), STOP, told)
+    assert told.texts == []
+    learn_task(stepping(ending(-101)), task(), SETTINGS, told)
+    assert told.texts == [
+        "task 1, stage 'main': the trained parameters explode, from 0 to 101 in their root mean square. "
+        "Lower train.lr (now 0.05), or set train.clip."
+    ]
+    reached = []
+    told.stepped = lambda position, *_: reached.append(position.step)
+    with pytest.raises(DivergedError, match=r"parameters explode, .* With train.on_divergence=warn training goes on."):
+        learn_task(stepping(ending(-101)), task(), STOP, told)
+    assert reached == [1, 2, 3, 4, 5]
+
+
+def test_parameters_may_be_large_from_the_beginning():
+    told = Told()
+    for value, n in ((29_000, 0), (31_000, 1)):
+        method = stepping(ending(value))
+        method.b.data.fill_(300.0)
+        learn_task(method, task(), SETTINGS, told)
+        assert len(told.texts) == n
+
+
+def test_one_warning_is_enough_for_a_stage():
+    told = Told()
+    learn_task(stepping(ending(1e4), [1, 500, 1, 1, 1, 1]), task(), SETTINGS, told)
+    assert [text.split(" explode")[0] for text in told.texts] == ["task 1, stage 'main', step 2: the loss"]
 
 
 # Gradients that reach nothing
@@ -233,6 +279,27 @@ def test_a_resumed_stage_warns_of_the_same_as_a_whole_one(values, gradient, n):
     assert cut.texts + after.texts == whole
 
 
+@pytest.mark.parametrize("n", range(1, 7))
+def test_a_resumed_stage_measures_parameters_against_its_own_beginning(n):
+    """They grow by a factor of 5 a step, to 31,250 from 2."""
+
+    def fresh():
+        method = stepping(lambda b, _: b.mul_(5))
+        method.b.data.fill_(2.0)
+        return method
+
+    first, second, told = fresh(), fresh(), Told()
+    cut = StopAt(first, n)
+    cut.warned = told.warned
+    with pytest.raises(Stop):
+        learn_task(first, task(), SETTINGS, cut)
+    second.load_learned_state(cut.state)
+    learn_task(second, task(), SETTINGS, told, resume=(cut.position, cut.optimizer))
+    assert [text.split(" in their")[0] for text in told.texts] == [
+        "task 1, stage 'main': the trained parameters explode, from 2 to 3.13e+04"
+    ]
+
+
 def test_a_position_is_a_place_whatever_was_seen():
     assert Position(0, 3, Seen(1.0, True, True)) == Position(0, 3)
 
@@ -266,17 +333,19 @@ def test_what_optimises_nothing_is_left_out_rightly():
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])
+@pytest.mark.parametrize("size", [8, 99])
 @pytest.mark.parametrize("name", sorted(set(methods()) - UNTRAINED))
-def test_no_method_takes_a_rate_of_a_million_in_silence(name, policy):
-    """For most the loss explodes in the second step.
+def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
+    """For most the loss explodes in the second step, where there is one; otherwise parameters are seen to.
 
-    Prompts of ``clip_pgp`` pass a layer norm before anything is made of them, so that its loss stays small however long
-    they are; they grow until fp32 cannot hold them.
+    So are those of ``clip_pgp``: its prompts pass a layer norm before anything is made of them, and its loss stays
+    small however long they are.
     """
     kind = kinds_of(methods()[name])[0]
-    settings = replace(LESSONS, on_divergence=policy, overrides={**LESSONS.overrides, "lr": 1e6})
-    with pytest.raises((DivergedError, Heard), match=r"task \d, stage '\w+', step \d+: the .*Lower train.lr") as caught:
-        learn(make(name, kind), toy_stream(kind), settings=settings, watcher=Once())
+    overrides = {**LESSONS.overrides, "lr": 1e6, "batch_size": size, "epochs": 1 if size > 8 else 2}
+    settings = replace(LESSONS, on_divergence=policy, overrides=overrides)
+    with pytest.raises((DivergedError, Heard), match=r"task 1, stage '\w+'.*: the .*Lower train.lr") as caught:
+        learn(make(name, kind), toy_stream(kind), upto=1, settings=settings, watcher=Once())
     assert policy == "warn" or caught.type is DivergedError
     assert issubclass(DivergedError, OstinatoError)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from ostinato.errors import OstinatoError
 from ostinato.methods.base import Recipe
 
 FACTOR = 100.0
-"""A loss explodes when it is this many times what it was at the stage's first step, or 1 where that is less."""
+"""What explodes is this many times what it was when the stage began, or this many where that was below 1."""
 
 LARGE = 1000.0
 """More than any loss begins with: a stage that begins with more begins after training diverged before it."""
@@ -40,11 +40,19 @@ class Seen:
         first: the loss of the first step; None before it.
         reached: whether a gradient other than zero reached the trained parameters.
         exploded: whether the loss exploded.
+        size: of the parameters before the first step, see :func:`size_of`; None before it was looked at.
     """
 
     first: float | None = None
     reached: bool = False
     exploded: bool = False
+    size: float | None = None
+
+
+def size_of(params: Sequence[Tensor]) -> float:
+    """The root mean square of all numbers in some parameters; infinite where it is beyond their precision."""
+    norm = get_total_norm([p.detach() for p in params]).item()
+    return norm / math.sqrt(max(1, sum(p.numel() for p in params)))
 
 
 class Guard:
@@ -56,16 +64,26 @@ class Guard:
         where: the stage in words, "task 1, stage 'fit'".
         recipe: of the stage.
         fixed: whether the recipe is the method's, so that ``train.*`` does not change it.
-        stop: whether training stops at a loss that explodes.
+        stop: whether training stops where something explodes.
         watcher: is warned.
+        params: that are trained.
         seen: by the steps before a restart.
     """
 
     def __init__(
-        self, where: str, recipe: Recipe, watcher: Warned, *, fixed: bool = False, stop: bool = False, seen: Seen
+        self,
+        where: str,
+        recipe: Recipe,
+        watcher: Warned,
+        params: Sequence[Tensor],
+        *,
+        fixed: bool,
+        stop: bool,
+        seen: Seen,
     ) -> None:
-        self.where, self.recipe, self.fixed, self.stop, self.seen = where, recipe, fixed, stop, seen
-        self._watcher = watcher
+        self.where, self.recipe, self.fixed, self.stop = where, recipe, fixed, stop
+        self.seen = seen if seen.size is not None else replace(seen, size=size_of(params))
+        self._watcher, self._params = watcher, params
 
     def check(self, step: int, losses: Mapping[str, float], norms: Sequence[float]) -> None:
         """Look at a step before the optimiser takes it.
@@ -90,32 +108,39 @@ class Guard:
         exploded = loss > FACTOR * min(max(1.0, first), LARGE)
         if exploded and not self.seen.exploded:
             before = "" if self.seen.first is None else f" after {first:.3g} in the first step"
-            text = f"{at}: the loss explodes, to {loss:.3g}{before}. {self._way_out()}"
-            if self.stop:
-                raise DivergedError(f"{text} With train.on_divergence=warn training goes on.")
-            self._watcher.warned(text)
-        now = Seen(first, self.seen.reached or any(norms), self.seen.exploded or exploded)
+            self._exploded(f"{at}: the loss explodes, to {loss:.3g}{before}.")
+        now = Seen(first, self.seen.reached or any(norms), self.seen.exploded or exploded, self.seen.size)
         if now != self.seen:
             self.seen = now
 
-    def close(self, params: Sequence[Tensor]) -> None:
-        """Look back at the stage when its last step was taken.
-
-        Args:
-            params: what was trained.
+    def close(self) -> None:
+        """Look back at the stage when its last step was taken, the effect of which no loss shows.
 
         Raises:
-            DivergedError: if the last step left numbers that are not finite.
+            DivergedError: if parameters are not finite, or explode and training is to stop then.
         """
-        if not bool(torch.stack([p.detach().isfinite().all() for p in params]).all()):
+        size, before = size_of(self._params), self.seen.size or 0.0
+        if not math.isfinite(size):
             raise DivergedError(
-                f"{self.where}: the last step left parameters that are not finite numbers. {self._way_out()}"
+                f"{self.where}: the norm of the trained parameters is not a finite number ({size}) after the last "
+                f"step. {self._way_out()}"
+            )
+        if size > FACTOR * max(1.0, before) and not self.seen.exploded:
+            self._exploded(
+                f"{self.where}: the trained parameters explode, from {before:.3g} to {size:.3g} in their root mean "
+                "square."
             )
         if not self.seen.reached:
             self._watcher.warned(
                 f"{self.where}: no gradient reached the trained parameters, so that nothing was learned there. The "
                 "loss does not depend on them, or cannot change, as over a single class."
             )
+
+    def _exploded(self, text: str) -> None:
+        text = f"{text} {self._way_out()}"
+        if self.stop:
+            raise DivergedError(f"{text} With train.on_divergence=warn training goes on.")
+        self._watcher.warned(text)
 
     def _way_out(self) -> str:
         lr, clip = self.recipe.lr, self.recipe.clip

@@ -36,7 +36,7 @@ class Settings:
         workers: loading processes.
         eval_batch_size: samples per batch wherever nothing is trained.
         world: the processes that share every batch.
-        on_divergence: whether training stops or goes on with a warning when a loss explodes.
+        on_divergence: whether training stops or goes on with a warning when a loss or the parameters explode.
     """
 
     device: torch.device
@@ -115,7 +115,7 @@ def learn_task(
         Seconds spent.
 
     Raises:
-        DivergedError: a loss, a gradient or a parameter is not finite, or a loss explodes and training is to stop then.
+        DivergedError: a loss, a gradient or a parameter is not finite, or explodes and training is to stop then.
     """
     watcher = watcher or Silent()
     began = time.perf_counter()
@@ -172,7 +172,7 @@ def _run_stage(
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
     guard = Guard(
-        f"task {task.index + 1}, stage {stage.name!r}", recipe, watcher,
+        f"task {task.index + 1}, stage {stage.name!r}", recipe, watcher, params,
         fixed=stage.recipe is not None, stop=settings.on_divergence == "stop", seen=start.seen,
     )  # fmt: skip
     watcher.stage_started(task.index, stage, start.step, steps)
@@ -191,7 +191,7 @@ def _run_stage(
             done = min((step % per_epoch + 1) * recipe.batch_size, n) - step % per_epoch * recipe.batch_size
             step += 1
             if step == steps:
-                guard.close(params)
+                guard.close()
             # After all warnings of the step, so that what is saved here holds every one so far.
             watcher.stepped(Position(start.stage, step, guard.seen), losses, optimizer, done)
 
