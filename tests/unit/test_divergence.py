@@ -194,7 +194,7 @@ def test_parameters_that_explode_are_said():
     assert told.texts == []
     learn_task(stepping(ending(-101)), task(), SETTINGS, told)
     assert told.texts == [
-        "task 1, stage 'main': the trained parameters explode, from 0 to 101 in their root mean square. "
+        "task 1, stage 'main': the trained parameters explode, to 101 in their root mean square after the last step. "
         "Lower train.lr (now 0.05), or set train.clip."
     ]
     reached = []
@@ -202,15 +202,6 @@ def test_parameters_that_explode_are_said():
     with pytest.raises(DivergedError, match=r"parameters explode, .* With train.on_divergence=warn training goes on."):
         learn_task(stepping(ending(-101)), task(), STOP, told)
     assert reached == [1, 2, 3, 4, 5]
-
-
-def test_parameters_may_be_large_from_the_beginning():
-    told = Told()
-    for value, n in ((29_000, 0), (31_000, 1)):
-        method = stepping(ending(value))
-        method.b.data.fill_(300.0)
-        learn_task(method, task(), SETTINGS, told)
-        assert len(told.texts) == n
 
 
 def test_one_warning_is_enough_for_a_stage():
@@ -280,24 +271,15 @@ def test_a_resumed_stage_warns_of_the_same_as_a_whole_one(values, gradient, n):
 
 
 @pytest.mark.parametrize("n", range(1, 7))
-def test_a_resumed_stage_measures_parameters_against_its_own_beginning(n):
-    """They grow by a factor of 5 a step, to 31,250 from 2."""
-
-    def fresh():
-        method = stepping(lambda b, _: b.mul_(5))
-        method.b.data.fill_(2.0)
-        return method
-
-    first, second, told = fresh(), fresh(), Told()
+def test_a_resumed_stage_sees_to_its_parameters_as_a_whole_one(n):
+    first, second, told = stepping(ending(1e4)), stepping(ending(1e4)), Told()
     cut = StopAt(first, n)
     cut.warned = told.warned
     with pytest.raises(Stop):
         learn_task(first, task(), SETTINGS, cut)
     second.load_learned_state(cut.state)
     learn_task(second, task(), SETTINGS, told, resume=(cut.position, cut.optimizer))
-    assert [text.split(" in their")[0] for text in told.texts] == [
-        "task 1, stage 'main': the trained parameters explode, from 2 to 3.13e+04"
-    ]
+    assert len(told.texts) == 1
 
 
 def test_a_position_is_a_place_whatever_was_seen():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -14,10 +14,13 @@ from ostinato.errors import OstinatoError
 from ostinato.methods.base import Recipe
 
 FACTOR = 100.0
-"""What explodes is this many times what it was when the stage began, or this many where that was below 1."""
+"""A loss explodes when it is this many times what it was at the stage's first step, or 1 where that is less."""
 
 LARGE = 1000.0
 """More than any loss begins with: a stage that begins with more begins after training diverged before it."""
+
+HUGE = 100.0
+"""More than the root mean square of what is trained is: that of layers, prompts and keys is below or around 1."""
 
 
 class DivergedError(OstinatoError):
@@ -40,19 +43,11 @@ class Seen:
         first: the loss of the first step; None before it.
         reached: whether a gradient other than zero reached the trained parameters.
         exploded: whether the loss exploded.
-        size: of the parameters before the first step, see :func:`size_of`; None before it was looked at.
     """
 
     first: float | None = None
     reached: bool = False
     exploded: bool = False
-    size: float | None = None
-
-
-def size_of(params: Sequence[Tensor]) -> float:
-    """The root mean square of all numbers in some parameters; infinite where it is beyond their precision."""
-    norm = get_total_norm([p.detach() for p in params]).item()
-    return norm / math.sqrt(max(1, sum(p.numel() for p in params)))
 
 
 class Guard:
@@ -81,8 +76,7 @@ class Guard:
         stop: bool,
         seen: Seen,
     ) -> None:
-        self.where, self.recipe, self.fixed, self.stop = where, recipe, fixed, stop
-        self.seen = seen if seen.size is not None else replace(seen, size=size_of(params))
+        self.where, self.recipe, self.fixed, self.stop, self.seen = where, recipe, fixed, stop, seen
         self._watcher, self._params = watcher, params
 
     def check(self, step: int, losses: Mapping[str, float], norms: Sequence[float]) -> None:
@@ -109,7 +103,7 @@ class Guard:
         if exploded and not self.seen.exploded:
             before = "" if self.seen.first is None else f" after {first:.3g} in the first step"
             self._exploded(f"{at}: the loss explodes, to {loss:.3g}{before}.")
-        now = Seen(first, self.seen.reached or any(norms), self.seen.exploded or exploded, self.seen.size)
+        now = Seen(first, self.seen.reached or any(norms), self.seen.exploded or exploded)
         if now != self.seen:
             self.seen = now
 
@@ -119,16 +113,17 @@ class Guard:
         Raises:
             DivergedError: if parameters are not finite, or explode and training is to stop then.
         """
-        size, before = size_of(self._params), self.seen.size or 0.0
-        if not math.isfinite(size):
+        norm = get_total_norm([p.detach() for p in self._params]).item()
+        if not math.isfinite(norm):
             raise DivergedError(
-                f"{self.where}: the norm of the trained parameters is not a finite number ({size}) after the last "
+                f"{self.where}: the norm of the trained parameters is not a finite number ({norm}) after the last "
                 f"step. {self._way_out()}"
             )
-        if size > FACTOR * max(1.0, before) and not self.seen.exploded:
+        size = norm / math.sqrt(max(1, sum(p.numel() for p in self._params)))
+        if size > HUGE and not self.seen.exploded:
             self._exploded(
-                f"{self.where}: the trained parameters explode, from {before:.3g} to {size:.3g} in their root mean "
-                "square."
+                f"{self.where}: the trained parameters explode, to {size:.3g} in their root mean square after the last "
+                "step."
             )
         if not self.seen.reached:
             self._watcher.warned(
