@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import reprlib
-import tomllib
+import datetime
+import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ostinato import tomls
 from ostinato.errors import InputError, did_you_mean
 from ostinato.method_files import reference, split_file
+from ostinato.paths import user_path
+from ostinato.quoting import dotted, quoted, shown
 
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
 """The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
@@ -22,21 +26,8 @@ _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 """Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
 
 
-_SHOWN = 200
-"""Most characters of a value that a message quotes."""
-
-
-def quoted(value: Any) -> str:
-    """A value for an error message: on one line, of bounded length, without characters that a terminal would obey."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = _SHOWN
-    short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = 20
-    short.maxlong = 40
-    try:
-        text = short.repr(value)
-    except ValueError:  # Python writes no integers of thousands of digits
-        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
-    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
+_MOST_PARTS = 8
+_MOST_NESTED = 16
 
 
 class _Section(BaseModel):
@@ -160,36 +151,49 @@ def _without_none(value: Any) -> Any:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The configuration with paths that work from any directory."""
+    """The configuration with paths that work from any directory.
 
-    def full(text: str | None) -> str | None:
-        path = Path(text).expanduser() if text else None
-        return str(path.resolve()) if path is not None and path.exists() else text
+    Raises:
+        InputError: if a path can be none, or the folder it lies in has a name that is not in UTF-8.
+    """
+
+    def full(text: str | None, key: str) -> str | None:
+        path = user_path(text, key) if text else None
+        return _real(path, key) if path is not None and os.path.exists(path) else text
 
     from ostinato.streams import SOURCES
 
     method = config.method
+    user_path(method.name, "method.name")
     file, named = split_file(method.name)
     if file is not None:
         method = method.model_copy(update={"name": reference(file, named)})
-    backbone = {"weights": full(config.backbone.weights)}
-    if config.backbone.weights is None and Path(config.backbone.name).expanduser().is_dir():
-        folder = Path(config.backbone.name).expanduser().resolve()
-        backbone = {"name": folder.name, "weights": str(folder)}  # of a text encoder
+    backbone = {"weights": full(config.backbone.weights, "backbone.weights")}
+    own = user_path(config.backbone.name, "backbone.name")
+    if config.backbone.weights is None and config.backbone.name and os.path.isdir(own):
+        folder = _real(own, "backbone.name")
+        backbone = {"name": Path(folder).name, "weights": folder}  # of a text encoder
 
-    def full_data(text: str | None) -> str | None:
+    def full_data(text: str | None, key: str) -> str | None:
         # A known name wins over a folder of that name, as where data are opened.
-        return text if text in SOURCES else full(text)
+        return text if text in SOURCES else full(text, key)
 
     return config.model_copy(
         update={
             "method": method,
-            "data": config.data.model_copy(update={"path": full_data(config.data.path)}),
+            "data": config.data.model_copy(update={"path": full_data(config.data.path, "data.path")}),
             "backbone": config.backbone.model_copy(update=backbone),
-            "eval": config.eval.model_copy(update={"data": full_data(config.eval.data)}),
-            "cache": str(Path(config.cache).expanduser().resolve()) if config.cache else None,
+            "eval": config.eval.model_copy(update={"data": full_data(config.eval.data, "eval.data")}),
+            "cache": _real(user_path(config.cache, "cache"), "cache") if config.cache else None,
         }
     )
+
+
+def _real(path: Path, key: str) -> str:
+    """The path without links, as text that can be written into a file of options."""
+    text = os.path.realpath(path)
+    _check_text(text, key)
+    return text
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
@@ -212,23 +216,40 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
-        if not sign or not key:
-            raise InputError(f"Options are written key=value, got {pair!r}. For example: data=photos/ stream.step=5")
         key = key.strip()
+        if not sign or not key:
+            raise InputError(
+                f"Options are written key=value, got {quoted(pair)}. For example: data=photos/ stream.step=5"
+            )
         put(out, key, _unquoted(text) if _is_text(key) else _value(text), pair)
     return out
 
 
 def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set a dotted key in a nested dict, widening ``data=X`` to ``data.path=X``."""
+    """Set a dotted key in a nested dict, widening ``data=X`` to ``data.path=X``.
+
+    Args:
+        tree: changed in place.
+        key: of the option.
+        value: to set.
+        source: word or file that the option stands in, for messages.
+
+    Raises:
+        InputError: if the key has empty parts or very many, or contradicts another.
+    """
     parts = key.split(".") if isinstance(value, dict) else _parts(key)
+    if not all(part.strip() for part in parts) or len(parts) > _MOST_PARTS:
+        raise InputError(
+            f"{shown(source)}: the name of an option has at most {_MOST_PARTS} parts, none of them empty, got "
+            f"{quoted(key)}. For example: stream.step"
+        )
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise InputError(f"{source}: {part!r} already has the plain value {node!r}.")
+            raise InputError(f"{shown(source)}: {quoted(part)} already has the plain value {quoted(node)}.")
     if parts[-1] in node:
-        raise InputError(f"{source}: {'.'.join(parts)} is given twice; keep one.")
+        raise InputError(f"{shown(source)}: {dotted(*parts)} is given twice; keep one.")
     node[parts[-1]] = value
 
 
@@ -255,8 +276,8 @@ def _unquoted(text: str) -> str:
 def _value(text: str) -> Any:
     for form in (text, f"[{text}]"):
         try:
-            value = tomllib.loads(f"v = {form}")["v"]
-        except (tomllib.TOMLDecodeError, ValueError):
+            value = tomls.loads(f"v = {form}")["v"]
+        except tomls.NotToml:
             continue
         if form == text and isinstance(value, bool | int | float | list | str):
             return value
@@ -271,14 +292,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing or not TOML, with the line.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"-c {path}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"-c {path}: is not TOML: {error}.") from None
     out: dict[str, Any] = {}
-    for key, value in raw.items():
+    for key, value in tomls.read(path, f"-c {shown(str(path))}").items():
         put(out, key, value, str(path))
     return out
 
@@ -300,6 +315,7 @@ def build_config(*layers: dict[str, Any]) -> RunConfig:
     """
     tree: dict[str, Any] = {}
     for layer in layers:
+        _check_plain(layer)
         tree = merge(tree, layer)
     try:
         return RunConfig.model_validate(tree)
@@ -316,10 +332,55 @@ def data_config(options: dict[str, Any]) -> DataConfig:
     return build_config({"method": {"name": ""}, "data": options}).data
 
 
+def _check_plain(value: Any, *key: Any) -> None:
+    """Refuse what no option can be, whichever it is.
+
+    Raises:
+        InputError: naming the option that is nested without end, is no finite number, or is no text for a file.
+    """
+    if len(key) > _MOST_NESTED:
+        raise InputError(f"{dotted(*key[:4])}: is nested more than {_MOST_NESTED} deep, as no option is.")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"{dotted(*key, name)}: the name of an option must be text, not {quoted(name)}.")
+            _check_plain(inner, *key, name)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_plain(inner, *key, i)
+    elif isinstance(value, str):
+        _check_text(value, dotted(*key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{dotted(*key)}: must be a finite number, got {value}.")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise InputError(f"{dotted(*key)}: must be less than 2**63 in size, got {quoted(value)}.")
+    elif isinstance(value, datetime.date | datetime.time):
+        kind = type(value).__name__
+        raise InputError(
+            f"{dotted(*key)}: must be a number, text, true, false or a list, not a {kind}; quote it as text."
+        )
+
+
+def _check_text(text: str, key: str) -> None:
+    """Refuse text that a file of options cannot hold.
+
+    Raises:
+        InputError: if it has a NUL character, or characters that are not in UTF-8.
+    """
+    if "\0" in text:
+        raise InputError(f"{key}: must be text without NUL characters, got {quoted(text)}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{key}: must be text in UTF-8, but character {error.start} of {quoted(text)} is not. Rename the file."
+        ) from None
+
+
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     loc = [str(part) for part in first["loc"]]
-    key = ".".join(loc)
+    key = dotted(*loc)
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in loc[:-1]:
@@ -328,4 +389,4 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key. {did_you_mean(key, known)}"
     if first["type"] == "missing":
         return f"{key}: is required. For example: ostinato run simplecil data=photos/"
-    return f"{key}: {first['msg']}, got {first['input']!r}."
+    return f"{key}: {first['msg']}, got {quoted(first['input'])}."

@@ -1,14 +1,18 @@
 """Options from the command line and from TOML: how they are read, checked and written back."""
 
+import datetime
 import math
+import time
+from pathlib import Path
 
 import pytest
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ostinato.config import RunConfig, build_config, merge, parse_overrides, read_toml
+from ostinato.config import RunConfig, absolute, build_config, merge, parse_overrides, read_toml
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
 MINIMAL = {"method": {"name": "simplecil"}}
 
@@ -283,3 +287,167 @@ def test_unset_values_are_left_out():
     assert "weights" not in written["backbone"]
     assert "tasks" not in written["stream"]
     assert written["data"]["path"] == "digits"
+
+
+# Hostile input
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["data=~nosuchuser/x", "backbone=~nosuchuser/x", "backbone.weights=~nosuchuser", "eval=~nosuchuser/x",
+     "cache=~nosuchuser/x", "method=~nosuchuser/m.py"],
+)  # fmt: skip
+def test_homes_of_nobody_are_named(word):
+    with pytest.raises(InputError, match=r"home folder in '~nosuchuser"):
+        absolute(build_config(MINIMAL, parse_overrides([word])))
+
+
+@pytest.mark.parametrize(
+    "key", ["data", "cache", "backbone", "backbone.weights", "eval", "method", "method.x", "device"]
+)
+@pytest.mark.parametrize("character", [0, 0xD800, 0xDCFF])
+def test_texts_that_no_file_can_hold_are_refused(key, character):
+    with pytest.raises(InputError, match=rf"^{key}(\.path|\.name|\.data)?: .*(NUL|UTF-8)") as error:
+        absolute(build_config(MINIMAL, parse_overrides([f"{key}=a{chr(character)}b"])))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "word", [".=1", "a..b=1", ".a=1", "a.=1", " =1", "=", "train. =1", "a" + ".b" * 5000 + "=1", "a.b.c.d.e.f.g.h.i=1"]
+)
+def test_keys_that_name_nothing_are_refused(word):
+    with pytest.raises(InputError, match=r"written key=value, got|at most 8 parts, none") as error:
+        parse_overrides([word])
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "[" * 5000 + "]" * 5000, "{a=" * 3000, "{" + "a." * 50000 + "b=1}", "9" * 5000]
+)
+def test_values_nested_without_end_are_texts_in_bounded_time(text):
+    begin = time.perf_counter()
+    assert parsed(text) == text
+    assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["state_cache=inf"], r"state_cache: must be a finite number, got inf"),
+        (["state_cache=nan"], r"state_cache: must be a finite number, got nan"),
+        (["train.lr=nan"], r"train.lr: must be a finite number, got nan"),
+        (["train.lr=1e999"], r"train.lr: must be a finite number, got inf"),
+        (["train.milestones=0.5,inf"], r"train.milestones.1: must be a finite number, got inf"),
+        (["method.pull=-inf"], r"method.pull: must be a finite number, got -inf"),
+        (["seed=9223372036854775808"], r"seed: must be less than 2\*\*63 in size"),
+        (["method.rank=0x" + "F" * 6000], r"method.rank: must be less than 2\*\*63 .*an integer of 24000 bits"),
+        (["backbone.size=1000000"], r"backbone.size: .*4096"),
+        (["data=" + "x" * 100_000, "seed=x"], r"seed: "),
+        (["stream.order=" + "x" * 100_000], r"stream.order: .*got 'x+"),
+    ],
+)
+def test_numbers_without_bounds_are_refused(words, message):
+    with pytest.raises(InputError, match=message) as error:
+        build_config(MINIMAL, parse_overrides(words))
+    assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"method": ["l2p"]}, r"^method: "),
+        ({"method": 5}, r"^method: "),
+        ({"data": [1]}, r"^data: "),
+        ({"data": {"path": [1]}}, r"^data.path: .*got \[1\]"),
+        ({"data": {"path": {"a": 1}}}, r"^data.path: "),
+        ({"data": {"sets": {"a": 1}}}, r"^data.sets: "),
+        ({"stream": {"tasks": [["a"], 3]}}, r"^stream.tasks"),
+        ({"stream": {"tasks": "x"}}, r"^stream.tasks"),
+        ({"train": [1]}, r"^train: "),
+        ({"train": {"accumulate": {"a": {"b": 1}}}}, r"^train.accumulate: "),
+        ({5: 1}, r"^5: "),
+        ({"data": {5: 1}}, r"^data.5: "),
+        ({"data": {"a\nb": 1}}, r"^data.'a\\nb': unknown key"),
+        ({"a" * 9999: 1}, r"^'a{50,}.*unknown key"),
+        ({"data": {"path": "x", "extra": float("nan")}}, r"^data.extra: "),
+        ({"method": {"name": "l2p", "x": datetime.date(2024, 1, 1)}}, r"^method.x: must be a number, .*date"),
+        ({"train": {"x": [datetime.time(1)]}}, r"^train.x.0: must be a number, .*time"),
+    ],
+)
+def test_trees_of_other_shapes_are_refused_by_name(tree, message):
+    with pytest.raises(InputError, match=message) as error:
+        build_config(MINIMAL, tree)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800
+
+
+def test_trees_without_end_are_refused():
+    tree: dict = {}
+    for _ in range(5000):
+        tree = {"a": tree}
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    for config in (tree, {"method": {"name": "l2p", "x": deep}}, {"train": tree}, {"stream": {"tasks": deep}}):
+        with pytest.raises(InputError, match="nested"):
+            build_config(MINIMAL, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "[" * 5000, "nested"),
+        (".".join(["a"] * 5000) + " = 1", "nested"),
+        ("[" + ".".join(["a"] * 5000) + "]", "nested"),
+        ("a = {" + ".".join("'a'" for _ in range(5000)) + " = 1}", "nested"),
+        ("a = " + "9" * 5000, "is not TOML"),
+        ("[data]\n[data]\n", "is not TOML"),
+        ("seed = 1\nseed = 2\n", "is not TOML"),
+        ("stream.tasks = [" + "1," * 10**4 + "]", r"stream.tasks"),
+        ("'".join(["data = "] * 10**5), "is not TOML"),
+        ('data = "' + '\\"' * 10**5, "is not TOML"),
+        ("'a..b' = 1\n", "parts"),
+        ("'' = 1\n", "parts"),
+        ("# nothing\n" * 500_000, "larger than"),
+        ("[[data]]\npath = 'x'\n", r"data(.path)?: "),
+        ("method = ['l2p']\n", r"method.name: "),
+        ("data = 2024-01-01\n", r"data.path: "),
+        ("seed = 2024-01-01T00:00:00Z\n", r"seed: "),
+        ("[method]\nname='l2p'\nx = 07:32:00\n", r"method.x: "),
+    ],
+)
+def test_hostile_files_are_refused_in_bounded_time(tmp_path, text, message):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    begin = time.perf_counter()
+    with pytest.raises(InputError, match=message) as error:
+        build_config(MINIMAL, read_toml(file))
+    assert time.perf_counter() - begin < 1
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
+    assert read_toml(file) == {"seed": 3}
+
+
+def test_a_device_is_not_read_without_end():
+    with pytest.raises(InputError, match="larger than"):
+        read_toml(Path("/dev/zero"))
+
+
+def test_a_file_of_no_name(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_toml(Path("a\0b"))
+
+
+def test_messages_quote_little_and_nothing_that_a_terminal_obeys():
+    assert quoted("a") == "'a'"
+    assert quoted([1, 2.5, None]) == "[1, 2.5, None]"
+    assert len(quoted("x" * 10**6)) < 500
+    assert len(quoted([list(range(1000))] * 1000)) < 500
+    assert quoted("\x1b[2J\n\u202e\ud800").isprintable()
+    assert quoted(-(1 << 20000)) == "an integer of 20001 bits"
+    assert quoted([1 << 20000]) == "a list"

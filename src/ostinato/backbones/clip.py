@@ -19,8 +19,8 @@ from ostinato.backbones.edits import Tokens
 from ostinato.backbones.encoder import Arch, Encoder
 from ostinato.backbones.text import numbered
 from ostinato.backbones.vision import Preprocess, VisionBackbone
-from ostinato.config import quoted
 from ostinato.errors import DataError, InputError
+from ostinato.quoting import quoted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

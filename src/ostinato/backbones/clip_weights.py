@@ -24,8 +24,8 @@ from ostinato.backbones.hub import (
 )
 from ostinato.backbones.tensors import Taken
 from ostinato.backbones.vision import Preprocess
-from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
 KIND = "clip"
 """The ``model_type`` of these models."""

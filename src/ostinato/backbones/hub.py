@@ -20,8 +20,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ostinato.backbones.tensors import Taken, read_tensors
-from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 from ostinato.registry import describe_validation
 
 if TYPE_CHECKING:

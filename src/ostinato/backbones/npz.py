@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
 _SLACK = 2**28
 """Bytes that a file may hold beside the model: heads, and what its training kept."""

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WRAPPERS = ("state_dict", "model", "teacher", "module")

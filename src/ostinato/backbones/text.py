@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.edits import Tokens
 from ostinato.backbones.encoder import Arch
-from ostinato.config import quoted
 from ostinato.errors import DataError, InputError
+from ostinato.quoting import quoted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,8 +21,8 @@ from ostinato.backbones.hub import (
 )
 from ostinato.backbones.tensors import Taken
 from ostinato.backbones.text import TextBackbone, Tokenization
-from ostinato.config import quoted
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
 KINDS = ("bert", "roberta", "xlm-roberta")
 """Kinds of model (``model_type``) whose layers our encoder computes."""

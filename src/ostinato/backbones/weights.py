@@ -23,8 +23,9 @@ from ostinato.backbones.encoder import ACTIVATIONS, Arch
 from ostinato.backbones.npz import check_npz, unreadable
 from ostinato.backbones.tensors import check_finite, fitting, read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone
-from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE, quoted
+from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError, did_you_mean
+from ostinato.quoting import quoted
 
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
