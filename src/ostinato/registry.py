@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ostinato.errors import InputError, did_you_mean
+from ostinato.quoting import dotted, quoted, shown
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
@@ -177,9 +178,17 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
 
 
 def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:
-    """The first problem of a pydantic error as one sentence with a way out."""
-    first = error.errors()[0]
-    key = ".".join([where, *map(str, first["loc"])]).strip(".")
+    """The first problem of a pydantic error as one sentence with a way out.
+
+    Args:
+        error: of pydantic.
+        where: what comes before the key; may be empty.
+        known: keys that may stand where an unknown one does.
+    """
+    first = error.errors(include_url=False, include_context=False)[0]
+    loc = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a wrong key itself
+    key = dotted(*filter(None, [where]), *loc) or "it"
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {did_you_mean(str(first['loc'][-1]), known)}"
-    return f"{key}: {first['msg']}, got {first['input']!r}."
+        hint = did_you_mean(shown(str(loc[-1])), known) if known else "Leave it out."
+        return f"{key}: unknown key. {hint}"
+    return f"{key}: {first['msg']}, got {quoted(first['input'])}."

@@ -12,8 +12,9 @@ from ostinato.config import build_config, flat, read_toml
 from ostinato.contract.toys import random_backbone
 from ostinato.errors import InputError
 from ostinato.learner import check_recipe
-from ostinato.presets import DATA, METRICS, preset_names, read_preset
+from ostinato.presets import DATA, METRICS, preset_names, read_preset, table_file
 from ostinato.registry import check_options, get_method
+from ostinato.reproduce.table import read_table
 
 NAMES = preset_names()
 
@@ -132,3 +133,108 @@ def test_a_preset_wants_its_data_named(tmp_path, capsys):
     assert stop.value.code == 2
     assert "LAMDA-PILOT" in capsys.readouterr().err
     assert not Path(tmp_path, "runs").exists()
+
+
+GOOD = """[method]
+name = "l2p"
+[provenance]
+data = "cifar100"
+paper = "p"
+verified = false
+note = "n"
+[provenance.sources]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed = ", "is not TOML"),
+        ("seed = 1", "method: Field required"),
+        (GOOD.replace("[method]\nname", "method"), "method: "),
+        (GOOD.replace("[provenance", "[provenence"), "provenance: Field required"),
+        (GOOD.replace("verified = false", "verified = 0"), "provenance.verified: "),
+        (GOOD.replace('data = "cifar100"', "data = 3"), "provenance.data: "),
+        (GOOD.replace("note", "notes"), "provenance.note: Field required"),
+        (GOOD + "x = 3", "provenance.sources.x: "),
+        (GOOD + "[[provenance.published]]\nlast = inf\nsource = 'x'", "provenance.published.0.last: "),
+        ("format = 2\n" + GOOD, "format: "),
+    ],
+)
+def test_a_damaged_preset_is_named(text, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("ostinato.presets._ROOT", tmp_path)
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine/l2p.toml"
+    file.write_text(GOOD)
+    assert read_preset("mine/l2p").data == "cifar100"
+    file.write_text(text)
+    with pytest.raises(InputError, match=rf"^preset mine/l2p: .*{says}"):
+        read_preset("mine/l2p")
+
+
+ROW = 'title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("format = 2\n" + ROW, r"format: must be 1, got 2; a newer version"),
+        ("format = '1'\n" + ROW, r"format: must be 1, got '1'"),
+        ("format = true\n" + ROW, r"format: "),
+        ("title = 3\n" + ROW.partition("\n")[2], r"title: .*string, got 3"),
+        ("title = 't'\nrow = 3", r"row: .*list, got 3"),
+        ("title = 't'\nrow = [3]", r"row\.0: .*got 3"),
+        ("title = 't'\nrow = []", r"row: .*at least 1"),
+        ("title = 't'\n[row]\nname = 'a'", r"row: .*list"),
+        (ROW + "options = 'x=1'", r"row 'a', row\.0\.options: .*list, got 'x=1'"),
+        (ROW + "options = [1]", r"row 'a', row\.0\.options\.0: .*string, got 1"),
+        (ROW + "options = ['a..b=1']", r"row 'a': a\.\.b=1: the name of an option"),
+        (ROW + "options = ['x=1', 'x=2']", r"row 'a': x=2: x is given twice"),
+        (ROW + "published = { last = '3' }", r"row 'a', row\.0\.published\.last: .*number, got '3'"),
+        (ROW + "published = { last = nan }", r"row 'a', row\.0\.published\.last: .*got nan"),
+        (ROW + "published = { last = 1e9 }", r"row 'a', row\.0\.published\.last: .*100, got 1000000000"),
+        (ROW + "published = { last = true }", r"row 'a', row\.0\.published\.last: "),
+        (
+            ROW + "published_in = { x = { last = 3 } }",
+            r"row 'a': published_in names no variant 'x'. The table",
+        ),
+        (ROW + "published_in = { x = 3 }", r"row 'a', row\.0\.published_in\.x: "),
+        (ROW + 'preset = "cifar10/l2p"', r"row 'a': preset: there is no 'cifar10/l2p'"),
+        (ROW + 'label = "\\u001b[2J"', r"row 'a', row\.0\.label: .*pattern.*got '\\x1b"),
+        (ROW.replace('"a"', '"' + "a" * 101 + '"'), r"row 'a+', row\.0\.name: .*100"),
+        (ROW.replace('"a"', "2024-01-01"), r"row\.0\.name: "),
+        (ROW + "x" * 5000 + " = 1", r"row 'a', row\.0\.'x+.*unknown key"),
+        (ROW + "[[variant]]\nname = 'v'\noptions = {a = 1}", r"variant 'v', variant\.0\.options: .*list"),
+        (ROW + "[[variant]]\nname = 'a-b'", r"variant 'a-b', variant\.0\.name: "),
+        ("title = 't'\n" + "[[row]]\nname = 'a'\nmethod = 'l2p'\n" * 10_001, r"row: .*10000"),
+        (ROW + "note = " + "[" * 5000, r"is not TOML: .*nested"),
+        (".".join("x" * 9999) + " = 1", r"is not TOML: .*nested"),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_row_and_key(text, says, tmp_path):
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(InputError, match=rf"t\.toml: {says}") as error:
+        read_table(str(tmp_path / "t.toml"))
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800
+
+
+def test_runs_of_a_table_are_counted_before_they_are_made(tmp_path):
+    rows = [f"[[row]]\nname = 'a{i}'\nmethod = 'l2p'\n[[variant]]\nname = 'v{i}'\n" for i in range(101)]
+    (tmp_path / "t.toml").write_text("title = 't'\n" + "".join(rows))
+    with pytest.raises(InputError, match="10201 runs are more than a table has"):
+        read_table(str(tmp_path / "t.toml"))
+
+
+def test_a_table_of_the_first_format_is_read(tmp_path):
+    (tmp_path / "t.toml").write_text("\ufeffformat = 1\n" + ROW + "published = { forgetting = -1, last = 90 }")
+    assert read_table(str(tmp_path / "t.toml")).rows[0].published == {"forgetting": -1.0, "last": 90.0}
+
+
+@pytest.mark.parametrize(
+    "name", ["\0.toml", "~nosuchuser/t.toml", "x" * 9999 + ".toml", "\ud800.toml", "\x1b.toml", "\0"]
+)
+def test_names_of_tables_that_are_none(name):
+    with pytest.raises(InputError) as error:
+        table_file(name)
+    assert str(error.value).isprintable()

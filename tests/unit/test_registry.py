@@ -200,3 +200,21 @@ def test_layers_that_a_paper_keeps_apart_stay_apart(name, below, above, depth):
     assert max(options[below]) < min(options[above])
     given = check_options(methods()[name], {above: [0]}, depth)
     assert given[above] == (0,), "what is given stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 1, "rank": "x" * 10**6}, r"method\.rank: .*got 'x+"),
+        ({"rate": 1 << 20000}, r"method\.rate: .*got an integer of 20001 bits"),
+        ({"rate": 1, "x\n\x1b[2J" * 9999: 3}, r"method\.'x\\n"),
+        ({"rate": 1, "": 3}, r"method\.'': unknown key"),
+        ({"rate": 1, "layers": [[[[["x"] * 10**5]]]]}, r"method\.layers\.0: "),
+        ({"rate": 1, "on": "\ud800\0"}, r"method\.on: "),
+    ],
+)
+def test_messages_about_odd_options_are_one_bounded_line(options, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_options(Toy, options)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 800

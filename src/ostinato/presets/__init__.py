@@ -16,13 +16,18 @@ A benchmark fixes the data and the sizes of tasks. A variant of a method is ``<m
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ostinato import tomls
 from ostinato.errors import InputError, did_you_mean
+from ostinato.paths import user_path
+from ostinato.quoting import quoted, shown
+from ostinato.registry import describe_validation
 
 METRICS = {
     "last": "last_accuracy",
@@ -60,6 +65,51 @@ DATA = {
 """Data sets of the benchmarks, and what to give as ``data=``."""
 
 _ROOT = Path(str(resources.files("ostinato"))) / "presets"
+
+
+Percent = Annotated[float, Field(ge=-100, le=100)]
+"""A published result; forgetting may be negative."""
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Published(_Checked):
+    last: Percent | None = None
+    average: Percent | None = None
+    mean_task: Percent | None = None
+    forgetting: Percent | None = None
+    task_incremental: Percent | None = None
+    task_id: Percent | None = None
+    source: str
+    protocol: str | None = None
+
+
+class _Provenance(_Checked):
+    """See the module."""
+
+    data: str
+    paper: str
+    verified: bool
+    note: str
+    differences: list[str] = []
+    sources: dict[str, str]
+    published: list[_Published] = []
+
+
+class _Method(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str
+
+
+class _File(BaseModel):
+    """What of a preset's file is read here; the rest are options, which are checked as such."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    format: Literal[1] = 1
+    method: _Method
+    provenance: _Provenance
 
 
 @dataclass(frozen=True)
@@ -117,11 +167,19 @@ def read_preset(name: str, method: str | None = None) -> Preset:
         else:
             benchmarks = sorted({n.split("/")[0] for n in known})
             hint = did_you_mean(name, known if "/" in name else benchmarks) if not there else f"There: {there}."
-        raise InputError(f"preset: there is no {full!r}. {hint}")
-    tree = tomllib.loads((_ROOT / f"{full}.toml").read_text(encoding="utf-8"))
-    preset = Preset(full, {k: v for k, v in tree.items() if k != "provenance"}, tree["provenance"])
+        raise InputError(f"preset: there is no {quoted(full)}. {hint}")
+    path = _ROOT / f"{full}.toml"
+    tree = tomls.read(path, f"preset {full}")
+    try:
+        _File.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(
+            f"preset {full}: {path} is damaged: {describe_validation(error, '', list(_Provenance.model_fields))} "
+            "Install the package again."
+        ) from None
+    preset = Preset(full, {k: v for k, v in tree.items() if k not in ("format", "provenance")}, tree["provenance"])
     if method is not None and preset.method != method:
-        raise InputError(f"preset: {full} is for {preset.method}, not for {method}.")
+        raise InputError(f"preset: {full} is for {preset.method}, not for {shown(method)}.")
     return preset
 
 
@@ -137,9 +195,10 @@ def table_file(name: str) -> Path:
         InputError: if there is no such table.
     """
     if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise InputError(f"reproduce: there is no table file at {name}.")
-        return Path(name)
+        path = user_path(name, "reproduce: the table")
+        if not path.is_file():
+            raise InputError(f"reproduce: there is no table file at {shown(name)}.")
+        return path
     if name not in table_names():
-        raise InputError(f"reproduce: there is no table {name!r}. {did_you_mean(name, table_names())}")
+        raise InputError(f"reproduce: there is no table {quoted(name)}. {did_you_mean(name, table_names())}")
     return _ROOT / "tables" / f"{name}.toml"

@@ -1,9 +1,9 @@
 """Published tables as files: rows of ordinary runs.
 
-A table is a TOML file: ``title``, ``source``, ``protocol`` and ``note`` (text), ``data`` (name of the data set of
-rows without a preset), ``options`` (words such as ``stream.step=5`` that all rows share), a list ``row`` and, where
-every row is to be run several times, a list ``variant``. A row has a ``name``, and a ``label`` where that says too
-little; ``preset`` or ``method``; its own ``options``; ``published`` (percent, keys of
+A table is a TOML file: ``format`` (1, which may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
+``data`` (name of the data set of rows without a preset), ``options`` (words such as ``stream.step=5`` that all rows
+share), a list ``row`` and, where every row is to be run several times, a list ``variant``. A row has a ``name``, and a
+``label`` where that says too little; ``preset`` or ``method``; its own ``options``; ``published`` (percent, keys of
 :data:`ostinato.presets.METRICS`); a ``note``; or, in place of a preset or method, ``not_run``: why it is only quoted. A
 variant has a ``name`` and ``options``, over which a row's own win; the runs of a row are then called ``row-variant``,
 and it quotes results as ``published_in.<variant>``.
@@ -11,51 +11,59 @@ and it quotes results as ``published_in.<variant>``.
 
 from __future__ import annotations
 
-import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ostinato import tomls
 from ostinato.config import flat, parse_overrides
 from ostinato.errors import InputError, did_you_mean
-from ostinato.presets import Preset, read_preset, table_file
+from ostinato.presets import Percent, Preset, read_preset, table_file
+from ostinato.quoting import quoted, shown
 from ostinato.registry import describe_validation
 
-Quoted = dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], float]
+_MOST_RUNS = 10_000
+
+Quoted = dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], Percent]
+Words = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
+"""Text without the characters that a terminal obeys, but for ends of lines."""
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
-    label: str | None = None
-    preset: str | None = None
-    method: str | None = None
-    data: str | None = None
-    options: tuple[str, ...] = ()
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Row(_Part):
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)
+    label: Words | None = None
+    preset: Words | None = None
+    method: Words | None = None
+    data: Words | None = None
+    options: list[str] = []
     published: Quoted = {}
     published_in: dict[str, Quoted] = {}
-    note: str | None = None
-    not_run: str | None = None
+    note: Words | None = None
+    not_run: Words | None = None
 
 
-class _Variant(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.]*$")
-    options: tuple[str, ...] = ()
+class _Variant(_Part):
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.]*$", max_length=100)
+    options: list[str] = []
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    title: str
-    source: str | None = None
-    protocol: str | None = None
-    note: str | None = None
-    data: str | None = None
-    options: tuple[str, ...] = ()
-    row: tuple[_Row, ...] = Field(min_length=1)
-    variant: tuple[_Variant, ...] = ()
+class _File(_Part):
+    format: Literal[1] = 1
+    title: Words
+    source: Words | None = None
+    protocol: Words | None = None
+    note: Words | None = None
+    data: Words | None = None
+    options: list[str] = []
+    row: list[_Row] = Field(min_length=1, max_length=_MOST_RUNS)
+    variant: list[_Variant] = Field([], max_length=_MOST_RUNS)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class Table:
         """
         known = list({name: None for row in self.rows for name in (row.name, row.base, row.variant) if name})
         if unknown := [name for name in names if name not in known]:
-            raise InputError(f"{self.name} has no row {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+            raise InputError(f"{self.name} has no row {quoted(unknown[0])}. {did_you_mean(unknown[0], known)}")
         return [row for row in self.rows if not names or {row.name, row.base, row.variant} & {*names}]
 
 
@@ -119,21 +127,37 @@ def read_table(name: str) -> Table:
         InputError: if there is none, or its file is wrong, naming the place.
     """
     path = table_file(name)
+    where = shown(str(path))
+    tree = tomls.read(path, where)
+    version = tree.get("format", 1)
+    if version != 1 or isinstance(version, bool):
+        raise InputError(
+            f"{where}: format: must be 1, got {quoted(version)}; a newer version of this package may read it."
+        )
     try:
-        file = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML: {error}.") from None
+        file = _File.model_validate(tree)
     except ValidationError as error:
-        place = error.errors()[0]["loc"]
-        inside = {"row": _Row, "variant": _Variant}.get(str(place[0]), _File) if len(place) > 1 else _File
-        known = list(inside.model_fields)
-        raise InputError(f"{path}: {describe_validation(error, '', known)}") from None
-    names = [row.name for row in file.row] + [variant.name for variant in file.variant]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{path}: row {twice[0]!r} is there twice; rename one.")
-    rows = [_read_row(row, variant, file, str(path)) for row in file.row for variant in file.variant or (None,)]
+        raise InputError(f"{where}: {_explain(error, tree)}") from None
+    names = Counter([row.name for row in file.row] + [variant.name for variant in file.variant])
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise InputError(f"{where}: row {twice[0]!r} is there twice; rename one.")
+    if (runs := len(file.row) * max(1, len(file.variant))) > _MOST_RUNS:
+        raise InputError(f"{where}: {runs} runs are more than a table has; at most {_MOST_RUNS} are read.")
+    rows = [_read_row(row, variant, file, where) for row in file.row for variant in file.variant or (None,)]
     own = path.stem if name.endswith(".toml") else name
     return Table(own, file.title, file.source, file.protocol, file.note, tuple(rows))
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    """The first problem with its row and key."""
+    place = error.errors(include_url=False, include_context=False)[0]["loc"]
+    parts = {"row": _Row, "variant": _Variant}
+    if len(place) < 3 or place[0] not in parts:
+        return describe_validation(error, "", list(_File.model_fields))
+    which = tree[str(place[0])][place[1]]
+    name = which.get("name") if isinstance(which, dict) else None
+    named = f"{place[0]} {quoted(name)}, " if isinstance(name, str) else ""
+    return named + describe_validation(error, "", list(parts[str(place[0])].model_fields))
 
 
 def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Row:
@@ -142,12 +166,17 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
         raise InputError(f"{where} must have a preset or a method, or say why it is only quoted as not_run.")
     known = [v.name for v in file.variant]
     if unknown := [name for name in row.published_in if name not in known]:
-        raise InputError(f"{where}: published_in names no variant {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+        hint = did_you_mean(unknown[0], known) if known else "The table has none."
+        raise InputError(f"{where}: published_in names no variant {quoted(unknown[0])}. {hint}")
     if variant is not None and row.published:
         raise InputError(f"{where} quotes one result for several runs; say which as published_in.<variant>.")
     published = row.published_in.get(variant.name, {}) if variant else row.published
-    preset = read_preset(row.preset, row.method) if row.preset else None
-    words = replace_words(file.options, variant.options if variant else ())
+    try:
+        preset = read_preset(row.preset, row.method) if row.preset else None
+        words = replace_words(file.options, variant.options if variant else ())
+        words = () if row.not_run else replace_words(words, row.options)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     return Row(
         name=f"{row.name}-{variant.name}" if variant else row.name,
         base=row.name,
@@ -155,7 +184,7 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
         label=row.label or row.name,
         method=preset.method if preset else row.method,
         preset=preset,
-        words=() if row.not_run else replace_words(words, row.options),
+        words=words,
         data=row.data or (preset.data if preset else file.data),
         published={str(metric): value for metric, value in published.items()},
         note=row.note,
