@@ -622,5 +622,7 @@ def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
         full = TypeAdapter(Recipe).validate_python(train)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {first['input']!r}.") from None
+        if not first["loc"]:  # of fields that do not go together
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
+        raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}.") from None
     return {k: getattr(full, k) for k in train}

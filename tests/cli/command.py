@@ -48,7 +48,8 @@ def process(*words: str | Path, cwd: Path, **more) -> subprocess.Popen[str]:
     )
 
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
 
 
 def blocks(language: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Feed damaged inputs to what reads them: only documented errors may leave it.
 
-A target reads bytes as one kind of input (an override, a table, an image, ...). ``seeds`` are intact inputs; ``mutated``
-damages them. ``tests/faults/test_fuzz_*.py`` feed each target a few hundred, ``make faults`` a million in all.
+A target reads bytes as one kind of input (an override, a table, an image, ...). ``seeds`` are intact inputs, which
+``mutated`` damages. ``tests/faults/test_fuzz_*.py`` feed each target a few hundred, ``make faults`` a million in all.
 """
 
 from __future__ import annotations

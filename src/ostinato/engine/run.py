@@ -92,18 +92,21 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     if wrong := [key for key in flat(overrides) if key not in MOVABLE]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(MOVABLE)}.")
     with root.held():
-        dirs = next((sub for sub in reversed(_continuations(root)) if not sub.summary.exists()), root)
+        parts = [root, *_continuations(root)]
+        unfinished = [dirs for dirs in parts if not dirs.summary.exists()]
         return (
-            _already_done(dirs, reporter) if dirs.summary.exists() else _go_on(dirs, root, overrides, reporter, world)
+            _go_on(unfinished[-1], root, overrides, reporter, world) if unfinished else _already_done(parts, reporter)
         )
 
 
-def _already_done(dirs: RunDir, reporter: Reporter) -> dict[str, Any]:
-    """The results of a finished run; what a kill left of its checkpoints is removed."""
-    reporter.message(f"{dirs.root} is finished; there is nothing to resume.")
-    if dirs.writes:
-        shutil.rmtree(dirs.checkpoints, ignore_errors=True)
-    return dirs.read_summary() | {"run": str(dirs.root)}
+def _already_done(parts: list[RunDir], reporter: Reporter) -> dict[str, Any]:
+    """The results of a finished run; what a kill left of checkpoints, its own and its continuations', is removed."""
+    root = parts[0]
+    reporter.message(f"{root.root} is finished; there is nothing to resume.")
+    for dirs in parts:
+        if dirs.writes:
+            shutil.rmtree(dirs.checkpoints, ignore_errors=True)
+    return root.read_summary() | {"run": str(root.root)}
 
 
 def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""A sample of the kills of ``make faults``, in a process that forks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.cli.command import ENV, ROOT
+
+
+def test_killed_commands_go_on_to_the_same_result():
+    words = [sys.executable, "-m", "tests.faults.kills", "20", "7"]
+    done = subprocess.run(words, env=ENV, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["wrong"] == []
+    assert found["kills"] >= 20
+    assert {"run", "learn", "resume"} <= set(found["by_command"])
