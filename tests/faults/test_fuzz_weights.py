@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import zipfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from ostinato.backbones import TextBackbone
 from ostinato.backbones.weights import embedded_backbone, load_backbone, read_weights
 from ostinato.errors import DataError, InputError
 from tests.conftest import VIT_TI_NAME, save_bert, save_clip
+from tests.faults.fuzz import Target, accepts, mutated
+from tests.faults.targets_weights import TARGETS
 
 BUNDLED = "vit_mini_patch8_32.glyphs"
 
@@ -225,6 +229,16 @@ def test_an_npz_whose_array_claims_more_than_is_there(tmp_path):
         header += b" " * (118 - len(header) - 1) + b"\n"
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     refused(tmp_path / "w.npz", "claims", VIT_TI_NAME)
+
+
+def test_an_npz_whose_packed_data_are_damaged(tmp_path):
+    """Found by damage at random: zlib's own error."""
+    np.savez_compressed(tmp_path / "w.npz", a=np.arange(1000))
+    data = bytearray((tmp_path / "w.npz").read_bytes())
+    begin = data.index(b"a.npy") + len(b"a.npy") + 20
+    data[begin : begin + 40] = b"\xff" * 40
+    (tmp_path / "w.npz").write_bytes(data)
+    refused(tmp_path / "w.npz", "cannot be read as the npz of a ViT .error: Error -3", VIT_TI_NAME)
 
 
 # Folders
@@ -445,3 +459,18 @@ def test_tensors_of_a_folder(bert):
 def test_the_usual_containers_are_unwrapped(tmp_path):
     torch.save({"model": {"state_dict": {"module.patch_embed.proj.weight": torch.ones(1)}}}, tmp_path / "w.pth")
     assert list(read_weights(tmp_path / "w.pth")) == ["patch_embed.proj.weight"]
+
+
+# Any damage
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_intact_inputs_are_read(target: Target):
+    assert all(accepts(target, seed) for seed in target.seeds()[:1])
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_damaged_inputs_end_in_documented_errors(target: Target):
+    inputs = mutated(target.seeds(), target.words, random.Random(0))
+    for data in islice(inputs, 300 if target.cost < 100 else 40):
+        accepts(target, data)

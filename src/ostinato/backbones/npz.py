@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -16,14 +17,29 @@ _SLACK = 2**28
 """Bytes that a file may hold beside the model: heads, and what its training kept."""
 
 
-def check_npz(path: Path, model: nn.Module) -> None:
-    """Refuse a file that is no archive of plain arrays, or holds far more or less than a model.
-
-    Only the headers are read.
+def load_npz(path: Path, model: Any) -> None:
+    """Fill a model of timm from a file in the layout that its architecture was published in.
 
     Args:
         path: the file.
-        model: that timm will fill from it.
+        model: filled in place.
+
+    Raises:
+        InputError: if the file is missing, damaged, or of something else.
+    """
+    if not path.is_file():
+        raise InputError(f"backbone.weights: no file at {quoted(str(path))}.")
+    _check(path, model)
+    try:
+        model.load_pretrained(str(path))
+    except Exception as error:  # of zip, numpy, torch and timm, which raise nearly anything for damaged files
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
+
+
+def _check(path: Path, model: nn.Module) -> None:
+    """Refuse a file that is no archive of plain arrays, or holds far more or less than a model.
+
+    Only the headers are read.
 
     Raises:
         InputError: naming the array.
@@ -34,14 +50,14 @@ def check_npz(path: Path, model: nn.Module) -> None:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if (total := sum(member.file_size for member in members)) > most:
-                raise unreadable(path, f"it unpacks to {total} bytes, and the model has {4 * sum(sizes)}")
+                raise _unreadable(path, f"it unpacks to {total} bytes, and the model has {4 * sum(sizes)}")
             numbers = sum(_count(archive, member, path) for member in members)
-    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise unreadable(path, f"{type(error).__name__}: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # of zipfile and its unpackers, which raise errors of many kinds
+        raise _unreadable(path, f"{type(error).__name__}: {error}") from error
     if numbers < sum(sizes):  # small arrays would be repeated to fill large ones
-        raise unreadable(path, f"it holds {numbers} numbers, and the model has {sum(sizes)}")
+        raise _unreadable(path, f"it holds {numbers} numbers, and the model has {sum(sizes)}")
 
 
 def _count(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> int:
@@ -52,13 +68,13 @@ def _count(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> int
         shape, _, dtype = read(file)
     name = quoted(member.filename.removesuffix(".npy"))
     if dtype.hasobject:
-        raise unreadable(path, f"{name} is of dtype {dtype}, and objects are never unpickled")
+        raise _unreadable(path, f"{name} is of dtype {dtype}, and objects are never unpickled")
     if (claimed := math.prod(shape) * dtype.itemsize) > member.file_size:
-        raise unreadable(path, f"{name} claims {claimed} bytes and has {member.file_size}")
+        raise _unreadable(path, f"{name} claims {claimed} bytes and has {member.file_size}")
     return math.prod(shape)
 
 
-def unreadable(path: Path, reason: str) -> InputError:
+def _unreadable(path: Path, reason: str) -> InputError:
     """The error for a file that cannot be read, and why."""
     first = next(iter(reason.splitlines()), "")[:300]
     return InputError(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.encoder import ACTIVATIONS, Arch
-from ostinato.backbones.npz import check_npz, unreadable
+from ostinato.backbones.npz import load_npz
 from ostinato.backbones.tensors import check_finite, fitting, read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone
 from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE
@@ -217,14 +217,8 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
 
     if weights is not None:
         path = Path(weights)
-        if not path.is_file():
-            raise InputError(f"backbone.weights: no file at {quoted(str(path))}.")
         model: Any = timm.create_model(name, pretrained=False, num_classes=0)
-        check_npz(path, model)
-        try:
-            model.load_pretrained(str(path))
-        except Exception as error:  # of zip, numpy, torch and timm, which raise nearly anything for damaged files
-            raise unreadable(path, f"{type(error).__name__}: {error}") from error
+        load_npz(path, model)
         return model.state_dict(), file_sha256(path)
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
