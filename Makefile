@@ -10,7 +10,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check format benchmark audit lock clean
+.PHONY: demo test faults check format benchmark audit lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
@@ -22,6 +22,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+# Kills, damaged files and hostile inputs by the thousand, into docs/reliability.md; about half an hour.
+faults: $(STAMP)
+	$(BIN)/python -m tests.faults --write
 
 # Speed beside a plain implementation and the machine's own limit, into docs/performance.md; about 15 minutes.
 benchmark: $(STAMP)

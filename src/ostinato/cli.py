@@ -152,7 +152,8 @@ def run(
 def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None:
     """Go on with a run that was stopped or killed, to the same result.
 
-    Options say where things are now: data=, eval=, backbone.weights=, device=, data.workers=, method= (your own file).
+    Options say where things are now: data=, eval=, backbone.weights=, device=, data.workers=, method= (your own file),
+    and whether a loss that explodes stops the run: train.on_divergence=.
     """
     from ostinato.config import parse_overrides
     from ostinato.engine.run import resume as go_on
@@ -447,7 +448,9 @@ def report(
         from ostinato.engine.run import taught_since
 
         _console(False).print(run_table(summaries))
-        for path in runs:
+        for path, summary in zip(runs, summaries, strict=True):
+            for text in summary.get("warnings", []):
+                say(f"{path}: warning: {text}")
             if since := taught_since(path):
                 say(since)
 

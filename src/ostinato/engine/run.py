@@ -35,6 +35,7 @@ MOVABLE = (
     "cache",
     "state_cache",
     "compile",
+    "train.on_divergence",
 )
 """Options that may change when a run is resumed."""
 
@@ -75,7 +76,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     Args:
         path: directory of the run.
         overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
-            ``state_cache``, ``compile``, ``device`` and ``data.workers``. Data and weights must still be the same,
+            ``state_cache``, ``compile``, ``device``, ``data.workers`` and ``train.on_divergence``. Data and weights must still be the same,
             which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
             it is given here; that it changed is told.
         reporter: shows progress.
