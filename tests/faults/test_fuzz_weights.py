@@ -371,6 +371,35 @@ def test_texts_that_the_tokenizer_cannot_read_are_named(bert):
         words.encode("w99")
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "."}, "content": "b" * 10**6}},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "x" * 9999, "prepend_scheme": "always", "split": True}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 10**6}]}},
+    ],
+)  # fmt: skip
+def test_rules_that_blow_up_a_text_are_refused(bert, rules):
+    (bert / "tokenizer.json").write_text(json.dumps(json.loads((bert / "tokenizer.json").read_text()) | rules))
+    refused(bert, "tokenizer of .* cannot be read", "tiny")
+
+
+def test_padding_of_a_tokenizer_takes_no_memory(bert):
+    rules = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+             "pad_type_id": 0, "pad_token": "[PAD]"}  # fmt: skip
+    change(bert / "tokenizer.json", padding=rules)
+    assert text(bert).tokenization.encode("w1").tolist() == [1, 5, 2]
+
+
+def test_a_pattern_without_end_is_named_with_its_text(bert):
+    rules = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    change(bert / "tokenizer.json", pre_tokenizer=rules)
+    with pytest.raises(DataError, match=r"cannot read the text 'a+!'"):
+        text(bert).tokenization.encode("a" * 60 + "!")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": 1}'])
 def test_damaged_pooling(bert, text):
     (bert / "1_Pooling").mkdir()

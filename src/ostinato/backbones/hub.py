@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from ostinato.backbones.tensors import Taken, read_tensors
+from ostinato.backbones.words import growth, of_tokenizers
 from ostinato.errors import InputError
 from ostinato.quoting import quoted
 from ostinato.registry import describe_validation
@@ -139,6 +140,9 @@ def read_tokenizer(source: str, kind: str, named: str | None) -> tuple[Tokenizer
             folder, config=config, trust_remote_code=False, local_files_only=True
         )
         rules, pad = getattr(tokenizer, "backend_tokenizer", None), tokenizer.pad_token_id
+        if rules is not None:
+            rules.no_truncation()
+            rules.no_padding()  # which may be to any length
     if rules is None:
         raise InputError(f"backbone: {quoted(source)} has no fast tokenizer (tokenizer.json), which is needed.")
     return rules, pad
@@ -177,6 +181,8 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
             found = True
         if found and name == _WORDS[0]:
+            if reason := growth(json.loads((folder / name).read_text(encoding="utf-8"))):
+                raise _missing(source, "tokenizer", reason)
             break
     if not found:
         raise _missing(source, "tokenizer", f"there is none of {', '.join(_WORDS)}")
@@ -192,16 +198,13 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
 
 @contextmanager
 def _decoding(source: str, what: str) -> Iterator[None]:
-    """Say of whatever a decoder raises that the file is damaged.
-
-    transformers and tokenizers raise nearly anything for damaged files; a panic in Rust is no ``Exception``.
-    """
+    """Say of whatever transformers and tokenizers raise, which is nearly anything, that the file is damaged."""
     try:
         yield
     except InputError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not of_tokenizers(error):
             raise
         raise _missing(source, what, f"{type(error).__name__}: {error}") from error
 

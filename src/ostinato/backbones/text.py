@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.edits import Tokens
 from ostinato.backbones.encoder import Arch
+from ostinato.backbones.words import of_tokenizers
 from ostinato.errors import DataError, InputError
 from ostinato.quoting import quoted
 
@@ -89,7 +90,9 @@ def numbered(tokenizer: Tokenizer, text: str, vocabulary: int | None) -> list[in
     """
     try:
         ids = tokenizer.encode(text).ids
-    except Exception as error:  # of rules that a file gave, such as words without one for unknown ones
+    except BaseException as error:  # of rules that a file gave, such as words without one for unknown ones
+        if not of_tokenizers(error):
+            raise
         raise DataError(f"The tokenizer of the weights cannot read the text {quoted(text)}: {error}.") from error
     if vocabulary is not None and ids and max(ids) >= vocabulary:
         raise DataError(
