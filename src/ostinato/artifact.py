@@ -6,20 +6,20 @@ that a reader sees the old model or the new one, whenever it looks.
 
 from __future__ import annotations
 
-import hashlib
 import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from ostinato.errors import DataError, InputError
-from ostinato.files import read_json, read_regular, read_sealed, sealed, sync, write_new, write_text
+from ostinato.files import read_json, read_sealed, read_stored, sealed, sync, write_new, write_text
 from ostinato.records import ARTIFACT_FORMAT, ArtifactRecord, StoredFile, check_format, parse
+from ostinato.tensor_files import tensors_of, write_tensors
 
 ABOUT = "artifact.json"
 
@@ -67,16 +67,26 @@ def write(
         raise InputError(f"save: {folder} exists and is no saved learner; choose another folder.")
     array = io.BytesIO()
     np.save(array, used)
-    contents = {"learned": pack(learned), "used": array.getvalue(), "method": text}
-    _publish(folder, about, contents)
+    puts: dict[str, Callable[[Path], StoredFile]] = {
+        "learned": partial(write_tensors, tensors=learned),
+        "used": partial(_write, data=array.getvalue()),
+    }
+    if text is not None:
+        puts["method"] = partial(_write, data=text)
+    _publish(folder, about, puts)
 
 
-def _publish(folder: Path, about: dict[str, Any], contents: dict[str, bytes | None]) -> None:
+def _publish(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[Path], StoredFile]]) -> None:
+    """Write the files, each by the function for its kind, then the description that names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    stored: dict[str, dict[str, Any] | None] = {}
-    for kind, data in contents.items():
-        key = "method_text" if kind == "method" else kind
-        stored[key] = None if data is None else _put(folder, kind, data)
+    stored: dict[str, dict[str, Any] | None] = {"method_text": None}
+    for kind, put in puts.items():
+        draft = folder / f"{kind}-new{_PARTS[kind]}.part"
+        draft.unlink(missing_ok=True)
+        written = put(draft)
+        name = f"{kind}-{written.sha256[:16]}{_PARTS[kind]}"
+        draft.replace(folder / name)
+        stored["method_text" if kind == "method" else kind] = written.model_dump() | {"file": name}
     record = {"format": ARTIFACT_FORMAT} | about | stored
     parse(ArtifactRecord, record, folder / ABOUT)
     sync(folder)  # the names of the files, before the one that names them
@@ -87,14 +97,8 @@ def _publish(folder: Path, about: dict[str, Any], contents: dict[str, bytes | No
             path.unlink(missing_ok=True)
 
 
-def _put(folder: Path, kind: str, data: bytes) -> dict[str, Any]:
-    """Write a file under a name with its hash."""
-    draft = folder / f"{kind}-new{_PARTS[kind]}.part"
-    draft.unlink(missing_ok=True)
-    digest = write_new(draft, data)
-    name = f"{kind}-{digest[:16]}{_PARTS[kind]}"
-    draft.replace(folder / name)
-    return {"file": name, "sha256": digest, "bytes": len(data)}
+def _write(path: Path, data: bytes) -> StoredFile:
+    return StoredFile(file=path.name, sha256=write_new(path, data), bytes=len(data))
 
 
 def _is_part(path: Path) -> bool:
@@ -110,13 +114,9 @@ def read(folder: Path) -> Artifact:
         DataError: if there is none, it is damaged, incomplete or of another version.
     """
     about, contents = _read(folder)
-    where = f"{folder}: {about.learned.file}"
+    learned = tensors_of(contents["learned"], folder / about.learned.file)
     try:
-        learned = load(contents["learned"] or b"")
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{where} holds no tensors ({error}). Restore the artifact.") from None
-    try:
-        used = np.load(io.BytesIO(contents["used"] or b""), allow_pickle=False)
+        used = np.load(io.BytesIO(contents["used"]), allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{folder}: {about.used.file} cannot be read ({error}). Restore the artifact.") from None
     if not isinstance(used, np.ndarray) or used.dtype != np.uint64 or used.ndim != 1:
@@ -144,7 +144,7 @@ def copy(source: Path, target: Path) -> None:
     """Copy a model, every byte of it checked, in the place of one that is there."""
     about, contents = _read(source)
     fields = about.model_dump(exclude={"format", "learned", "used", "method_text"})
-    _publish(target, fields, contents)
+    _publish(target, fields, {kind: partial(_write, data=data) for kind, data in contents.items()})
 
 
 def method_text(folder: Path) -> Path | None:
@@ -153,36 +153,16 @@ def method_text(folder: Path) -> Path | None:
     return None if stored is None else folder / stored.file
 
 
-def _read(folder: Path) -> tuple[ArtifactRecord, dict[str, bytes | None]]:
+def _read(folder: Path) -> tuple[ArtifactRecord, dict[str, bytes]]:
     """A description and the files that belong to it, even while another model takes its place."""
     about = read_about(folder)
     for _ in range(_ATTEMPTS):
         try:
-            parts = {"learned": about.learned, "used": about.used, "method": about.method_text}
-            return about, {kind: None if one is None else read_stored(folder, one) for kind, one in parts.items()}
+            parts = {"learned": about.learned, "used": about.used}
+            parts |= {"method": about.method_text} if about.method_text is not None else {}
+            return about, {k: read_stored(folder, one.file, one.bytes, one.sha256) for k, one in parts.items()}
         except DataError:
             before, about = about, read_about(folder)
             if about == before:  # nobody replaced it
                 raise
     raise DataError(f"{folder} was replaced {_ATTEMPTS} times while it was read. Try again.")
-
-
-def read_stored(folder: Path, stored: StoredFile) -> bytes:
-    """The bytes of a file, if they are the ones that were stored.
-
-    Raises:
-        DataError: if the file is missing, or has other bytes.
-    """
-    data = read_regular(folder / stored.file, stored.bytes)
-    found = hashlib.sha256(data).hexdigest()
-    if len(data) != stored.bytes or found != stored.sha256:
-        raise DataError(
-            f"{folder / stored.file} is damaged: its SHA-256 is {found[:12]}..., not {stored.sha256[:12]}... as when "
-            "it was written. Restore it from a copy."
-        )
-    return data
-
-
-def pack(tensors: dict[str, Tensor]) -> bytes:
-    """Tensors as safetensors, from wherever they are, shared storage included."""
-    return save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})

@@ -37,27 +37,37 @@ def write_bytes(path: Path, data: bytes) -> str:
     return digest
 
 
-def write_new(path: Path, data: bytes) -> str:
+def write_new(path: Path, *parts: bytes | memoryview) -> str:
     """Write a file that must not exist yet to the disk; a kill may leave a part of it.
 
+    Args:
+        path: of the file.
+        parts: its content, one after another.
+
     Returns:
-        SHA-256 of the data, in hexadecimal.
+        SHA-256 of all parts, in hexadecimal.
     """
+    digest = hashlib.sha256()
 
     def put() -> None:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
 
-    if len(data) < _SMALL:
+    def add() -> None:
+        for part in parts:
+            digest.update(part)
+
+    if sum(len(part) for part in parts) < _SMALL:
         put()
-        return hashlib.sha256(data).hexdigest()
-    with ThreadPoolExecutor(1) as pool:
-        written = pool.submit(put)
-        digest = hashlib.sha256(data).hexdigest()
-        written.result()
-    return digest
+        add()
+    else:  # both let other threads run
+        with ThreadPoolExecutor(1) as pool:
+            written = pool.submit(put)
+            add()
+            written.result()
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -150,6 +160,22 @@ def read_regular(path: Path, most: int) -> bytes:
             return file.read(most)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def read_stored(folder: Path, name: str, size: int, sha256: str) -> bytes:
+    """The bytes of a file, if they are the ones that were stored.
+
+    Raises:
+        DataError: if the file is missing, or has other bytes.
+    """
+    data = read_regular(folder / name, size)
+    found = hashlib.sha256(data).hexdigest()
+    if len(data) != size or found != sha256:
+        raise DataError(
+            f"{folder / name} is damaged: its SHA-256 is {found[:12]}..., not {sha256[:12]}... as when it was written. "
+            "Restore it from a copy."
+        )
+    return data
 
 
 def sha256_of(path: Path) -> str:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
-from ostinato.artifact import pack, read_stored
 from ostinato.errors import DataError
 from ostinato.files import fresh_folder, read_json, read_sealed, sealed, sync, write_new
 from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, check_format, parse
+from ostinato.tensor_files import read_tensors, write_tensors
 
 _ABOUT, _OPTIMIZER, _DRAFT = "checkpoint.json", "optimizer.safetensors", "unfinished"
 _OLDER = "Finish the run with the ostinato that began it, or start it anew."
@@ -84,7 +82,7 @@ class Checkpoints:
         target = self.root / f"{int(existing[-1].name) + 1 if existing else 0:06d}"
         draft = fresh_folder(self.root / _DRAFT)
         written, files = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
-        optimizer = _put(draft, _OPTIMIZER, checkpoint.optimizer)
+        optimizer = write_tensors(draft / _OPTIMIZER, checkpoint.optimizer)
         about = {
             "format": CHECKPOINT_FORMAT,
             "run_id": self.run_id,
@@ -106,7 +104,8 @@ class Checkpoints:
     ) -> tuple[dict[str, _Written], dict[str, StoredFile]]:
         """Write what changed into a file of its own, and link to the files with the rest."""
         same = {name: file for name, t in tensors.items() if before and (file := self._unchanged(name, t, before))}
-        fresh = _put(draft, f"learned-{number}.safetensors", {n: t for n, t in tensors.items() if n not in same})
+        changed = {name: t for name, t in tensors.items() if name not in same}
+        fresh = write_tensors(draft / f"learned-{number}.safetensors", changed)
         files = {fresh.file: fresh}
         for file in sorted(set(same.values())):
             source = (before or draft) / file
@@ -154,7 +153,7 @@ class Checkpoints:
         about = parse(CheckpointRecord, read_sealed(path), path)
         if about.run_id != self.run_id:
             raise DataError(f"{folder} is a checkpoint of another run ({about.run_id[:8]}, not {self.run_id[:8]}).")
-        files = {one.file: _tensors(folder, one) for one in about.files}
+        files = {one.file: read_tensors(folder, one) for one in about.files}
         try:
             learned = {name: files[file][name] for name, file in about.learned.items()}
             return Checkpoint(learned, files[_OPTIMIZER], about.progress.model_dump())
@@ -166,19 +165,6 @@ def _numbered(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if p.is_dir() and p.name.isdigit())
-
-
-def _put(folder: Path, name: str, tensors: dict[str, Tensor]) -> StoredFile:
-    data = pack(tensors)
-    return StoredFile(file=name, sha256=write_new(folder / name, data), bytes=len(data))
-
-
-def _tensors(folder: Path, stored: StoredFile) -> dict[str, Tensor]:
-    data = read_stored(folder, stored)
-    try:
-        return load(data)
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{folder / stored.file} holds no tensors ({error}).") from None
 
 
 def _version(tensor: Tensor) -> int:

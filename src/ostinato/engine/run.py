@@ -75,10 +75,9 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
 
     Args:
         path: directory of the run.
-        overrides: what may have moved since: ``data.path``, ``eval.data``, ``backbone.weights``, ``cache``,
-            ``state_cache``, ``compile``, ``device``, ``data.workers`` and ``train.on_divergence``. Data and weights must still be the same,
-            which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
-            it is given here; that it changed is told.
+        overrides: what may have moved since, one of ``MOVABLE``. Data and weights must still be the same, which is
+            checked. ``method.name`` is the file of a method that is no registered one, which is run only if it is given
+            here; that it changed is told.
         reporter: shows progress.
         world: the processes that share the run; it may have been begun by another number of them.
 
