@@ -5,6 +5,7 @@ import torch
 
 from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
 from ostinato.contract.toys import random_backbone, random_clip_backbone
+from ostinato.errors import InputError
 
 
 class Counting:
@@ -288,3 +289,9 @@ def test_training_from_looked_up_states_is_the_same_run():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
         assert {key[-2:] for key in fast.state_cache._rows._rows} == {min(fast.layers).to_bytes(2)}
     assert not make("soft_tf").plain_below, "general prefixes below the masks move"
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "~nosuchuser/cache", "\ud800"])
+def test_a_folder_that_can_be_none_is_refused(folder):
+    with pytest.raises(InputError, match="cache must be a path"):
+        FeatureCache().persist(folder)

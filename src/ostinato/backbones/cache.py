@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ostinato.backbones.base import Backbone
 from ostinato.backbones.edits import Tokens
 from ostinato.errors import DataError
+from ostinato.paths import user_path
 
 KEY_BYTES = 16
 
@@ -47,8 +48,11 @@ class FeatureCache:
 
         Args:
             folder: made if it does not exist.
+
+        Raises:
+            InputError: if no folder can have that name.
         """
-        self._folder = Path(folder)
+        self._folder = user_path(str(folder), "cache")
 
     @property
     def persistent(self) -> bool:
