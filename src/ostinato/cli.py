@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ostinato import crash
-from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, explained
+from ostinato.errors import DamagedModelError, DataError, InputError, Interrupted, OstinatoError, explained
 from ostinato.printing import OutputClosedError, say, say_json
 
 if TYPE_CHECKING:
@@ -226,6 +226,8 @@ def predict(
             continue
         try:
             (prediction,) = learner.predict([one], topk=topk)
+        except DamagedModelError:  # not of this input alone
+            raise
         except DataError as error:
             bad.append(str(error))
             continue

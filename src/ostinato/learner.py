@@ -24,7 +24,7 @@ from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
 from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
-from ostinato.errors import DataError, InputError, OstinatoError
+from ostinato.errors import DamagedModelError, DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
     Evaluation,
@@ -354,7 +354,7 @@ class Learner:
         """Tell an error of tensors that fit nothing from a defect: they cannot score an empty input either.
 
         Raises:
-            DataError: if what was loaded cannot be used.
+            DamagedModelError: if what was loaded cannot be used.
         """
         try:
             yield
@@ -363,7 +363,7 @@ class Learner:
         except Exception as error:  # a method meets tensors of wrong shapes wherever it first uses them
             if self._loaded_from is None or self._scores_something():
                 raise
-            raise DataError(
+            raise DamagedModelError(
                 f"{self._loaded_from}: the learned tensors do not fit {self.method.name} ({type(error).__name__}: "
                 f"{error}). Restore the artifact from a copy."
             ) from error

@@ -237,7 +237,7 @@ def photographs(root: Path) -> None:
     photos(root / "old", {k: v for k, v in colours.items() if k < "c4"}, n=2, seed=2)
 
 
-PLAIN = ("data=photos", "stream.step=2", "precision=fp32", "device=cpu")
+PLAIN = ("data=photos", "stream.step=2", "device=cpu")
 
 
 def ground(root: Path, method: str, options: tuple[str, ...], *, trains: bool) -> Ground:
