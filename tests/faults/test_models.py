@@ -1,4 +1,4 @@
-"""Models whose files are intact and whose contents are not: never a wrong answer without a word, never a defect's exit."""
+"""Models with intact files and unfit contents: never a wrong answer without a word, never the exit of a defect."""
 
 from __future__ import annotations
 
