@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from ostinato.errors import InputError
+from ostinato.errors import DataError, InputError
 
 
 def user_path(text: str, where: str) -> Path:
@@ -49,6 +49,18 @@ def _short(text: str) -> str:
     return repr(text) if len(text) <= 200 else f"{text[:200]!r}... ({len(text)} characters)"
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder.
+
+    Raises:
+        DataError: if it cannot be looked at.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(f"{path} cannot be looked at ({error.strerror}).") from error
+
+
 def open_file(path: Path) -> io.BufferedReader:
     """Open a regular file for reading bytes.
 
@@ -57,7 +69,11 @@ def open_file(path: Path) -> io.BufferedReader:
     Raises:
         OSError: if it cannot be read, or is something else than a file.
     """
-    _check_regular(os.stat(path).st_mode, path)
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
+    _check_regular(mode, path)
     # Should it have changed since, opening it does not wait for another process to write.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from ostinato.errors import DataError, InputError, did_you_mean
-from ostinato.streams.tables import SUFFIXES, TEXT_NAMES, read_table
-from ostinato.streams.texts import EMPTY, is_empty
+from ostinato.paths import open_file
+from ostinato.streams.readers import MAX_ROW_BYTES, SUFFIXES, read_table
+from ostinato.streams.tables import TEXT_NAMES
+from ostinato.streams.texts import unfit
 
 Given = tuple[str, str | DataError]
 """What to call a text, and the text, or why there is none."""
+
+_ROWS = 1_000
+"""Rows of a table that are taken out of it at a time."""
 
 
 def image_files(paths: list[Path]) -> Iterator[Path]:
@@ -23,13 +29,20 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
     from ostinato.streams.folder import EXTENSIONS
 
     for path in paths:
-        if path.is_dir():
+        if _is_folder(path):
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
             if not found:
                 raise DataError(f"{path}: there is no image in this folder.")
             yield from found
         else:
             yield path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # whoever reads it says what is wrong
+        return False
 
 
 def texts_of(texts: list[str], files: list[Path], column: str | None, learned: str | None = None) -> Iterator[Given]:
@@ -51,37 +64,51 @@ def texts_of(texts: list[str], files: list[Path], column: str | None, learned: s
     read = (_rows(file, column, learned) if file.suffix.lower() in SUFFIXES else _lines(file) for file in files)
     typed: list[Given] = [(f"text {i}", text) for i, text in enumerate(texts)]
     for name, text in chain(typed, chain.from_iterable(read)):
-        empty = isinstance(text, str) and is_empty(text)
-        yield name, DataError(f"{name}: {EMPTY}.") if empty else text
+        reason = unfit(text) if isinstance(text, str) else None
+        yield name, DataError(f"{name}: {reason}.") if reason else text
 
 
 def _lines(file: Path) -> Iterator[Given]:
     try:
-        lines = file.read_bytes().split(b"\n")
+        with open_file(file) as lines:
+            number = 0
+            while line := lines.readline(MAX_ROW_BYTES):
+                number += 1
+                name = f"{file}:{number}"
+                whole = line.endswith(b"\n") or len(line) < MAX_ROW_BYTES
+                yield name, _text(name, line, number == 1) if whole else _too_long(name, lines)
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}).") from None
-    if lines[-1] == b"":
-        lines.pop()
-    for i, line in enumerate(lines, start=1):
-        name = f"{file}:{i}"
-        try:
-            yield name, line.decode("utf-8-sig" if i == 1 else "utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            yield name, DataError(f"{name}: byte {error.start} is not UTF-8; save the file in UTF-8.")
+
+
+def _text(name: str, line: bytes, first: bool) -> str | DataError:
+    try:
+        return line.removesuffix(b"\n").decode("utf-8-sig" if first else "utf-8").rstrip("\r")
+    except UnicodeDecodeError as error:
+        return DataError(f"{name}: byte {error.start} is not UTF-8; save the file in UTF-8.")
+
+
+def _too_long(name: str, lines: io.BufferedReader) -> DataError:
+    """Go on to the next line."""
+    while (rest := lines.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+        pass
+    return DataError(f"{name}: the line must have at most {MAX_ROW_BYTES // 2**20} MB.")
 
 
 def _rows(file: Path, column: str | None, learned: str | None) -> Iterator[Given]:
     import pyarrow as pa
 
-    try:
-        table = read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} cannot be read as {file.suffix[1:]} in UTF-8 ({error}).") from None
+    table = read_table(file)
     names = table.column_names
     found = column or next((name for name in (learned, *TEXT_NAMES) if name in names), None)
     if found is None:
         raise InputError(f"{file} has no column {', '.join(TEXT_NAMES)}, only {', '.join(names)}: say --column NAME.")
     if found not in names:
         raise InputError(f"--column {found!r} is no column of {file}. {did_you_mean(found, names)}")
-    for i, value in enumerate(table.column(found).to_pylist()):
+    if names.count(found) > 1:
+        raise DataError(f"{file} must have each column once, but {found!r} stands there {names.count(found)} times.")
+    if pa.types.is_nested(kind := table.schema.field(found).type):
+        raise InputError(f"{file} must have texts in the column {found!r}, but it holds {kind}.")
+    rows = (row for batch in table.select([found]).to_batches(_ROWS) for row in batch.column(0).to_pylist())
+    for i, value in enumerate(rows):
         yield f"{file} row {i}", "" if value is None else str(value)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ostinato.errors import InputError, did_you_mean
+from ostinato.paths import is_there, user_path
 from ostinato.streams.arrays import arrays
 from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View, scorable
 from ostinato.streams.folder import holds_class_folders, image_folder
@@ -76,8 +77,8 @@ def open_source(
         _refuse_unused("sets", spec, ("folder",), task_folders=task_folders)
         from ostinato.streams.joined import joined
 
-        return joined(Path(spec).expanduser(), sets, on_error=on_error, seed=seed, **columns)
-    kind, path = kind_of(spec), Path(spec).expanduser()
+        return joined(user_path(spec, "data"), sets, on_error=on_error, seed=seed, **columns)
+    kind, path = kind_of(spec), user_path(spec, "data")
     _refuse_unused(kind, spec, ("table", "hub"), **columns)
     _refuse_unused(kind, spec, ("glyphs",), classes=classes)
     _refuse_unused(kind, spec, ("folder",), task_folders=task_folders)
@@ -107,6 +108,7 @@ def kind_of(spec: str) -> str:
 
     Raises:
         InputError: if it is neither a name nor a path.
+        DataError: if it cannot be looked at.
     """
     if spec in SOURCES:
         return spec
@@ -114,13 +116,14 @@ def kind_of(spec: str) -> str:
         if spec == "hub:":
             raise InputError("hub: needs the name of a data set, as in 'hub:owner/name'.")
         return "hub"
-    path = Path(spec).expanduser()
-    if not spec or not path.exists():
+    path = user_path(spec, "data")
+    if not spec or not is_there(path):
         raise InputError(
             f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
             f"them. {did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
         )
-    from ostinato.streams.tables import SUFFIXES, table_files, training_files
+    from ostinato.streams.readers import SUFFIXES
+    from ostinato.streams.tables import table_files, training_files
 
     if not path.is_dir():
         return "table" if path.suffix.lower() in SUFFIXES else "folder"

@@ -410,6 +410,8 @@ def _reason(error: Exception) -> str:
         return "there is no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror})"
     if "truncated" in str(error).lower():
         return f"truncated: it ends before the image does ({error})"
     return f"damaged ({type(error).__name__}: {error})"

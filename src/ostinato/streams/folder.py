@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ostinato.errors import DataError
+from ostinato.paths import is_there
 from ostinato.streams.decode import decode, problems
 from ostinato.streams.source import (
     HELD_OUT,
@@ -95,7 +96,7 @@ def image_folder(
     """
     check_on_error(on_error)
     root = Path(root)
-    if not root.exists():
+    if not is_there(root):
         raise DataError(f"There is no folder {root}. Check the spelling; {LAYOUT}.")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder of images; unpack it if it is an archive. {LAYOUT}.")
@@ -183,12 +184,25 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    def refuse_folder(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename} cannot be read ({error.strerror}).") from error
+    """Files in a folder and in those below, however deep; links to folders are not followed."""
+    waiting = [str(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                found = [entry for entry in entries if not _is_junk(entry.name)]
+        except OSError as error:
+            raise DataError(f"The folder {place} cannot be read ({error.strerror}).") from error
+        folders = [entry for entry in found if _is_folder(entry)]
+        waiting += [entry.path for entry in folders if not entry.is_symlink()]
+        yield from (Path(entry.path) for entry in found if not _is_folder(entry))
 
-    for place, subfolders, files in os.walk(folder, onerror=refuse_folder):
-        subfolders[:] = [name for name in subfolders if not _is_junk(name)]
-        yield from (Path(place, name) for name in files if not _is_junk(name))
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say; it is named when it is read
+        return False
 
 
 def _is_junk(name: str) -> bool:
@@ -253,8 +267,14 @@ def _files(root: Path, folders: list[_ClassFolder], label_of: dict[str, int]) ->
 
 def _problems(split: Files) -> dict[int, str]:
     paths = [split.root / path for path in split.paths]
-    total_bytes = sum(path.stat().st_size for path in paths if path.exists())
-    return problems(paths.__getitem__, len(paths), total_bytes)
+    return problems(paths.__getitem__, len(paths), sum(map(_size, paths)))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # named with the other problems
+        return 0
 
 
 def _without(split: Files, bad: dict[int, str]) -> Files:

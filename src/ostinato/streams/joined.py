@@ -43,7 +43,10 @@ def joined(
     """
     if not folder.is_dir():
         raise InputError(f"data.sets needs a folder that holds the sets as data.path, but {folder} is none.")
-    there = sorted(p.name for p in folder.iterdir() if p.is_dir() and table_files(p))
+    try:
+        there = sorted(p.name for p in folder.iterdir() if p.is_dir() and table_files(p))
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be read ({error.strerror}).") from error
     if not names or len(set(names)) < len(names):
         raise InputError(f"data.sets must name at least one set, each once, got {list(names)}.")
     if unknown := [name for name in names if name not in there]:

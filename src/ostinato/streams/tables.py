@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
-from pyarrow import csv
-from pyarrow import json as json_lines
 
 from ostinato.errors import DataError, InputError, did_you_mean
+from ostinato.paths import is_there
 from ostinato.streams.decode import decode, problems
+from ostinato.streams.readers import SUFFIXES, is_binary, is_string, plain, read_table
 from ostinato.streams.source import (
     HELD_OUT,
     Rows,
@@ -32,8 +31,11 @@ from ostinato.streams.texts import Texts
 _IMAGE_NAMES = ("image", "img", "images")
 _LABEL_NAMES = ("label", "fine_label", "labels")
 TEXT_NAMES = ("text", "content", "sentence")
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 _TEST_NAMES = ("test", "validation", "valid", "val")
+_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+
+MAX_LABEL = 1_000
+"""Characters of a label that is a text, which names a class."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ class Table(Split):
             The bytes of an image file, or the file that the row points to; None where the row is empty.
         """
         value = self._images[int(self._rows[index])].as_py()
-        if not isinstance(value, dict):
-            return value
-        if value.get("bytes") is None and value.get("path") is not None:
-            return (self._part.folder or Path()) / value["path"]
-        return value.get("bytes")
+        if isinstance(value, dict):
+            path = value.get("path")
+            if value.get("bytes") is None and isinstance(path, str):
+                return (self._part.folder or Path()) / path
+            value = value.get("bytes")
+        return value if isinstance(value, bytes) else None
 
 
 def table(
@@ -129,9 +132,11 @@ def table(
         DataError: if there are no training rows, or an image or label cannot be used.
     """
     path = Path(path)
-    files = {"train": [path]} if path.is_file() else _split_files(path)
+    if not is_there(path):
+        raise DataError(f"There is no table {path}. Check the spelling.")
+    files = _split_files(path) if path.is_dir() else {"train": [path]}
     parts = {name: _read(split) for name, split in files.items()}
-    name = path.resolve().stem if path.is_file() else path.resolve().name
+    name = path.resolve().name if path.is_dir() else path.resolve().stem
     return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
 
 
@@ -161,6 +166,12 @@ def hub(
         InputError: if the columns cannot be found.
         DataError: if it cannot be loaded, has no training rows, or an image or label cannot be used.
     """
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"hub: needs the name of a data set, as in 'hub:owner/name', not {name!r}.")
+    if Path(name).exists():  # the library would read that in its place
+        raise InputError(
+            f"hub:{name} is the name of a file or folder here as well: go elsewhere, or give it without hub:."
+        )
     import datasets
 
     bars = datasets.utils.logging.is_progress_bar_enabled()
@@ -180,14 +191,15 @@ def hub(
         for column, feature in rows.features.items():
             if isinstance(feature, datasets.Image):
                 rows = rows.cast_column(column, datasets.Image(decode=False))
-        parts[str(split)] = _Part(_plain(rows.with_format("arrow")[:]), (f"{name} {split}",), (0,))
+        parts[str(split)] = _Part(plain(rows.with_format("arrow")[:]), (f"{name} {split}",), (0,))
     return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
 
 
 def table_files(folder: Path) -> list[Path]:
     """The tables of a folder, or of its subfolder ``data``; of one kind, the first of ``SUFFIXES`` there is."""
     for suffix in SUFFIXES:
-        if found := [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]:
+        there = [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]
+        if found := [path for path in there if not path.is_dir()]:
             return sorted(found, key=lambda p: natural_key(p.name))
     return []
 
@@ -205,64 +217,22 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     found = table_files(folder)
     files = {name: matching for name in ("train", *_TEST_NAMES) if (matching := _called(name, found))}
     if "train" not in files:
+        suffix = found[0].suffix if found else ".parquet"
         raise DataError(
-            f"{folder} must hold train{found[0].suffix} (or train-00000-of-00002{found[0].suffix} and so on), but "
-            "holds only:"
+            f"{folder} must hold train{suffix} (or train-00000-of-00002{suffix} and so on), but holds only:"
             f"{listed(path.name for path in found)}\nTo take one of them alone, give the file in place of the folder."
         )
     return files
 
 
 def _read(files: list[Path]) -> _Part:
-    tables = []
-    for file in files:
-        try:
-            tables.append(read_table(file))
-        except (OSError, pa.ArrowException) as error:
-            hint = " Save it in UTF-8." if "utf" in str(error).lower() else ""
-            raise DataError(f"{file} cannot be read as {file.suffix[1:]} ({error}).{hint}") from error
+    tables = [read_table(file) for file in files]
     starts = np.cumsum([0, *(table.num_rows for table in tables[:-1])]).tolist()
     try:
         table = pa.concat_tables(tables)
     except pa.ArrowException as error:
         raise DataError(f"The files {listed(map(str, files))}\nmust have the same columns ({error}).") from error
     return _Part(table, tuple(file.name for file in files), tuple(starts), files[0].parent)
-
-
-def read_table(file: Path) -> pa.Table:
-    """A table from a file, by its ending; csv and tsv start with a line of column names.
-
-    Raises:
-        pyarrow.ArrowException: if it is not what its ending says.
-        OSError: if it cannot be read.
-    """
-    suffix = file.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        # As they are written, even where all look like numbers, dates or truth values: "001" is not "1".
-        lines = csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True)
-        names = csv.open_csv(file, parse_options=lines).schema.names
-        options = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        return csv.read_csv(file, parse_options=lines, convert_options=options)
-    return _plain(json_lines.read_json(file) if suffix == ".jsonl" else pq.read_table(file))
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """Columns of words from a list (categories) as the words themselves, and truth values as "true" and "false"."""
-    for i, field in enumerate(table.schema):
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        plain = pa.string() if pa.types.is_boolean(kind) else kind
-        if plain != field.type:
-            table = table.set_column(i, field.with_type(plain), table.column(i).cast(plain))
-    return table
-
-
-def _delimiter(file: Path) -> str:
-    """What separates the columns: of a csv without commas in its first line, the semicolon that spreadsheets write."""
-    if file.suffix.lower() == ".tsv":
-        return "\t"
-    with file.open("rb") as lines:
-        first = lines.readline()
-    return ";" if b";" in first and b"," not in first else ","
 
 
 def _source(
@@ -280,15 +250,19 @@ def _source(
     features = _features(schema)
     modality, column = _sample_column(name, schema, features, columns)
     label = _label_column(name, schema, features, label_column)
+    for one in (column, label):
+        if (times := schema.names.count(one)) > 1:
+            raise DataError(f"{name} must have each column once, but {one!r} stands there {times} times.")
     notes: list[str] = []
     test_name = next((key for key in _TEST_NAMES if key in parts), None)
     if test_name not in (None, "test"):
         notes.append(f"{name} has no test split: {test_name} serves as the test split")
     used = [parts["train"]] if test_name is None else [parts["train"], parts[test_name]]
     for part in used[1:]:
-        if missing := [name for name in (column, label) if name not in part.table.column_names]:
-            raise DataError(f"{part.files[0]} lacks the columns {missing} of the training split.")
-    class_names, labels = _labels(name, used, label, features.get(label, {}).get("names"), notes)
+        there = part.table.column_names
+        if missing := [name for name in (column, label) if there.count(name) != 1]:
+            raise DataError(f"{part.files[0]} lacks the columns {missing} of the training split, or has them twice.")
+    class_names, labels = _labels(name, used, label, _class_names(name, features.get(label, {})), notes)
 
     skipped: list[str] = []
     splits: list[Split] = []
@@ -320,9 +294,9 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     stored = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
-    except (ValueError, KeyError, TypeError):
+        return {name: value for name, value in features.items() if isinstance(value, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's, or damaged
         return {}
-    return {name: value for name, value in features.items() if isinstance(value, dict)}
 
 
 def _sample_column(
@@ -334,7 +308,7 @@ def _sample_column(
             _check_column(name, schema, f"{modality}_column", column)
     usable = {
         "image": [c.name for c in schema if _holds_images(c, features.get(c.name, {}), given["image"])],
-        "text": [c.name for c in schema if _is_string(c.type) and (c.name in TEXT_NAMES or c.name == given["text"])],
+        "text": [c.name for c in schema if is_string(c.type) and (c.name in TEXT_NAMES or c.name == given["text"])],
     }
     for modality, known in (("image", _IMAGE_NAMES), ("text", TEXT_NAMES)):
         column, found = given[modality], usable[modality]
@@ -362,7 +336,7 @@ def _holds_images(column: pa.Field, feature: dict[str, Any], given: str | None) 
     return (
         feature.get("_type") == "Image"
         or (pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0)
-        or (_is_binary(column.type) and (column.name in _IMAGE_NAMES or column.name == given))
+        or (is_binary(column.type) and (column.name in _IMAGE_NAMES or column.name == given))
     )
 
 
@@ -386,52 +360,81 @@ def _check_column(name: str, schema: pa.Schema, option: str, given: str) -> None
         raise InputError(f"{option} {given!r} is no column of {name}. {did_you_mean(given, schema.names)}")
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _class_names(name: str, feature: dict[str, Any]) -> list[str] | None:
+    """Names of the classes 0, 1, ... as they are stored beside a table."""
+    names = feature.get("names")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise DataError(f"The names of the classes of {name}, in its metadata, must be a list of texts.")
+    return names
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+@dataclass(frozen=True)
+class _Labels:
+    """Labels of a part: those that occur, and which of them each row has."""
+
+    values: list[Any]
+    codes: np.ndarray
+    part: _Part
+
+    def rows(self, wrong: Sequence[Any]) -> tuple[int, str]:
+        """How many rows have one of some labels, and the first of them, by label and name."""
+        codes = [code for code, value in enumerate(self.values) if value in wrong]
+        rows = np.flatnonzero(np.isin(self.codes, codes))
+        return len(rows), f"{self.values[self.codes[rows[0]]]} in {self.part.name(int(rows[0]))}"
+
+
+def _stored_labels(name: str, part: _Part, column: str) -> _Labels:
+    """The labels of a part.
+
+    Raises:
+        InputError: if they are of a kind that names no classes.
+        DataError: if one is missing or far too long.
+    """
+    stored = part.table.column(column)
+    if not (pa.types.is_integer(stored.type) or is_string(stored.type) or pa.types.is_null(stored.type)):
+        raise InputError(
+            f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say data.label_column=..."
+        )
+    coded = stored.dictionary_encode().unify_dictionaries().chunks
+    values = coded[0].dictionary.to_pylist() if coded else []
+    codes = np.concatenate([np.zeros(0, np.int64), *(np.asarray(chunk.indices.fill_null(-1)) for chunk in coded)])
+    blank = [code for code, value in enumerate(values) if not str(value).strip()]
+    if len(rows := np.flatnonzero(np.isin(codes, [-1, *blank]))):
+        raise DataError(f"Each row needs a label, but {len(rows)} lack one, such as {part.name(int(rows[0]))}.")
+    for code, value in enumerate(values):
+        if isinstance(value, str) and len(value) > MAX_LABEL:
+            row = int(np.flatnonzero(codes == code)[0])
+            raise DataError(
+                f"A label names a class, in at most {MAX_LABEL:,} characters, but that of {part.name(row)} has "
+                f"{len(value):,}: is {column!r} of {name} the column of the labels?"
+            )
+    return _Labels(values, codes, part)
 
 
 def _labels(
     name: str, parts: Sequence[_Part], column: str, names: list[str] | None, notes: list[str]
 ) -> tuple[list[str], list[np.ndarray]]:
     """Class names and the labels of each part, as positions in them."""
-    values: list[np.ndarray] = []
-    for part in parts:
-        stored = part.table.column(column)
-        if blank := [i for i, value in enumerate(stored.to_pylist()) if value is None or not str(value).strip()]:
-            raise DataError(f"Each row needs a label, but {len(blank)} lack one, such as {part.name(blank[0])}.")
-        if not (pa.types.is_integer(stored.type) or _is_string(stored.type)):
-            raise InputError(
-                f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say "
-                "data.label_column=..."
-            )
-        values.append(np.asarray(stored.to_pylist()))
+    found = [_stored_labels(name, part, column) for part in parts]
     if names is not None:
-        for part, found in zip(parts, values, strict=True):
-            outside = np.flatnonzero((found < 0) | (found >= len(names)))
-            if len(outside):
-                row = int(outside[0])
-                raise DataError(
-                    f"Labels of {name} must lie in 0..{len(names) - 1}, but {len(outside)} do not, such as "
-                    f"{found[row]} in {part.name(row)}."
-                )
-    if not len(values[0]):
+        for one in found:
+            if outside := [v for v in one.values if not isinstance(v, int) or not 0 <= v < len(names)]:
+                n, first = one.rows(outside)
+                raise DataError(f"Labels of {name} must lie in 0..{len(names) - 1}, but {n} do not, such as {first}.")
+    present = set(found[0].values)
+    if not present:
         raise DataError(f"{name} has no training rows.")
-    present = np.unique(values[0])
-    for part, found in zip(parts[1:], values[1:], strict=True):
-        alone = np.flatnonzero(~np.isin(found, present))
-        if len(alone):
-            row = int(alone[0])
+    for one in found[1:]:
+        if alone := [value for value in one.values if value not in present]:
+            _, first = one.rows(alone)
             raise DataError(
-                f"Test classes need training images, but {name} has none for "
-                f"{len(np.unique(found[alone]))} of them, such as {found[row]} in {part.name(row)}."
+                f"Test classes need training images, but {name} has none for {len(alone)} of them, such as {first}."
             )
-    order = sorted(present.tolist(), key=lambda value: natural_key(value) if isinstance(value, str) else value)
+    order = sorted(present, key=lambda value: natural_key(value) if isinstance(value, str) else value)
     if names is not None and len(order) < len(names):
         notes.append(f"{len(names) - len(order)} classes of {name} have no rows and are left out")
     place = {value: label for label, value in enumerate(order)}
-    labels = [np.array([place[value] for value in found.tolist()], dtype=np.int64) for found in values]
+    labels = [np.array([place[v] for v in one.values], dtype=np.int64)[one.codes] for one in found]
     return [names[value] if names is not None else str(value) for value in order], labels

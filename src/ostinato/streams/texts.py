@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 EMPTY = "the text is empty"
 
+MAX_CHARACTERS = 4_000_000
+"""Longer texts are refused: a tokenizer takes gigabytes for them, and no encoder sees more than their beginning."""
+
+_SOME = 1_000
+"""Texts of a column that are looked at together."""
+
 
 class Texts(Split):
     """Rows of a column of texts."""
@@ -39,8 +45,8 @@ class Texts(Split):
     def load(self, index: int) -> str:
         """The text of a sample."""
         text = self._column[int(self._rows[index])].as_py()
-        if is_empty(text):
-            raise DataError(f"{self.name(index)}: {EMPTY}.")
+        if reason := unfit(text):
+            raise DataError(f"{self.name(index)}: {reason}.")
         return text
 
     def name(self, index: int) -> str:  # noqa: D102
@@ -48,13 +54,25 @@ class Texts(Split):
 
     def problems(self) -> dict[int, str]:
         """Position -> reason of the texts that cannot be used."""
-        texts = self._column.take(pa.array(self._rows)).to_pylist()
-        return {i: EMPTY for i, text in enumerate(texts) if is_empty(text)}
+        found: dict[int, str] = {}
+        for start in range(0, len(self._rows), _SOME):  # not all as objects of Python at a time
+            texts = self._column.take(pa.array(self._rows[start : start + _SOME])).to_pylist()
+            found |= {i: reason for i, text in enumerate(texts, start) if (reason := unfit(text))}
+        return found
 
 
 def is_empty(text: str | None) -> bool:
     """Whether a text says nothing."""
     return not (text and text.strip())
+
+
+def unfit(text: str | None) -> str | None:
+    """The reason why a text cannot be used, if there is one."""
+    if text is None or is_empty(text):
+        return EMPTY
+    if len(text) > MAX_CHARACTERS:
+        return f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read"
+    return None
 
 
 @dataclass(frozen=True)
