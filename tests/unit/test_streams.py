@@ -493,3 +493,14 @@ def test_a_limit_per_task_cuts_training_and_test():
         TaskStream(source, StreamOptions(step=5, limit_per_task=3))
     with pytest.raises(InputError, match=r"^test_limit_per_task must leave every class a sample"):
         TaskStream(source, StreamOptions(step=5, test_limit_per_task=3)).test(0)
+
+
+def test_labels_beyond_64_bits_are_refused():
+    with pytest.raises(InputError, match="train labels must be integers of at most 63 bits, not 9223372036854775813"):
+        arrays(np.zeros((2, 4, 4), np.uint8), np.array([2**63 + 5, 1], np.uint64))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4), (2, 4, 0, 3)])
+def test_images_without_pixels_are_refused(shape):
+    with pytest.raises(InputError, match="train images must be uint8"):
+        arrays(np.zeros(shape, np.uint8), [0, 1])

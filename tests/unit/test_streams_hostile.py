@@ -73,6 +73,11 @@ def test_an_opened_picture_of_another_kind_starts_no_program(canary):
     assert not canary.exists()
 
 
+def test_pictures_without_pixels_are_refused():
+    with pytest.raises(DataError, match=r"image 0: it has no pixels \(0 x 4\)"):
+        as_rgb(Image.new("RGB", (0, 4)), "image 0")
+
+
 def test_pictures_of_other_kinds_are_taken_once_loaded():
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(buffer, "TGA")

@@ -114,3 +114,10 @@ def test_glyph_stays_close_and_keeps_its_background():
 def test_wrong_options(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("size", [0, 8193, 10**30])
+def test_sizes_that_no_view_has(size):
+    for view in (EvalView, TrainView):
+        with pytest.raises(InputError, match=r"size must be at least 1 pixel and at most 8,192, not"):
+            view(size)

@@ -94,11 +94,14 @@ def _labels(images: Images, labels: Sequence[int] | np.ndarray, part: str) -> np
     values = np.asarray(labels)
     if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
         raise InputError(f"The {part} labels must be a list of integers, not {values.dtype} of shape {values.shape}.")
+    if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+        raise InputError(f"The {part} labels must be integers of at most 63 bits, not {values.max()}.")
     if len(values) != len(images):
         raise InputError(f"Each image needs one label: {part} has {len(images)} images and {len(values)} labels.")
     for i, image in enumerate([images] if isinstance(images, np.ndarray) else images):
         shape = image.shape[1:] if image is images else image.shape
-        if image.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,), (4,)):
+        fits = len(shape) in (2, 3) and 0 not in shape and shape[2:] in ((), (1,), (3,), (4,))
+        if image.dtype != np.uint8 or not fits:
             where = "" if image is images else f" (image {i})"
             raise InputError(
                 f"The {part} images must be uint8, (H, W) or (H, W, 1 | 3 | 4) each; given {image.dtype} of "

@@ -380,6 +380,8 @@ def _as_it_is(image: ImageFile.ImageFile) -> None:
 
 def _check(image: Image.Image) -> None:
     width, height = image.size
+    if width < 1 or height < 1:
+        raise _Unfit(f"it has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise _Unfit(_too_large(f"{width} x {height}", f"at most {MAX_PIXELS // 1_000_000} million are read"))
     if image.mode in ("F", "LAB"):

@@ -23,6 +23,9 @@ RESAMPLING = {
 }
 KINDS = ("photo", "glyph", "none")
 
+MAX_SIZE = 8192
+"""Side of a view: a batch of larger ones would fill the memory, whoever asks for them."""
+
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
@@ -137,8 +140,8 @@ class TrainView:
 
 
 def _check(size: int, interpolation: str) -> None:
-    if size < 1:
-        raise InputError(f"size must be at least 1 pixel, not {size}.")
+    if not 1 <= size <= MAX_SIZE:
+        raise InputError(f"size must be at least 1 pixel and at most {MAX_SIZE:,}, not {size:,}.")
     if interpolation not in RESAMPLING:
         hint = did_you_mean(interpolation, list(RESAMPLING))
         raise InputError(f"Interpolation {interpolation!r} is unknown. {hint}")
