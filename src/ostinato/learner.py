@@ -43,6 +43,10 @@ from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.world import ALONE, World
 
 
+MOST_GIB = 2**20
+"""Of memory for token states: more than any machine has."""
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
     """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone`."""
@@ -177,6 +181,8 @@ class Learner:
             self.method.cache.persist(cache)
         if compile:
             compile_layers(loaded, where)
+        if not 0 <= state_cache < MOST_GIB:
+            raise InputError(f"state_cache must lie in [0, {MOST_GIB}) GiB, got {state_cache}.")
         if state_cache:
             self.method.state_cache = StateCache(round(state_cache * 2**30))
 

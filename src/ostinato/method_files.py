@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ostinato import registry
 from ostinato.errors import InputError
+from ostinato.paths import user_path
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
@@ -53,7 +54,7 @@ def reference(path: Path | str, name: str | None) -> str:
 def split_file(name: str) -> tuple[Path | None, str | None]:
     """The file of ``file.py`` or ``file.py:name``, absolute, and the name; None for what is not there."""
     match = re.fullmatch(r"(.+\.py)(?::(.*))?", name)
-    return (Path(match[1]).expanduser().resolve(), match[2] or None) if match else (None, None)
+    return (user_path(match[1], "method").resolve(), match[2] or None) if match else (None, None)
 
 
 def file_of(method: type[Method]) -> MethodFile | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ostinato.config import DataConfig, RunConfig, data_config
 from ostinato.errors import InputError
+from ostinato.paths import user_path
 from ostinato.streams import Examples, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
 
 OPENING = ("path", "on_error", "sets", "image_column", "text_column", "label_column", "classes")
@@ -58,7 +58,7 @@ def options_for(path: str, known: DataConfig) -> dict[str, Any]:
         Options of ``data.*``: what to do with bad samples, and sets, columns or classes where the data may have them.
     """
     meant: dict[str, Any] = {"on_error": known.on_error}
-    folder = Path(path).expanduser()
+    folder = user_path(path, "data")
     if known.sets is not None and all((folder / name).is_dir() for name in known.sets):
         meant["sets"] = known.sets
     kind = kind_of(path)
@@ -140,7 +140,7 @@ def samples_to_score(
         data = data_config(given)
     else:
         data = data_config(options_for(path, run.data) | given)
-        own = Path(path).expanduser().resolve() == Path(run.data.path).expanduser().resolve()
+        own = user_path(path, "data").resolve() == user_path(run.data.path, "data").resolve()
         if task_folders is None and own and run.stream.tasks == "folders" and not data.sets:
             task_folders = True
         seed = run.seed

@@ -24,7 +24,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, UnicodeError) as error:
         raise InputError(f"device: {name!r} cannot be used here ({error}). Use auto, cpu or cuda:N.") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {name!r} is not supported (statistics are kept in fp64). Use auto, cpu or cuda:N.")

@@ -15,6 +15,7 @@ from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
 from ostinato.method_files import split_file
+from ostinato.paths import user_path
 from ostinato.presets import DATA
 from ostinato.registry import check_options, get_method
 from ostinato.report.console import Reporter
@@ -249,7 +250,7 @@ def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
         missing.append(f"data: {problem}")
     backbone = plan.config.backbone
     if backbone.weights is not None:
-        if not Path(backbone.weights).expanduser().exists():
+        if not user_path(backbone.weights, "backbone.weights").exists():
             missing.append(f"weights: there is nothing at {backbone.weights}")
     elif fetch and not missing and (problem := _weights_problem(backbone.name)):
         # Without network a download takes a minute to fail; a row that cannot run anyway is spared that.
@@ -263,7 +264,7 @@ def _data_problem(spec: str, fetch: bool) -> str | None:
 
     if spec in SOURCES or spec.startswith("hub:"):
         return _download_problem(spec) if fetch else None
-    if not Path(spec).expanduser().exists():
+    if not user_path(spec, "data").exists():
         return f"{spec!r} is neither a path that exists nor a known name ({', '.join(SOURCES)}, hub:OWNER/NAME)"
     return None
 
