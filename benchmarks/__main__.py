@@ -17,7 +17,7 @@ from benchmarks.cases import ARCHS, CASES, SIDE, Case, Measured, measure
 from benchmarks.limits import layer_rate, multiply_rate
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
 from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import precision_name, resolve_device, resolve_precision
+from ostinato.engine.precision import choose_precision, precision_name, resolve_device
 from ostinato.report.tables import replace_between
 
 TOKENS = (SIDE // 16) ** 2 + 1
@@ -77,7 +77,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     where = resolve_device(device)
-    dtype = resolve_precision(precision, where)
+    dtype = choose_precision(precision, where).dtype
     table = "/".join(["speed", model, where.type, *(p for p in (precision, LIMITED.lower()) if p not in ("auto", ""))])
     if write and f"<!-- table:{table} -->" not in PAGE.read_text(encoding="utf-8"):
         raise typer.BadParameter(f"{PAGE} has no place for it: add <!-- table:{table} --> and <!-- /table:{table} -->.")

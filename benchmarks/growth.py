@@ -15,7 +15,7 @@ from benchmarks.cases import CLASSES, Images
 from benchmarks.limits import seconds
 from benchmarks.machine import PAGE, machine, markdown
 from ostinato.backbones.weights import load_backbone
-from ostinato.engine.precision import prepare, resolve_precision
+from ostinato.engine.precision import choose_precision, prepare
 from ostinato.engine.train import Settings, learn_task
 from ostinato.methods.base import LearnTask, Method
 from ostinato.registry import get_method
@@ -126,7 +126,7 @@ def main(
     for name, options in METHODS.items():
         if only and name != only:
             continue
-        dtype = resolve_precision("auto", CPU)
+        dtype = choose_precision("auto", CPU).dtype
         trained = Trained(name, options, dtype)
         began = time.perf_counter()
         for mark in marks:

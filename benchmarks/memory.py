@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.cases import CASES, measure
 from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import resolve_precision
+from ostinato.engine.precision import choose_precision
 from ostinato.engine.session import peak_memory
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(threads)
     cpu = torch.device("cpu")
-    dtype = resolve_precision(precision, cpu)
+    dtype = choose_precision(precision, cpu).dtype
     measure(CASES[0], model, batch=batch, rounds=2, device=cpu, dtype=dtype, with_reference=False)
     print(f"Peak memory of a process that trains DualPrompt at batch {batch}: {peak_memory(cpu) / 2**30:.2f} GiB.")
 

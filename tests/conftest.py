@@ -28,7 +28,7 @@ VIT_TI_NAME = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 RECORD: dict[str, Any] = {
     "run_id": "0" * 32, "started": "now", "method": "l2p", "method_sha256": None, "options": {}, "recipe": {},
     "protocol": "sample", "data_seen": "current task", "scored_on": "test", "backbone": None, "preprocess": {},
-    "precision": "fp32", "device": "cpu", "threads": 1, "processes": 1,
+    "precision": "fp32", "precision_reason": "asked for", "device": "cpu", "threads": 1, "processes": 1,
     "stream": {"source": "x", "class_order": [os.fsdecode(b"caf\xe9")], "options": {}, "tasks": [], "skipped": [],
                "notes": []},
     "continues": None, "versions": {},

@@ -21,7 +21,7 @@ from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.loader import fixed_batches
-from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
+from ostinato.engine.precision import choose_precision, compute, prepare, resolve_device
 from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DamagedModelError, DataError, InputError, OstinatoError
@@ -41,7 +41,6 @@ from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, Tra
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.world import ALONE, World
-
 
 MOST_GIB = 2**20
 """Of memory for token states: more than any machine has."""
@@ -140,9 +139,10 @@ class Learner:
         check_options(cls, options)  # before anything is read
         train = check_recipe(train or {})
         where = resolve_device(device)
+        chosen = choose_precision(precision, where)
         self.settings = Settings(
             where,
-            resolve_precision(precision, where),
+            chosen.dtype,
             seed,
             train,
             accumulate,
@@ -171,7 +171,7 @@ class Learner:
         self.class_names: list[str] = []
         self.used = np.empty(0, np.uint64)
         self.alike: list[int] | None = None
-        self.precision = precision
+        self.precision, self.precision_reason = precision, chosen.reason
         self._history: list[Examples] = []
         self._loaded_from: Path | None = None
         with seeded(where, seed, "method"):

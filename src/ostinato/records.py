@@ -146,6 +146,7 @@ class RunRecord(Record):
     backbone: OriginRecord | None
     preprocess: dict[str, Any]
     precision: Literal["fp32", "bf16"]
+    precision_reason: str
     device: str
     threads: Count
     processes: Count

@@ -20,7 +20,7 @@ from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.divergence import DivergedError
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
-from ostinato.engine.precision import compute, prepare, resolve_device, resolve_precision
+from ostinato.engine.precision import compute, prepare, resolve_device
 from ostinato.engine.run import start
 from ostinato.engine.seeding import derive, generator, seeded
 from ostinato.engine.stopping import stop_on_signal
@@ -563,14 +563,6 @@ def test_every_step_of_every_stage_and_task_draws_anew():
 
 
 # Precision
-
-
-def test_precision_names():
-    assert resolve_precision("fp32", CPU) == torch.float32
-    assert resolve_precision("bf16", CPU) == torch.bfloat16
-    assert resolve_precision("auto", CPU) in (torch.float32, torch.bfloat16)
-    with pytest.raises(InputError, match="auto, fp32 or bf16, got 'fp16'"):
-        resolve_precision("fp16", CPU)
 
 
 def test_device_names():

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
 from ostinato.backbones.edits import fused_bf16
+from ostinato.engine.rates import bf16_gain
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+FASTER = 1.2
+"""How many times as fast bf16 must be to be worth its rounding."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -31,25 +36,45 @@ def resolve_device(name: str = "auto") -> torch.device:
     return device
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Precision of frozen weights; "auto" is bf16 where the device has instructions for it, else fp32.
+@dataclass(frozen=True)
+class Precision:
+    """Precision of frozen weights.
+
+    Attributes:
+        dtype: of them.
+        reason: why, in words, for the record of a run.
+    """
+
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """Precision of frozen weights by name; "auto" is bf16 where the device multiplies it faster than fp32.
 
     Raises:
         InputError: unknown name.
     """
-    if name == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = device.type == "cpu" and fused_bf16()
-        return torch.bfloat16 if fast else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
-    return DTYPES[name]
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
+        return Precision(DTYPES[name], "asked for")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        says = "has" if fast else "has no"
+        return Precision(torch.bfloat16 if fast else torch.float32, f"the device {says} instructions for bf16")
+    if device.type != "cpu" or not fused_bf16():
+        return Precision(torch.float32, "the processor has no kernels for bf16")
+    gain = bf16_gain()
+    fast = gain >= FASTER
+    return Precision(
+        torch.bfloat16 if fast else torch.float32,
+        f"a linear map in bf16 takes {1 / gain:.2f} of its time in fp32 on this processor",
+    )
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name that :func:`resolve_precision` gives the same precision for."""
+    """The name that :func:`choose_precision` gives the same precision for."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 

@@ -165,6 +165,7 @@ class Session:
             "backbone": asdict(learner.origin) if learner.origin else None,
             "preprocess": method.backbone.describe(),
             "precision": precision_name(learner.settings.dtype),
+            "precision_reason": learner.precision_reason,
             "device": str(learner.settings.device),
             "threads": torch.get_num_threads(),
             "processes": self.world.size,
