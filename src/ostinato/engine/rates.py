@@ -56,7 +56,9 @@ def _processor() -> str:
     # Two kinds of a processor may share a name; their flags differ.
     flags = sha256(first.get("flags", "").encode()).hexdigest()[:8]
     name = first.get("model name", platform.processor())
-    return f"{name}, flags {flags}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all instructions"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{name}, flags {flags}, {capability}, {limit}, {threads} threads"
 
 
 @torch.inference_mode()
