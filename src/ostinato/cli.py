@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ostinato import crash
-from ostinato.errors import DamagedModelError, DataError, InputError, Interrupted, OstinatoError, explained
+from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, explained
 from ostinato.printing import OutputClosedError, say, say_json
 
 if TYPE_CHECKING:
@@ -219,24 +220,26 @@ def predict(
         raise InputError(f"predict: {run} has learned images; --text and --column are for texts.")
     else:
         given = ((str(file), file) for file in image_files(files))
-    predictions, bad = [], []
-    for source, one in given:
+    predictions, bad, sources = [], [], []
+
+    def named() -> Iterator[Any]:
+        for source, one in given:
+            sources.append(source)
+            yield one
+
+    began = time.perf_counter()
+    for i, one in enumerate(learner.predictions(named(), topk=topk)):
         if isinstance(one, DataError):
             bad.append(str(one))
             continue
-        try:
-            (prediction,) = learner.predict([one], topk=topk)
-        except DamagedModelError:  # not of this input alone
-            raise
-        except DataError as error:
-            bad.append(str(error))
-            continue
-        predictions.append(asdict(prediction) | {"source": source})
+        predictions.append(asdict(one) | {"source": sources[i]})
         if not as_json:
-            values = prediction.confidences or prediction.scores
-            shown = [f"{100 * v:.1f}%" if prediction.confidences else f"{v:.3f}" for v in values]
-            best = "  ".join(f"{n} {v}" for n, v in zip(prediction.classes, shown, strict=True))
-            say(f"{source}: {best}")
+            values = one.confidences or one.scores
+            shown = [f"{100 * v:.1f}%" if one.confidences else f"{v:.3f}" for v in values]
+            say(f"{sources[i]}: " + "  ".join(f"{n} {v}" for n, v in zip(one.classes, shown, strict=True)))
+    if len(sources) > learner.settings.eval_batch_size:  # worth a word beside the results
+        seconds = time.perf_counter() - began
+        say(f"{len(sources)} inputs in {seconds:.1f} s, {len(sources) / seconds:.0f} a second", err=True)
     if as_json:
         say_json(predictions)
     if bad:

@@ -19,10 +19,6 @@ class DataError(OstinatoError):
     exit_code = 3
 
 
-class DamagedModelError(DataError):
-    """A model that was loaded and cannot score anything."""
-
-
 class Interrupted(OstinatoError):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from ostinato.engine.loader import fixed_batches
 from ostinato.engine.precision import choose_precision, compute, prepare, resolve_device
 from ostinato.engine.seeding import seeded
 from ostinato.engine.train import Position, Settings, Watcher, learn_task
-from ostinato.errors import DamagedModelError, DataError, InputError, OstinatoError
+from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
     Evaluation,
@@ -35,6 +35,7 @@ from ostinato.evaluation.evaluator import (
 )
 from ostinato.method_files import file_of, reference, split_file
 from ostinato.methods.base import LearnTask, Recipe
+from ostinato.reading import ahead, batched
 from ostinato.records import ArtifactRecord, read_record
 from ostinato.registry import check_options, get_method
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
@@ -360,7 +361,7 @@ class Learner:
         """Tell an error of tensors that fit nothing from a defect: they cannot score an empty input either.
 
         Raises:
-            DamagedModelError: if what was loaded cannot be used.
+            DataError: if what was loaded cannot be used.
         """
         try:
             yield
@@ -369,7 +370,7 @@ class Learner:
         except Exception as error:  # a method meets tensors of wrong shapes wherever it first uses them
             if self._loaded_from is None or self._scores_something():
                 raise
-            raise DamagedModelError(
+            raise DataError(
                 f"{self._loaded_from}: the learned tensors do not fit {self.method.name} ({type(error).__name__}: "
                 f"{error}). Restore the artifact from a copy."
             ) from error
@@ -398,30 +399,68 @@ class Learner:
             DataError: if a file is missing or no image, or a text is empty, naming it.
             InputError: if nothing was learned yet, or ``topk`` is below 1.
         """
+        if isinstance(inputs, str | Path | Image.Image):
+            raise InputError("predict takes a list, also of one input: predict([...]).")
+        out: list[Prediction] = []
+        for one in self.predictions(inputs, topk=topk):
+            if isinstance(one, DataError):
+                raise one
+            out.append(one)
+        return out
+
+    def predictions(
+        self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1
+    ) -> Iterator[Prediction | DataError]:
+        """Predict inputs one after another, of whatever number, as soon as a batch of them is scored.
+
+        Threads read files ahead. An input that cannot be used gives its error in its place.
+
+        Args:
+            inputs: as :meth:`predict` takes them; an error among them is passed on.
+            topk: classes per input.
+
+        Returns:
+            A prediction or an error per input, in order.
+
+        Raises:
+            InputError: if nothing was learned yet, or ``topk`` is below 1.
+        """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
         self._check_whole()
-        if isinstance(inputs, str | Path | Image.Image):
-            raise InputError("predict takes a list, also of one input: predict([...]).")
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}.")
-        view, step = self.eval_view, self.settings.eval_batch_size
-        out: list[Prediction] = []
-        for begin in range(0, len(inputs), step):
-            some = [self._input(begin + i, one) for i, one in enumerate(inputs[begin : begin + step])]
-            scores = self.scores(getattr(view, "join", torch.stack)([view(raw) for _, raw in some])).float()
-            best = scores.topk(min(topk, scores.shape[1]), dim=1)
-            shares = scores.softmax(1).gather(1, best.indices) if self.method.scores_are_logits else None
-            for i, (source, _) in enumerate(some):
-                out.append(
-                    Prediction(
-                        source,
-                        [self.class_names[c] for c in best.indices[i].tolist()],
-                        best.values[i].tolist(),
-                        None if shares is None else shares[i].tolist(),
-                    )
-                )
-        return out
+        size = self.settings.eval_batch_size
+        seen = ahead(self._seen, enumerate(inputs), 2 * size)
+        return (one for some in batched(seen, size) for one in self._predicted(some, topk))
+
+    def _seen(self, item: tuple[int, Any]) -> tuple[str, Tensor] | DataError:
+        """What to call an input, and the tensor that the backbone takes."""
+        index, given = item
+        if isinstance(given, DataError):
+            return given
+        try:
+            source, sample = self._input(index, given)
+        except DataError as error:
+            return error
+        return source, self.eval_view(sample)
+
+    def _predicted(self, some: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
+        """Predictions of one batch, among the errors in it."""
+        usable = [one for one in some if not isinstance(one, DataError)]
+        if not usable:
+            yield from (one for one in some if isinstance(one, DataError))
+            return
+        scores = self.scores(getattr(self.eval_view, "join", torch.stack)([x for _, x in usable])).float()
+        best = scores.topk(min(topk, scores.shape[1]), dim=1)
+        names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
+        values: list[list[float]] = best.values.tolist()
+        shares: list[list[float] | None] = [None] * len(usable)
+        if self.method.scores_are_logits:
+            shares = scores.softmax(1).gather(1, best.indices).tolist()
+        made = (Prediction(*row) for row in zip((name for name, _ in usable), names, values, shares, strict=True))
+        for one in some:
+            yield one if isinstance(one, DataError) else next(made)
 
     def _input(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
         """What to call an input, and what the view takes of it."""
