@@ -290,11 +290,11 @@ def _source(
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Feature types that the ``datasets`` library writes beside a table; empty where there are none."""
+    """Feature types of columns that the ``datasets`` library writes beside a table; empty where there are none."""
     stored = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
-        return {name: value for name, value in features.items() if isinstance(value, dict)}
+        return {name: value for name, value in features.items() if isinstance(value, dict) and name in schema.names}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's, or damaged
         return {}
 
