@@ -205,7 +205,7 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     options.add_argument("--kills", type=int, default=1000)
     options.add_argument("--inputs", type=int, default=1_000_000)
-    options.add_argument("--fields", type=int, default=2000)
+    options.add_argument("--fields", type=int, default=1000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     given = options.parse_args()

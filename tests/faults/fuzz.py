@@ -22,7 +22,7 @@ class Target:
         seeds: makes intact inputs.
         read: reads an input; may raise an ``OstinatoError``, and nothing else.
         words: pieces that mutations insert, such as keywords and numbers at limits.
-        cost: inputs of the cheapest target in the time of one of this; ``make faults`` shares its budget by it.
+        cost: inputs of the cheapest target in the time of one of this; ``make faults`` gives fewer where it is high.
     """
 
     name: str

@@ -48,10 +48,9 @@ def targets() -> dict[str, Target]:
 
 
 def shares(inputs: int) -> dict[str, int]:
-    """How many inputs each target gets: the same time for each, by its cost."""
-    known = targets()
-    weight = sum(1 / target.cost for target in known.values())
-    return {name: max(1, round(inputs / target.cost / weight)) for name, target in known.items()}
+    """How many inputs each target gets: more of those that cost little, and less time for those that cost much."""
+    weights = {name: target.cost**-1.5 for name, target in targets().items()}
+    return {name: round(inputs * weight / sum(weights.values())) for name, weight in weights.items()}
 
 
 def feed(name: str, inputs: int, seed: int, scratch: str) -> Fed:
