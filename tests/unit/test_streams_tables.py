@@ -232,6 +232,25 @@ def test_hub_that_cannot_be_reached(monkeypatch):
         hub("owner/x")
 
 
+def test_hub_with_rows_that_cannot_be_read(monkeypatch):
+    import datasets
+
+    damaged = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xff"]).buffers())
+    rows = datasets.Dataset(pa.table({"text": damaged, "label": [0, 1]}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=rows))
+    with pytest.raises(DataError, match=r"owner/x.*ArrowInvalid: .*Invalid UTF8"):
+        hub("owner/x")
+
+
+def test_cifar100_where_nothing_can_be_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("OSTINATO_DATA", "~nosuchuser/data")
+    with pytest.raises(InputError, match="OSTINATO_DATA must be a path, but the home folder in"):
+        open_source("cifar100")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        cifar100(tmp_path / "file" / "x")
+
+
 class FakeCifar:
     """What torchvision's class does, without the pixels."""
 

@@ -174,11 +174,18 @@ def hub(
         )
     import datasets
 
+    parts: dict[str, _Part] = {}
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # anything from no network to a missing name or a wrong configuration
+        for split, rows in datasets.load_dataset(name).items():
+            for column, feature in rows.features.items():
+                if isinstance(feature, datasets.Image):
+                    rows = rows.cast_column(column, datasets.Image(decode=False))
+            stored = plain(rows.with_format("arrow")[:])
+            stored.validate(full=True)
+            parts[str(split)] = _Part(stored, (f"{name} {split}",), (0,))
+    except Exception as error:  # anything from no network to a missing name, a wrong configuration or damaged rows
         raise DataError(
             f"The data set {name!r} cannot be loaded from the hub ({type(error).__name__}: {error}). Check "
             "the name and the network, or download its parquet files and give the path of their folder."
@@ -186,12 +193,6 @@ def hub(
     finally:
         if bars:
             datasets.enable_progress_bars()
-    parts: dict[str, _Part] = {}
-    for split, rows in loaded.items():
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-        parts[str(split)] = _Part(plain(rows.with_format("arrow")[:]), (f"{name} {split}",), (0,))
     return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ostinato.errors import DataError
+from ostinato.paths import user_path
 from ostinato.streams.arrays import arrays
 from ostinato.streams.source import Source, hold_out
 
@@ -14,7 +15,7 @@ DIGITS_TEST = 0.25
 
 def data_home() -> Path:
     """Where downloaded data sets are kept: ``$OSTINATO_DATA``, or ``~/.cache/ostinato/data``."""
-    return Path(os.environ.get("OSTINATO_DATA", "~/.cache/ostinato/data")).expanduser()
+    return user_path(os.environ.get("OSTINATO_DATA", "~/.cache/ostinato/data"), "OSTINATO_DATA")
 
 
 def digits(seed: int = 0) -> Source:
@@ -53,7 +54,7 @@ def cifar100(root: str | Path | None = None) -> Source:
     root = data_home() if root is None else Path(root)
     try:
         parts = [CIFAR100(str(root), train=train) for train in (True, False)]
-    except RuntimeError:  # absent or incomplete
+    except (OSError, RuntimeError):  # absent, incomplete or not to be read
         try:
             root.mkdir(parents=True, exist_ok=True)
             parts = [CIFAR100(str(root), train=train, download=True) for train in (True, False)]
