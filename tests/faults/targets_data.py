@@ -224,7 +224,10 @@ def _folder(data: bytes) -> object:
 
 
 TARGETS = [
-    *(Target(f"image, {kind}", _images(kind), _see, WORDS[kind], 5.0) for kind in FORMATS),
+    *(
+        Target(f"image, {kind}", _images(kind), _see, WORDS[kind], 15.0 if kind in ("gif", "webp") else 8.0)
+        for kind in FORMATS  # some damage makes them of 40 million pixels
+    ),
     Target("table, csv", _csv, _table("csv"), CSV, 20.0),
     Target("table, tsv", _tsv, _table("tsv"), CSV, 20.0),
     Target("table, jsonl", _jsonl, _table("jsonl"), JSON, 20.0),
