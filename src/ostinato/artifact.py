@@ -7,6 +7,7 @@ that a reader sees the old model or the new one, whenever it looks.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,18 @@ from torch import Tensor
 
 from ostinato.errors import DataError, InputError
 from ostinato.files import read_json, read_sealed, read_stored, sealed, sync, write_new, write_text
+from ostinato.locking import HOLDER, LOCK, locked
 from ostinato.records import ARTIFACT_FORMAT, ArtifactRecord, StoredFile, check_format, parse
 from ostinato.tensor_files import tensors_of, write_tensors
 
 ABOUT = "artifact.json"
 
 _PARTS = {"learned": ".safetensors", "used": ".npy", "method": ".py"}
+_NAMES = re.compile(
+    r"artifact\.json(\.part)?|\.lock(\.json(\.part)?)?"
+    r"|(learned-([0-9a-f]{16}|new)\.safetensors|used-([0-9a-f]{16}|new)\.npy|method-([0-9a-f]{16}|new)\.py)(\.part)?"
+)
+"""Names of all files that are written here."""
 _ATTEMPTS = 20
 _OLDER = "Learn the model again, or use the ostinato that saved it."
 
@@ -79,6 +86,11 @@ def write(
 def _publish(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[Path], StoredFile]]) -> None:
     """Write the files, each by the function for its kind, then the description that names them."""
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _put_all(folder, about, puts)
+
+
+def _put_all(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[Path], StoredFile]]) -> None:
     stored: dict[str, dict[str, Any] | None] = {"method_text": None}
     for kind, put in puts.items():
         draft = folder / f"{kind}-new{_PARTS[kind]}.part"
@@ -91,7 +103,7 @@ def _publish(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[P
     parse(ArtifactRecord, record, folder / ABOUT)
     sync(folder)  # the names of the files, before the one that names them
     write_text(folder / ABOUT, sealed(record))
-    kept = {ABOUT, *(one["file"] for one in stored.values() if one is not None)}
+    kept = {ABOUT, LOCK, HOLDER, *(one["file"] for one in stored.values() if one is not None)}
     for path in folder.iterdir():
         if _is_part(path) and path.name not in kept:
             path.unlink(missing_ok=True)
@@ -102,9 +114,8 @@ def _write(path: Path, data: bytes) -> StoredFile:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file is one of a model's, or a draft of one."""
-    name = path.name.removesuffix(".part")
-    return name == ABOUT or any(name.startswith(f"{kind}-") and name.endswith(end) for kind, end in _PARTS.items())
+    """Whether a file is one of a model's, or a draft of one, by a name that nobody else gives."""
+    return _NAMES.fullmatch(path.name) is not None
 
 
 def read(folder: Path) -> Artifact:

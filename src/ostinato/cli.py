@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -722,6 +723,8 @@ def main(arguments: list[str] | None = None) -> None:
         show_usage = getattr(error, "format_message", None)
         if show_usage is not None:  # Typer's own usage errors
             _fail(show_usage(), 2)
+        if _lost_the_main_process(error):
+            _fail("Stopped, since the main process did; its message says why.", 3)
         _fail(f"{crash.report(error, words)}{go_on}", crash.EXIT_CODE)
     if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
         _fail(interrupted, code)
@@ -731,6 +734,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 _RESUMABLE = {"run", "resume", "learn"}
 """Commands that leave checkpoints."""
+
+
+def _lost_the_main_process(error: Exception) -> bool:
+    """Whether this is one of several processes, and the exchange with the others broke."""
+    text = f"{type(error).__name__}: {error}".lower()
+    exchange = any(word in text for word in ("gloo", "nccl", "connection closed", "connection reset", "distbackend"))
+    return int(os.environ.get("RANK", "0")) > 0 and exchange
 
 
 def _fail(message: str, code: int) -> NoReturn:

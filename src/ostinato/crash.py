@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import tempfile
-import traceback
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 EXIT_CODE = 70
 """Of a command that ended by a defect."""
@@ -25,6 +20,11 @@ def report(error: BaseException, words: list[str]) -> str:
     Returns:
         A message for the user, which names the error, where it happened, and the report.
     """
+    import platform  # none of these is needed by a command that ends well
+    import tempfile
+    import traceback
+    from datetime import UTC, datetime
+
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" ({frame[0].filename}, line {frame[0].lineno}, in {frame[0].name})" if frame else ""
     what = f"{type(error).__name__}: {error}{place}"
@@ -49,6 +49,8 @@ def report(error: BaseException, words: list[str]) -> str:
 
 
 def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(name)
     except PackageNotFoundError:

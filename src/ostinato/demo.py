@@ -89,9 +89,10 @@ def _is_ours(run: Path) -> bool:
     """Whether a directory holds a run with the demonstration's options, or nothing at all."""
     if run.is_symlink() or not run.is_dir():
         return False
-    if not any(run.iterdir()):
-        return True
     try:
+        if not RunDir(run).config.exists():
+            RunDir(run).check_free()  # what a killed creation left
+            return True
         return RunDir(run).read_config() == build_config(_options(run.name))
     except OstinatoError:
         return False

@@ -140,7 +140,7 @@ class Learner:
         check_options(cls, options)  # before anything is read
         train = check_recipe(train or {})
         where = resolve_device(device)
-        chosen = choose_precision(precision, where)
+        chosen = world.agree(choose_precision(precision, where))  # a measurement, on the main process's machine
         self.settings = Settings(
             where,
             chosen.dtype,
@@ -368,7 +368,8 @@ class Learner:
         except OstinatoError:
             raise
         except Exception as error:  # a method meets tensors of wrong shapes wherever it first uses them
-            if self._loaded_from is None or self._scores_something():
+            own = file_of(type(self.method)) is not None  # whose author needs the error as it is
+            if own or self._loaded_from is None or self._scores_something():
                 raise
             raise DataError(
                 f"{self._loaded_from}: the learned tensors do not fit {self.method.name} ({type(error).__name__}: "
@@ -598,13 +599,13 @@ def _artifact_folder(path: Path) -> Path:
 
 
 def _check_run(run: Path, about: ArtifactRecord) -> None:
-    """Make sure that the artifact in a run was learned by it, or by one of its continuations.
+    """Make sure that the artifact in a run was learned by it, by one of its continuations, or saved there from Python.
 
     Raises:
         DataError: if it is of another run.
     """
-    records = [run / "record.json", *run.glob("learn-*/record.json")]
-    if about.run_id not in {read_record(record).run_id for record in records}:
+    record = read_record(run / "record.json")
+    if about.run_id not in (None, record.run_id, *record.continued_by):
         raise DataError(f"{run}: the artifact in it is of another run. Restore it from a copy.")
 
 

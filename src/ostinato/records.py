@@ -138,6 +138,7 @@ class RunRecord(Record):
     method: PlainName
     method_sha256: Sha256 | None
     method_changed_to: list[Sha256] = []
+    continued_by: list[RunId] = []
     options: dict[str, Any]
     recipe: dict[str, Any]
     protocol: Text

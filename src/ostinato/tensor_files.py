@@ -15,15 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ostinato.errors import DataError
+from ostinato.errors import DataError, InputError
 from ostinato.files import read_stored, write_new
 from ostinato.records import StoredFile
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.complex64: "C64",
 }  # fmt: skip
-"""Kinds of numbers under the format's names; methods keep no others."""
+"""Kinds of numbers under the format's names."""
 
 _ALIGNED = 8
 
@@ -37,6 +38,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
 
     Returns:
         The file's name, size and SHA-256.
+
+    Raises:
+        InputError: for a kind of numbers that the format has no name for.
     """
     parts = _parts(tensors)
     return StoredFile(file=path.name, sha256=write_new(path, *parts), bytes=sum(len(part) for part in parts))
@@ -51,6 +55,10 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     for name in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         begin, end = end, end + flat.numel()
+        if tensors[name].dtype not in _NAMES:
+            raise InputError(
+                f"The learned tensor {name!r} is of {tensors[name].dtype}, which no file holds; convert it."
+            )
         kind, shape = _NAMES[tensors[name].dtype], list(tensors[name].shape)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
         contents.append(flat.numpy().data)

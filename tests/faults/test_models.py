@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ostinato import artifact
+from ostinato import artifact, load
 from ostinato.engine.session import Session
 from tests.cli.command import ostinato
 from tests.conftest import photos, save_bert, text_tables
@@ -99,6 +99,16 @@ def stops_inside(session, *arguments) -> None:
 
 
 WHOLE = Session.checkpoint_inside
+
+
+def test_a_run_keeps_its_model_without_the_continuation_that_made_it(models, tmp_path):
+    shutil.copytree(models / "simplecil", tmp_path / "r")
+    photos(tmp_path / "more", {"d": (9, 9, 9), "e": (90, 9, 9)}, n=4)
+    ostinato("learn", tmp_path / "r", f"data={tmp_path / 'more'}")
+    shutil.rmtree(tmp_path / "r/learn-001")
+    assert ostinato("predict", tmp_path / "r", tmp_path / "more/d/0.jpg").stdout
+    load(tmp_path / "r").save(tmp_path / "r/artifact")
+    assert ostinato("predict", tmp_path / "r", tmp_path / "more/d/0.jpg").stdout
 
 
 @pytest.mark.parametrize("alike", [False, True])

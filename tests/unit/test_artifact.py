@@ -11,6 +11,7 @@ import torch
 
 from ostinato import artifact
 from ostinato.errors import DataError, InputError
+from ostinato.locking import locked
 
 ABOUT = {
     "run_id": "0" * 32, "method": "simplecil", "method_file": None, "options": {},
@@ -40,7 +41,7 @@ def test_a_new_one_takes_the_place_of_the_old_and_of_what_a_kill_left(tmp_path):
     (tmp_path / "learned-new.safetensors.part").write_bytes(b"half")
     put(tmp_path, 2.0)
     assert artifact.read(tmp_path).about.seed == 2
-    assert len(list(tmp_path.iterdir())) == 4, "nothing of the old one"
+    assert len([p for p in tmp_path.iterdir() if p.name != ".lock"]) == 4, "nothing of the old one"
     (tmp_path / "artifact.json").unlink()  # killed before the first was complete
     put(tmp_path, 3.0)
     assert artifact.read(tmp_path).about.seed == 3
@@ -54,6 +55,27 @@ def test_something_else_is_not_replaced(tmp_path):
         put(tmp_path / "notes.txt")
     with pytest.raises(DataError, match=r"is no saved learner: it has no artifact\.json"):
         artifact.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["method-a.py", "learned-final.safetensors", "used-2024.npy", "method-0123456789abcdeg.py"]
+)
+def test_files_of_like_names_are_not_taken_for_its_own(tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("precious")
+    with pytest.raises(InputError, match="exists and is no saved learner"):
+        put(tmp_path / "mine")
+    put(tmp_path / "model")
+    (tmp_path / "model" / name).write_text("precious")
+    put(tmp_path / "model", 2.0)
+    assert (tmp_path / "mine" / name).read_text() == (tmp_path / "model" / name).read_text() == "precious"
+
+
+def test_one_process_at_a_time_publishes(tmp_path):
+    put(tmp_path, 1.0)
+    with locked(tmp_path), pytest.raises(InputError, match="is in use by process"):
+        put(tmp_path, 2.0)
+    assert artifact.read(tmp_path).about.seed == 1
 
 
 def test_every_flipped_bit_is_refused(tmp_path):

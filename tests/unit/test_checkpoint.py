@@ -176,6 +176,16 @@ def test_every_flipped_bit_is_refused(tmp_path):
     assert store.latest() is not None
 
 
+def test_a_damaged_checkpoint_is_dropped_before_a_good_one(tmp_path):
+    store = Checkpoints(tmp_path, RUN)
+    store.save(checkpoint(1))
+    (store.save(checkpoint(2)) / "checkpoint.json").write_text("{")
+    again = Checkpoints(tmp_path, RUN)
+    assert again.latest().progress["step"] == 1
+    again.save(checkpoint(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "000002"]
+
+
 def test_another_runs_checkpoint_is_refused(tmp_path):
     Checkpoints(tmp_path, RUN).save(checkpoint(1))
     with pytest.raises(DataError, match="a checkpoint of another run"):

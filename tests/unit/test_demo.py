@@ -11,6 +11,7 @@ from ostinato import demo
 from ostinato.engine.rundir import RunDir
 from ostinato.errors import InputError
 from ostinato.evaluation.metrics import AccuracyMatrix
+from ostinato.files import write_json
 from ostinato.report.console import Reporter
 
 
@@ -62,6 +63,14 @@ def test_a_second_demonstration_replaces_its_own_runs_alone(tmp_path):
     assert (out / "notes.txt").read_text() == "mine"
     assert not (out / "finetune/stale").exists()
     assert json.loads((out / demo.MARK).read_text())["made_by"]
+
+
+def test_a_demonstration_that_was_killed_while_it_made_a_run_begins_anew(tmp_path):
+    (tmp_path / "demo/finetune").mkdir(parents=True)
+    write_json(tmp_path / "demo" / demo.MARK, {"made_by": "ostinato demo"})
+    (tmp_path / "demo/finetune/.lock").touch()
+    demo.run_demo(tmp_path / "demo", Reporter())
+    assert (tmp_path / "demo/finetune/config.toml").exists()
 
 
 @pytest.mark.parametrize("kind", ["another run", "a folder", "a link"])

@@ -90,6 +90,31 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, change):
         dirs.read_record()
 
 
+@pytest.mark.parametrize(
+    "name", ["events.jsonl", "checkpoints", "plots", "artifact", "summary.json", "learn-001/plots"]
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
+def test_a_link_or_a_pipe_in_a_run_is_not_written_through(tmp_path, name, kind):
+    dirs = RunDir(tmp_path / "run")
+    with dirs.held():
+        dirs.create(CONFIG, RECORD, None)
+    place, victim = dirs.root / name, tmp_path / "victim"
+    place.parent.mkdir(exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        victim.mkdir() if kind == "folder" else victim.touch()
+        place.symlink_to(victim)
+    with pytest.raises(DataError, match="of the run itself"), dirs.held():
+        pass
+
+
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "config.toml")
+    with pytest.raises(InputError, match="is no run directory"):
+        RunDir(tmp_path).read_config()
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ostinato.errors import DataError
+from ostinato.errors import DataError, InputError
 from ostinato.tensor_files import read_tensors, write_tensors
 
 KINDS = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.bool,
+    torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64, torch.complex64,
 )  # fmt: skip
 
 
@@ -43,6 +43,11 @@ def test_the_bytes_are_those_of_the_library(tmp_path):
     save_file(tensors, tmp_path / "theirs")
     write_tensors(tmp_path / "ours", tensors)
     assert len((tmp_path / "theirs").read_bytes()) == len((tmp_path / "ours").read_bytes())
+
+
+def test_other_numbers_are_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"'w' is of torch\.complex128, which no file holds"):
+        write_tensors(tmp_path / "x", {"w": torch.zeros(1, dtype=torch.complex128)})
 
 
 def test_nothing_is_written_over(tmp_path):

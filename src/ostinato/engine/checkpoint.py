@@ -66,6 +66,7 @@ class Checkpoints:
     def __init__(self, root: Path, run_id: str) -> None:
         self.root, self.run_id = root, run_id
         self.damaged: list[str] = []
+        self._unreadable: list[Path] = []
         self._written: dict[str, _Written] = {}
         self._files: dict[str, StoredFile] = {}
 
@@ -78,8 +79,9 @@ class Checkpoints:
 
         The folder gets its name only when every byte is on disk, so that a kill leaves no half checkpoint.
         """
-        existing = _numbered(self.root)
-        target = self.root / f"{int(existing[-1].name) + 1 if existing else 0:06d}"
+        numbered = _numbered(self.root)
+        target = self.root / f"{int(numbered[-1].name) + 1 if numbered else 0:06d}"
+        existing = [path for path in numbered if path not in self._unreadable]
         draft = fresh_folder(self.root / _DRAFT)
         written, files = self._write_learned(checkpoint.learned, draft, existing[-1] if existing else None, target.name)
         optimizer = write_tensors(draft / _OPTIMIZER, checkpoint.optimizer)
@@ -95,7 +97,7 @@ class Checkpoints:
         draft.rename(target)
         sync(self.root)
         self._written, self._files = written, files
-        for old in existing[:-1]:
+        for old in (*existing[:-1], *(path for path in numbered if path in self._unreadable)):
             shutil.rmtree(old)
         return target
 
@@ -137,14 +139,18 @@ class Checkpoints:
         Raises:
             DataError: if there are checkpoints and none can be read.
         """
-        self.damaged = []
+        self.damaged, self._unreadable = [], []
         for path in reversed(_numbered(self.root)):
             try:
                 return self._read(path)
             except DataError as error:
                 self.damaged.append(str(error))
+                self._unreadable.append(path)
         if self.damaged:
-            raise DataError("No checkpoint can be read: " + "; ".join(self.damaged))
+            raise DataError(
+                f"No checkpoint can be read: {' '.join(self.damaged)} To start the run from its beginning, delete "
+                f"{self.root} and resume."
+            )
         return None
 
     def _read(self, folder: Path) -> Checkpoint:

@@ -91,12 +91,18 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     root.read_config()
     if wrong := [key for key in flat(overrides) if key not in MOVABLE]:
         raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(MOVABLE)}.")
+    if world.agree(not _unfinished(root)):  # nothing to lock, perhaps a read-only disk
+        return _already_done([root, *_continuations(root)], reporter)
     with root.held():
-        parts = [root, *_continuations(root)]
-        unfinished = [dirs for dirs in parts if not dirs.summary.exists()]
-        return (
-            _go_on(unfinished[-1], root, overrides, reporter, world) if unfinished else _already_done(parts, reporter)
-        )
+        unfinished = _unfinished(root)
+        if not unfinished:  # whoever held it has finished it
+            return _already_done([root, *_continuations(root)], reporter)
+        return _go_on(unfinished[-1], root, overrides, reporter, world)
+
+
+def _unfinished(root: RunDir) -> list[RunDir]:
+    """A run, if it is unfinished, and its continuations that are."""
+    return [dirs for dirs in (root, *_continuations(root)) if not dirs.summary.exists()]
 
 
 def _already_done(parts: list[RunDir], reporter: Reporter) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 
 from ostinato.config import RunConfig, build_config, read_toml
-from ostinato.errors import InputError
+from ostinato.errors import DataError, InputError
 from ostinato.files import write_bytes, write_json, write_sealed
 from ostinato.locking import HOLDER, LOCK, locked
 from ostinato.records import RECORD_FORMAT, RunRecord, parse, read_record, read_summary_file
@@ -64,13 +64,27 @@ class RunDir:
 
         Raises:
             InputError: if another process holds it.
+            DataError: if a part of it is a link out of it, or no file or folder as it must be.
         """
         if not self.writes:
             yield
             return
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.root):
+            self._check_parts()
             yield
+
+    def _check_parts(self) -> None:
+        """Refuse links and pipes in the place of what is written or removed."""
+        inside = [self, *(RunDir(path) for path in self.root.glob("learn-*"))]
+        folders = [path for one in inside for path in (one.checkpoints, one.plots, one.artifact)]
+        files = [path for one in inside for path in (one.events, one.matrix, one.config, one.record, one.summary)]
+        for path in (*folders, *(one.root for one in inside[1:])):
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise DataError(f"{path} must be a folder of the run itself, and is a link or a file. Put it in place.")
+        for path in files:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise DataError(f"{path} must be a file of the run itself, and is a link or no file. Put it in place.")
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
         """Write the files of a run that begins, the configuration last; the directory is held.
@@ -103,7 +117,7 @@ class RunDir:
         Raises:
             InputError: if this is no run directory.
         """
-        if not self.config.exists():
+        if not self.config.is_file():
             began = self.root.is_dir() and self.record.exists()
             why = "its run was stopped before it began; start it again" if began else "it has no config.toml"
             raise InputError(f"{self.root} is no run directory: {why}.")

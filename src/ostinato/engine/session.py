@@ -393,7 +393,7 @@ class Session:
         self._write_matrix()  # whatever became of it since
         self.learner.save(self.dirs.artifact, run_id=self.run_id)
         if self.before is not None:
-            _promote(self.dirs, RunDir(self.dirs.root.parent))
+            _promote(self.dirs, RunDir(self.dirs.root.parent), self.run_id)
         self.dirs.write_summary(result)
         shutil.rmtree(self.dirs.checkpoints)
         return result | {"run": str(self.dirs.root)}
@@ -445,8 +445,11 @@ def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
     return sum(correct) / sum(totals) if sum(totals) else None
 
 
-def _promote(sub: RunDir, parent: RunDir) -> None:
+def _promote(sub: RunDir, parent: RunDir, run_id: str) -> None:
     """Put a continuation's artifact in the place of its parent's, of which a copy is kept first."""
+    record = parent.read_record()
+    if run_id not in record.continued_by:
+        parent.write_record(record.model_dump() | {"continued_by": [*record.continued_by, run_id]})
     kept = sub.root / ARTIFACT_BEFORE
     if not artifact.exists(kept):
         artifact.copy(parent.artifact, kept)

@@ -19,7 +19,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 
 from ostinato.errors import DataError, InputError
-from ostinato.files import write_text
+from ostinato.files import MAX_JSON, read_regular, write_text
 
 _SAMPLES = "test_samples"
 
@@ -211,9 +211,9 @@ class AccuracyMatrix:
         """
         path = Path(path)
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = [line for line in csv.reader(file) if line]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            text = read_regular(path, MAX_JSON).decode("utf-8")
+            lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+        except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"The accuracy matrix {path} cannot be read: {error}.") from error
         n_tasks = len(lines[0]) - 2 if lines else 0
         header = ["after_task", *(f"task_{i}" for i in range(n_tasks)), "all"]

@@ -221,6 +221,8 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
         if file is not None:
             words = replace_words(words, [f"backbone.weights={file}"])
             config = build_config(layers[0], parse_overrides(list(words)), layers[1])
+        if "name" in parse_overrides(list(words)).get("method", {}):
+            raise InputError(f"Row {row.name}: its method is the key 'method' of the row, not an option of it.")
         given.check_may_run(row)
         check_options(get_method(str(row.method)), config.method.options())
         check_recipe(config.train.overrides())
