@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ostinato import artifact
+from ostinato import artifact, crash
 from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
@@ -372,8 +373,8 @@ class Learner:
             if own or self._loaded_from is None or self._scores_something():
                 raise
             raise DataError(
-                f"{self._loaded_from}: the learned tensors do not fit {self.method.name} ({type(error).__name__}: "
-                f"{error}). Restore the artifact from a copy."
+                f"{self._loaded_from}: the learned tensors do not fit {self.method.name}. Restore the artifact from a "
+                f"copy. If it is whole: {crash.report(error, sys.argv)}"
             ) from error
 
     def _scores_something(self) -> bool:

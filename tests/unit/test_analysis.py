@@ -465,7 +465,7 @@ def test_attention_leaves_nothing_behind(runs, digits, name, monkeypatch):
         assert all(block._forward_pre_hooks for block in backbone.encoder.blocks)
         assert "pool" in vars(backbone)
     monkeypatch.setattr(learner.method, "scores", failing(learner.method.scores))
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(DataError, match="stop"):
         attend(learner, x)
     monkeypatch.undo()
     assert not any(block._forward_pre_hooks for block in backbone.encoder.blocks)
