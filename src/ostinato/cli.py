@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -708,6 +709,8 @@ def main(arguments: list[str] | None = None) -> None:
     from ostinato.engine.memory import keep_freed_memory
 
     keep_freed_memory()
+    # Pillow's own limit of pixels; ours is one of memory, and is an error.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     words = sys.argv[1:] if arguments is None else arguments
     go_on = " 'ostinato resume RUN' goes on from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
     interrupted = f"Interrupted.{go_on}"

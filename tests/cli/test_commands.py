@@ -440,6 +440,13 @@ def test_a_closed_pipe_ends_with_its_own_code(photo_run, words):
     assert done.returncode == 141
 
 
+def test_large_images_are_read_without_a_warning(photo_run, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)  # beyond twice that it is an error
+    file = next((photo_run / "old").rglob("*.jpg"))
+    done = ostinato("predict", "runs/photos", file, cwd=photo_run)
+    assert done.stderr == ""
+
+
 def test_names_do_not_command_the_terminal(tmp_path):
     evil = "red\x1b[2J\u202e"
     photos(tmp_path / "photos", {evil: RED, "blue": BLUE}, n=5)
