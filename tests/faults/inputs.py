@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import random
 import signal
@@ -50,7 +51,7 @@ def targets() -> dict[str, Target]:
 def shares(inputs: int) -> dict[str, int]:
     """How many inputs each target gets: more of those that cost little, and less time for those that cost much."""
     weights = {name: target.cost**-1.5 for name, target in targets().items()}
-    return {name: round(inputs * weight / sum(weights.values())) for name, weight in weights.items()}
+    return {name: math.ceil(inputs * weight / sum(weights.values())) for name, weight in weights.items()}
 
 
 def feed(name: str, inputs: int, seed: int, scratch: str) -> Fed:
