@@ -23,7 +23,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
-# Kills, damaged files and hostile inputs by the thousand, into docs/reliability.md; about half an hour.
+# Kills, damaged files and hostile inputs by the thousand, into docs/reliability.md; about twenty minutes.
 faults: $(STAMP)
 	$(BIN)/python -m tests.faults --write
 

@@ -226,7 +226,8 @@ def main() -> int:
         lines = ["| fault | how often | undocumented, different or silent | seconds |", "|---|---|---:|---:|"]
         lines += [f"| {p.what} | {p.figures} | {len(p.found)} | {p.seconds:.0f} |" for p in parts]
         where = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
-        lines += ["", f"`python -m tests.faults --seed {given.seed}`, {datetime.now(UTC):%Y-%m-%d}, {where}."]
+        sizes = f"--kills {given.kills} --inputs {given.inputs} --fields {given.fields} --seed {given.seed}"
+        lines += ["", f"`python -m tests.faults {sizes}`, {datetime.now(UTC):%Y-%m-%d}, {where}."]
         replace_between(ROOT / "docs/reliability.md", "faults", "\n".join(lines) + "\n")
     return 1 if any(part.found for part in parts) else 0
 
