@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from pyarrow import csv
 
+from ostinato import registry
 from ostinato.backbones import Backbone
 from ostinato.contract.toys import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
 
@@ -112,3 +114,11 @@ def vit_ti() -> Path:
     if not VIT_TI.exists():
         pytest.skip("the real ViT-Ti weights are not beside this checkout (../shared/weights)")
     return VIT_TI
+
+
+@pytest.fixture
+def untouched() -> Iterator[None]:
+    """Registrations of a test end with it."""
+    known = registry.methods()
+    yield
+    registry.restore(known)

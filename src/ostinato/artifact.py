@@ -18,9 +18,9 @@ import numpy as np
 from torch import Tensor
 
 from ostinato.errors import DataError, InputError
-from ostinato.files import read_json, read_sealed, read_stored, sealed, sync, write_new, write_text
+from ostinato.files import read_stored, sync, write_new, write_sealed
 from ostinato.locking import HOLDER, LOCK, locked
-from ostinato.records import ARTIFACT_FORMAT, ArtifactRecord, StoredFile, check_format, parse
+from ostinato.records import ARTIFACT_FORMAT, ArtifactRecord, StoredFile, parse, read_versioned
 from ostinato.tensor_files import tensors_of, write_tensors
 
 ABOUT = "artifact.json"
@@ -102,7 +102,7 @@ def _put_all(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[P
     record = {"format": ARTIFACT_FORMAT} | about | stored
     parse(ArtifactRecord, record, folder / ABOUT)
     sync(folder)  # the names of the files, before the one that names them
-    write_text(folder / ABOUT, sealed(record))
+    write_sealed(folder / ABOUT, record)
     kept = {ABOUT, LOCK, HOLDER, *(one["file"] for one in stored.values() if one is not None)}
     for path in folder.iterdir():
         if _is_part(path) and path.name not in kept:
@@ -144,8 +144,7 @@ def read_about(folder: Path) -> ArtifactRecord:
     path = folder / ABOUT
     if not exists(folder):
         raise DataError(f"{folder} is no saved learner: it has no {ABOUT}.")
-    check_format(read_json(path), ARTIFACT_FORMAT, path, _OLDER)
-    about = parse(ArtifactRecord, read_sealed(path), path)
+    about = read_versioned(ArtifactRecord, path, ARTIFACT_FORMAT, _OLDER)
     if sum(about.task_sizes) != len(about.class_names) or not about.class_names:
         raise DataError(f"{path}: task_sizes must add up to the {len(about.class_names)} classes. Restore the file.")
     return about

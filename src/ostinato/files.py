@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ostinato.errors import DataError
+from ostinato.paths import open_file
 
 MAX_JSON = 2**28
 """Bytes of the largest JSON file that is read."""
@@ -81,7 +82,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         ValueError: if it holds NaN or an infinity, which JSON has no words for.
     """
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _canonical(value))
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
@@ -100,14 +101,20 @@ def _canonical(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Read what :func:`write_sealed` wrote, without the hash.
+
+    Args:
+        path: of the file.
+        check: sees the content before its hash is looked at, and may refuse it: another version has no such hash.
 
     Raises:
         DataError: if the file is missing, no JSON, or changed since it was written.
     """
     data = read_regular(path, MAX_JSON)
     value = _json(path, data)
+    if check is not None:
+        check(value)
     # Every byte counts: the text must be the one that its content is written as, and the hash that of the content.
     try:
         whole = data == sealed(value).encode()
@@ -150,13 +157,10 @@ def read_regular(path: Path, most: int) -> bytes:
         DataError: if it is missing, of another kind, larger, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for its writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
-                raise DataError(f"{path} must be a file, but is a folder, a pipe or a device.")
-            if state.st_size > most:
-                raise DataError(f"{path} has {state.st_size} bytes; at most {most} are read.")
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise DataError(f"{path} has {size} bytes; at most {most} are read.")
             return file.read(most)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None

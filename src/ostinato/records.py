@@ -308,15 +308,29 @@ def check_format(value: Mapping[str, Any], known: int, where: str | Path, way_ou
         raise DataError(f"{where} has format {shown}, of an earlier ostinato; this one reads {known}. {way_out}")
 
 
+def read_versioned(kind: type[R], path: Path, known: int, way_out: str) -> R:
+    """Read a sealed file of a known version.
+
+    Args:
+        kind: of record.
+        path: of the file.
+        known: the version that is read.
+        way_out: of an older one.
+
+    Raises:
+        DataError: if it is missing, damaged, of another version, or no such record.
+    """
+    return parse(kind, read_sealed(path, lambda value: check_format(value, known, path, way_out)), path)
+
+
 def read_record(path: Path) -> RunRecord:
     """Read ``record.json``.
 
     Raises:
         DataError: if it is missing, damaged, or of another version.
     """
-    raw = read_json(path)
-    check_format(raw, RECORD_FORMAT, path, "Start the run anew; its summary and tables can still be read.")
-    return parse(RunRecord, read_sealed(path), path)
+    way_out = "Start the run anew; its summary and tables can still be read."
+    return read_versioned(RunRecord, path, RECORD_FORMAT, way_out)
 
 
 def read_summary_file(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from tests.cli.command import ENV, README, blocks, ostinato, process
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
-from ostinato.files import write_json, write_text
+from ostinato.files import write_json, write_sealed
 
 
 def test_help_names_every_command():
@@ -303,7 +303,7 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
         if len(seen) == rename:
             raise Killed
         seen.append(path)
-        write_text(path, text)
+        write_sealed(path, text)
 
     def killed(path, value):
         if path.name == "summary.json":
@@ -311,7 +311,7 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
         write_json(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ostinato.artifact.write_text", counted)
+        patch.setattr("ostinato.artifact.write_sealed", counted)
         if rename == 3:
             patch.setattr("ostinato.engine.rundir.write_json", killed)
         with pytest.raises(Killed):

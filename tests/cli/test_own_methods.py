@@ -14,7 +14,6 @@ from tests.cli.command import README, blocks, ostinato
 from tests.conftest import photos
 
 import ostinato as package
-from ostinato import registry
 from ostinato.contract import CHECKS, Broken, Case, check_method
 from ostinato.errors import InputError
 from ostinato.method_files import file_of
@@ -24,12 +23,7 @@ from ostinato.registry import get_method
 (FILE,) = blocks("py")
 
 
-@pytest.fixture(autouse=True)
-def untouched():
-    """Registrations of a test end with it."""
-    known = registry.methods()
-    yield
-    registry.restore(known)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import ostinato as package
-from ostinato import registry
 from ostinato.errors import OstinatoError
 from tests.cli.command import ostinato
 from tests.conftest import photos
@@ -25,12 +24,7 @@ class Received(SimpleCIL):
 '''
 
 
-@pytest.fixture(autouse=True)
-def untouched():
-    """Registrations of a test end with it."""
-    known = registry.methods()
-    yield
-    registry.restore(known)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture

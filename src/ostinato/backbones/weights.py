@@ -25,6 +25,7 @@ from ostinato.backbones.tensors import check_finite, fitting, read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone
 from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError, did_you_mean
+from ostinato.files import sha256_of
 from ostinato.quoting import quoted
 
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
@@ -77,7 +78,7 @@ def load_backbone(
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
         path = Path(str(weights)) if weights else _asset()
-        state, digest = read_weights(path), file_sha256(path)
+        state, digest = read_weights(path), sha256_of(path)
     else:
         backbone, state, digest, name = _from_timm(name, weights, size)
     _load(backbone, state, name)
@@ -135,12 +136,6 @@ def _asset() -> Path:
     return path
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors or pth file, unwrapped from the usual containers and prefixes.
 
@@ -190,7 +185,7 @@ def _from_timm(
     )
     if weights is not None and Path(weights).suffix != ".npz":
         state = read_weights(Path(weights))
-        digest = file_sha256(Path(weights))
+        digest = sha256_of(Path(weights))
     else:
         state, digest = _timm_state(name, weights)
     return backbone, convert_timm(state, backbone), digest, name
@@ -219,7 +214,7 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
         path = Path(weights)
         model: Any = timm.create_model(name, pretrained=False, num_classes=0)
         load_npz(path, model)
-        return model.state_dict(), file_sha256(path)
+        return model.state_dict(), sha256_of(path)
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:

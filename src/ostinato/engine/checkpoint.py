@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ostinato.errors import DataError
-from ostinato.files import fresh_folder, read_json, read_sealed, sealed, sync, write_new
-from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, check_format, parse
+from ostinato.files import fresh_folder, sealed, sync, write_new
+from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, read_versioned
 from ostinato.tensor_files import read_tensors, write_tensors
 
 _ABOUT, _OPTIMIZER, _DRAFT = "checkpoint.json", "optimizer.safetensors", "unfinished"
@@ -155,8 +155,7 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> Checkpoint:
         path = folder / _ABOUT
-        check_format(read_json(path), CHECKPOINT_FORMAT, path, _OLDER)
-        about = parse(CheckpointRecord, read_sealed(path), path)
+        about = read_versioned(CheckpointRecord, path, CHECKPOINT_FORMAT, _OLDER)
         if about.run_id != self.run_id:
             raise DataError(f"{folder} is a checkpoint of another run ({about.run_id[:8]}, not {self.run_id[:8]}).")
         files = {one.file: read_tensors(folder, one) for one in about.files}
