@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ostinato import artifact, crash
-from ostinato.backbones import Backbone, TextBackbone, VisionBackbone
+from ostinato.backbones import Arch, Backbone, Preprocess, TextBackbone, VisionBackbone, VisionSizes
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import DEFAULT_BACKBONE
@@ -50,13 +50,14 @@ MOST_GIB = 2**20
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone`."""
+    """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone` for the fields."""
 
     name: str = DEFAULT_BACKBONE
     weights: str | None = None
     size: int | None = None
     preprocess: str = "weights"
     length: int | None = None
+    sizes: VisionSizes | None = None
 
     def __post_init__(self) -> None:
         """Take a folder given as the name for where the weights are."""
@@ -162,6 +163,7 @@ class Learner:
             preprocess=self.spec.preprocess,
             size=self.spec.size,
             length=self.spec.length,
+            sizes=self.spec.sizes,
         )
         self.options = check_options(cls, options, loaded.arch.depth)
         self.origin = loaded.origin
@@ -495,6 +497,7 @@ class Learner:
         spec = asdict(self.spec)
         if self.spec.weights is not None:
             spec["weights"] = str(Path(self.spec.weights).resolve())
+            spec["sizes"] = _sizes_of(self.method.backbone)
         about = {
             "run_id": run_id,
             "method": self.method.name,
@@ -546,7 +549,7 @@ class Learner:
         about = saved.about
         if (Path(path) / "config.toml").is_file():
             _check_run(Path(path), about)
-        spec = BackboneSpec(**about.backbone.model_dump())
+        spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=_recorded_sizes(about))
         if weights is not None:
             spec = replace(spec, weights=weights)
         name = _method_of(folder, about, method)
@@ -584,6 +587,23 @@ class Learner:
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
+
+
+def _sizes_of(backbone: Backbone) -> dict[str, Any] | None:
+    """What an image encoder is built from without asking timm; None for other backbones."""
+    if type(backbone) is not VisionBackbone:  # a CLIP model has another encoder beside it
+        return None
+    sizes, preprocess = asdict(backbone.sizes), asdict(backbone.preprocess)
+    return sizes | {"preprocess": preprocess | {"mean": list(preprocess["mean"]), "std": list(preprocess["std"])}}
+
+
+def _recorded_sizes(about: ArtifactRecord) -> VisionSizes | None:
+    if about.backbone.sizes is None:
+        return None
+    sizes, seen = about.backbone.sizes, about.backbone.sizes.preprocess
+    (r, g, b), (sr, sg, sb) = seen.mean, seen.std
+    preprocess = Preprocess(seen.size, (r, g, b), (sr, sg, sb), seen.interpolation)
+    return VisionSizes(Arch(**sizes.arch.model_dump()), sizes.patch, preprocess, sizes.readout)
 
 
 def _artifact_folder(path: Path) -> Path:

@@ -29,6 +29,7 @@ RunId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 PlainName = Annotated[str, StringConstraints(pattern=r"^[\w-]+$", max_length=200)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, le=2**20)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -59,14 +60,48 @@ class MethodFileRecord(Record):
     sha256: Sha256
 
 
+class ArchRecord(Record):
+    """Sizes of the layers, see :class:`ostinato.backbones.Arch`."""
+
+    dim: Size
+    depth: Annotated[int, Field(ge=1, le=1000)]
+    heads: Size
+    mlp_dim: Size
+    eps: Annotated[float, Field(gt=0, lt=1)]
+    act: Text
+    qkv_bias: bool
+    layer_scale: bool
+    norm: Text
+    causal: bool
+
+
+class PreprocessRecord(Record):
+    """Input size and normalisation, see :class:`ostinato.backbones.Preprocess`."""
+
+    size: Size
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    interpolation: Literal["bicubic", "bilinear", "nearest"]
+
+
+class SizesRecord(Record):
+    """All of an image encoder but its weights, see :class:`ostinato.backbones.VisionSizes`."""
+
+    arch: ArchRecord
+    patch: Size
+    preprocess: PreprocessRecord
+    readout: Text
+
+
 class BackboneRecord(Record):
     """How a backbone was asked for, see :class:`ostinato.learner.BackboneSpec`."""
 
     name: Text
     weights: Text | None
-    size: Annotated[int, Field(ge=1, le=2**20)] | None
+    size: Size | None
     preprocess: Literal["weights", "unit"]
-    length: Annotated[int, Field(ge=1, le=2**20)] | None
+    length: Size | None
+    sizes: SizesRecord | None = None
 
 
 class ArtifactRecord(Record):

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ostinato.backbones import TextBackbone
-from ostinato.backbones.weights import embedded_backbone, load_backbone, read_weights
+from ostinato.backbones.timm_weights import read_weights
+from ostinato.backbones.weights import embedded_backbone, load_backbone
 from ostinato.errors import DataError, InputError
 from tests.conftest import VIT_TI_NAME, save_bert, save_clip
 from tests.faults.fuzz import Target, accepts, mutated

@@ -9,7 +9,8 @@ from tests.conftest import VIT_TI_NAME
 from timm.models.vision_transformer import VisionTransformer
 
 from ostinato.backbones import Arch, Preprocess, VisionBackbone
-from ostinato.backbones.weights import convert_timm, load_backbone
+from ostinato.backbones.timm_weights import convert_timm
+from ostinato.backbones.weights import load_backbone
 from ostinato.errors import InputError
 
 TINY = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=0)
@@ -96,7 +97,7 @@ def test_size_resamples_positions(vit_ti):
 )  # fmt: skip
 def test_named_architectures_are_supported(name):
     """Sizes are read off timm without weights; fetching them needs a network."""
-    from ostinato.backbones.weights import _arch
+    from ostinato.backbones.timm_weights import _arch
 
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, num_classes=0)

@@ -5,7 +5,7 @@ from ostinato.backbones.clip import ClipBackbone
 from ostinato.backbones.edits import Edit, LayerPlan, LinearEdit, Plan, Tokens, prefix_from
 from ostinato.backbones.encoder import Arch, Encoder
 from ostinato.backbones.text import TextBackbone, Tokenization
-from ostinato.backbones.vision import Preprocess, VisionBackbone
+from ostinato.backbones.vision import Preprocess, VisionBackbone, VisionSizes
 
 __all__ = [
     "Arch",
@@ -22,5 +22,6 @@ __all__ = [
     "Tokenization",
     "Tokens",
     "VisionBackbone",
+    "VisionSizes",
     "prefix_from",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,3 +143,11 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
                 f"{where}: the tensor {name!r} holds NaN or an infinity, and so would every feature. Take weights that "
                 "were saved before training failed."
             )
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the values in fp32, in the order of their names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(key.encode() + tensors[key].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

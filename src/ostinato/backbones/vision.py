@@ -35,6 +35,23 @@ class Preprocess:
         return Preprocess(self.size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.interpolation)
 
 
+@dataclass(frozen=True)
+class VisionSizes:
+    """All of an image encoder but its weights.
+
+    Attributes:
+        arch: sizes of the layers.
+        patch: side of a patch in pixels.
+        preprocess: input size and normalisation.
+        readout: see :class:`VisionBackbone`.
+    """
+
+    arch: Arch
+    patch: int
+    preprocess: Preprocess
+    readout: str
+
+
 class VisionBackbone(Backbone):
     """A vision transformer.
 
@@ -110,6 +127,11 @@ class VisionBackbone(Backbone):
     def contents(self, x: Tensor) -> list[Any]:
         """The pixels of each image."""
         return list(x.cpu().contiguous().numpy())
+
+    @property
+    def sizes(self) -> VisionSizes:
+        """What another one is built from."""
+        return VisionSizes(self.arch, self.patch, self.preprocess, self.readout)
 
     def settings(self) -> tuple[Any, ...]:
         """Sizes, normalisation and read-out."""

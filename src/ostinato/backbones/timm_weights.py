@@ -1,0 +1,240 @@
+"""Vision transformers by timm's names, and checkpoints of timm's tensors.
+
+timm supplies names, sizes, pre-processing and weights from its hub; the transformer that runs is ours. Importing timm
+takes longer than everything else before a prediction, so it waits until a name must be looked up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.npz import load_npz
+from ostinato.backbones.tensors import digest_of, fitting, read_tensors
+from ostinato.backbones.vision import Preprocess, VisionBackbone, VisionSizes
+from ostinato.config import DEFAULT_BACKBONE
+from ostinato.errors import InputError, did_you_mean
+from ostinato.files import sha256_of
+from ostinato.quoting import quoted
+
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.")
+
+
+def timm_backbone(
+    name: str, weights: str | Path | None, size: int | None, sizes: VisionSizes | None
+) -> tuple[VisionBackbone, dict[str, Tensor], str, str]:
+    """Backbone without weights, our state dict, its hash and the full name, for a timm name.
+
+    Args:
+        name: timm's, best with a tag.
+        weights: a safetensors, pth or npz file; None fetches them by name.
+        size: side of the input in pixels; None for the weights' own.
+        sizes: of the backbone, where they are known; None asks timm.
+
+    Raises:
+        InputError: unknown name, unsupported architecture, missing or unfitting weights.
+    """
+    full = name
+    state = None if weights is None or Path(weights).suffix == ".npz" else read_weights(Path(weights))
+    if sizes is None or state is None:
+        sizes, full = _look_up(name, size)
+    else:
+        _check_sizes(sizes, state, name)
+    backbone = VisionBackbone(sizes.arch, patch=sizes.patch, preprocess=sizes.preprocess, readout=sizes.readout)
+    if state is None:
+        state, digest = _timm_state(full, weights)
+    else:
+        digest = sha256_of(Path(str(weights)))
+    return backbone, convert_timm(state, backbone), digest, full
+
+
+def _check_sizes(sizes: VisionSizes, state: Mapping[str, Tensor], name: str) -> None:
+    """Make sure that a file holds an encoder of these sizes before one is built, which could take any memory.
+
+    Raises:
+        InputError: if it does not.
+    """
+    arch, last = sizes.arch, f"blocks.{sizes.arch.depth - 1}"
+    fitting(
+        state,
+        {
+            "patch_embed.proj.weight": (arch.dim, 3, sizes.patch, sizes.patch),
+            f"{last}.mlp.fc1.weight": (arch.mlp_dim, arch.dim),
+        },
+        f"backbone.weights for {quoted(name)}",
+    )
+
+
+def _look_up(name: str, size: int | None) -> tuple[VisionSizes, str]:
+    """Sizes and full name of an encoder that timm knows.
+
+    Raises:
+        InputError: if it knows none, or one that our encoder does not compute.
+    """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    # A name with a colon would be taken for an address of a model that is loaded from there.
+    if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name.split(".")[0]):
+        hint = did_you_mean(name, [*timm.list_models("vit_*"), DEFAULT_BACKBONE])
+        hint = "Its ViTs are timm.list_models('vit_*')." if hint.startswith("Known") else hint  # many hundreds
+        raise InputError(f"backbone: timm knows no model {quoted(name)}. {hint}")
+    model = _skeleton(name)
+    if not isinstance(model, VisionTransformer):
+        raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+    if size:
+        model = _skeleton(name, img_size=size)
+    cfg: dict[str, Any] = model.pretrained_cfg  # pyright: ignore[reportAssignmentType]
+    if "." not in name and cfg.get("tag"):
+        name = f"{name}.{cfg['tag']}"
+    preprocess = Preprocess(
+        int(model.patch_embed.img_size[0]), tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"]
+    )
+    readout = "cls" if model.global_pool == "token" else "mean"
+    return VisionSizes(_arch(model, name), int(model.patch_embed.patch_size[0]), preprocess, readout), name
+
+
+def _skeleton(name: str, **options: Any) -> Any:
+    """A model of timm without head and without weights, which takes no memory.
+
+    Raises:
+        InputError: if timm knows no such tag.
+    """
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except RuntimeError as error:
+        raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
+
+
+def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
+    """State dict read by timm itself, at the weights' own size: an npz file, or the named weights from the hub."""
+    import timm
+
+    if weights is not None:
+        path = Path(weights)
+        model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        load_npz(path, model)
+        return model.state_dict(), sha256_of(path)
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise InputError(
+            f"backbone: the weights of {name!r} could not be fetched ({type(error).__name__}). Connect to the "
+            "network, or download them once and give backbone.weights=FILE."
+        ) from error
+    state = model.state_dict()
+    return state, digest_of(state)
+
+
+def _arch(model: Any, name: str) -> Arch:
+    """Sizes of a timm ViT.
+
+    Raises:
+        InputError: if it has a part that our encoder does not compute.
+    """
+    block = model.blocks[0]
+    identity = (nn.Identity, type(None))
+    unsupported = {
+        "no CLS token": model.cls_token is None,
+        "register or distillation tokens": model.num_prefix_tokens != 1,
+        "no absolute position embedding": model.pos_embed is None,
+        "positions without the CLS token": getattr(model, "no_embed_class", False),
+        "a norm before the blocks": not isinstance(model.norm_pre, identity),
+        "attention pooling": getattr(model, "attn_pool", None) is not None,
+        "query-key norm": not isinstance(block.attn.q_norm, identity),
+        "a norm inside attention": not isinstance(getattr(block.attn, "norm", None), identity),
+        "a gated MLP": type(block.mlp).__name__ != "Mlp",
+        "another kind of block": type(block).__name__ != "Block",
+        "a patch embedding without bias": model.patch_embed.proj.bias is None,
+        f"{model.global_pool!r} pooling": model.global_pool not in ("token", "avg"),
+        "non-square patches or images": len(set(model.patch_embed.patch_size)) > 1
+        or len(set(model.patch_embed.img_size)) > 1,
+    }
+    if found := [what for what, present in unsupported.items() if present]:
+        raise InputError(f"backbone: {name!r} has {', '.join(found)}; only plain ViTs run in our encoder.")
+    act = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}.get(type(block.mlp.act).__name__)
+    if act not in ACTIVATIONS:
+        raise InputError(f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here.")
+    return Arch(
+        dim=model.embed_dim,
+        depth=len(model.blocks),
+        heads=block.attn.num_heads,
+        mlp_dim=block.mlp.fc1.out_features,
+        eps=block.norm1.eps,
+        act=act,
+        qkv_bias=block.attn.qkv.bias is not None,
+        layer_scale=hasattr(block.ls1, "gamma"),
+    )
+
+
+def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[str, Tensor]:
+    """Our names for the tensors of a timm ViT; its classification head is left out.
+
+    Args:
+        state: timm's names to tensors.
+        backbone: the target; its size decides whether position embeddings are resampled.
+
+    Returns:
+        Tensors under our names, as they were but for the positions.
+    """
+    out: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("head.") or key.startswith("pre_logits."):
+            continue
+        if key.startswith("patch_embed.proj."):
+            key = key.replace("patch_embed.proj.", "patch_embed.")
+        elif key.startswith("blocks."):
+            key = f"encoder.{key}"
+        elif key.startswith(("norm.", "fc_norm.")):
+            key = f"encoder.norm.{key.rsplit('.', 1)[1]}"
+        out[key] = value
+    pos = out.get("pos_embed")
+    if pos is not None and _is_square(pos, backbone.dim) and pos.shape[1] != backbone.pos_embed.shape[1]:
+        out["pos_embed"] = _resampled(pos.float(), backbone.preprocess.size // backbone.patch)
+    return out
+
+
+def _resampled(pos: Tensor, side: int) -> Tensor:
+    """Positions (1, 1 + n * n, D) for ``side`` x ``side`` patches, as timm resamples them."""
+    n = math.isqrt(pos.shape[1] - 1)
+    grid = pos[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    return torch.cat([pos[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def _is_square(pos: Tensor, dim: int) -> bool:
+    """Whether these are floating-point positions (1, 1 + n * n, D)."""
+    if pos.ndim != 3 or pos.shape[0] != 1 or pos.shape[2] != dim or not pos.is_floating_point():
+        return False
+    n = pos.shape[1] - 1
+    return n > 0 and math.isqrt(n) ** 2 == n
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or pth file, unwrapped from the usual containers and prefixes.
+
+    Args:
+        path: the file; pth, pt and bin are read with ``weights_only``, so they cannot run code.
+
+    Returns:
+        Name to tensor.
+
+    Raises:
+        InputError: if the file is missing, of another kind, or not a mapping of tensors.
+    """
+    state = read_tensors(path)
+    for prefix in _PREFIXES:
+        if state and f"{prefix}patch_embed.proj.weight" in state:
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return state
