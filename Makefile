@@ -10,7 +10,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults check format benchmark audit lock clean
+.PHONY: demo test faults check format benchmark golden audit lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
@@ -30,6 +30,15 @@ faults: $(STAMP)
 # Speed beside a plain implementation and the machine's own limit, into docs/performance.md; about 15 minutes.
 benchmark: $(STAMP)
 	$(BIN)/python -m benchmarks --write
+
+# Whether every method computes what it did in a revision, to the last bit; minutes. scripts/golden.py says more.
+SINCE ?= HEAD
+golden: $(STAMP)
+	rm -rf dist/golden
+	mkdir -p dist/golden
+	git archive $(SINCE) src scripts | tar -x -C dist/golden
+	PYTHONPATH=dist/golden/src $(BIN)/python dist/golden/scripts/golden.py record dist/golden.json --jobs 2
+	$(BIN)/python scripts/golden.py check dist/golden.json --jobs 2
 
 format: $(STAMP)
 	$(BIN)/ruff format .
