@@ -58,6 +58,24 @@ def test_auto_is_bf16_where_it_is_faster(monkeypatch, home, processor, kernels, 
     assert home.exists() == kernels
 
 
+def test_one_thread_is_measured_whatever_the_process_uses(monkeypatch):
+    seen = []
+
+    def taken(operands):
+        seen.append(torch.get_num_threads())
+        return 1.0
+
+    monkeypatch.setattr(rates, "_seconds", taken)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rates.bf16_gain()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_a_gpu_tells_by_its_instructions(monkeypatch, has):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)

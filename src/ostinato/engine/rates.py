@@ -16,15 +16,15 @@ from ostinato.errors import DataError
 from ostinato.files import read_json, write_json
 from ostinato.paths import user_path
 
-_ROWS, _WIDTH, _ROUNDS = 256, 768, 5
+_ROWS, _WIDTH, _ROUNDS = 256, 768, 15
 
 
 def bf16_gain() -> float:
     """Time of a linear map in fp32 over its time in bf16, on this processor.
 
     Instructions do not tell: bf16 is emulated on many processors with AVX-512, and the instructions for it are slower
-    than fp32 on some and twice as fast on others. The first call on a machine measures, which takes some 50 ms; later
-    ones read the result from ``~/.cache/ostinato/rates.json`` (below ``$XDG_CACHE_HOME`` where that is set), so that a
+    than fp32 on some and twice as fast on others. The first call on a machine measures in one thread, which takes some
+    50 ms; later ones read the result from ``~/.cache/ostinato/rates.json`` (below ``$XDG_CACHE_HOME`` where that is set), so that a
     machine always decides alike.
     """
     file, key = _cache(), f"{_processor()}, torch {torch.__version__}"
@@ -57,12 +57,20 @@ def _processor() -> str:
     flags = sha256(first.get("flags", "").encode()).hexdigest()[:8]
     name = first.get("model name", platform.processor())
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all instructions"
-    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    return f"{name}, flags {flags}, {capability}, {limit}, {threads} threads"
+    return f"{name}, flags {flags}, {torch.backends.cpu.get_cpu_capability()}, {limit}"
+
+
+def _measured() -> float:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for each other, for as long as other processes please
+    try:
+        return _measured_alone()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
-def _measured() -> float:
+def _measured_alone() -> float:
     draw = torch.Generator().manual_seed(0)
     plain = [torch.randn(*shape, generator=draw) for shape in ((_ROWS, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,))]
     rounded = [tensor.bfloat16() for tensor in plain]
