@@ -24,8 +24,8 @@ def bf16_gain() -> float:
 
     Instructions do not tell: bf16 is emulated on many processors with AVX-512, and the instructions for it are slower
     than fp32 on some and twice as fast on others. The first call on a machine measures in one thread, which takes some
-    50 ms; later ones read the result from ``~/.cache/ostinato/rates.json`` (below ``$XDG_CACHE_HOME`` where that is set), so that a
-    machine always decides alike.
+    0.1 s; later ones read the result from ``~/.cache/ostinato/rates.json`` (below ``$XDG_CACHE_HOME`` where that is
+    set), so that a machine always decides alike.
     """
     file, key = _cache(), f"{_processor()}, torch {torch.__version__}"
     try:
