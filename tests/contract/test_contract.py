@@ -18,6 +18,7 @@ import ostinato.evaluation
 from ostinato.contract import CHECKS, Case, DoesNotApply, kinds_of
 from ostinato.contract.lessons import learn, learn_view, make, scores
 from ostinato.contract.toys import BACKBONES, toy_stream, view_of
+from ostinato.engine.precision import prepare
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
@@ -33,9 +34,9 @@ FEWER = {"mbpa": {"neighbours": 8}}
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
-def case(request) -> Case:
+def case(request, device) -> Case:
     name, kind = request.param
-    return Case(METHODS[name], kind)
+    return Case(METHODS[name], kind, device=device)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -52,17 +53,17 @@ def test_a_task_of_one_class_is_told_from_those_before(case):
     if name == "zero_shot":
         pytest.skip("it reads the names of classes, which say nothing to random weights")
     stream = toy_stream(case.kind, 3, 2)
-    settings = Settings(
-        torch.device("cpu"), torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01}
-    )
-    method = learn(make(name, case.kind, **FEWER.get(name, {})), stream, upto=1, settings=settings)
+    settings = Settings(case.device, torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01})
+    method = make(name, case.kind, **FEWER.get(name, {}))
+    prepare(method, case.device, settings.dtype)
+    learn(method, stream, upto=1, settings=settings)
     test = stream.test(1).with_view(view_of(stream))
     x, _ = test.collate([test[j] for j in range(len(test))])
     learn_task(method, learn_view(method, stream, 1), settings)
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(bool(p.isfinite().all()) for p in trained)
     if name != "joint":  # which needs more epochs for all classes at once
-        assert (scores(method, x).argmax(1) == 2).float().mean() > 0.5
+        assert (scores(method, x.to(case.device)).argmax(1) == 2).float().mean() > 0.5
 
 
 def test_all_that_training_gets_is_the_current_task():

@@ -15,7 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
+import torch
+
 from ostinato.contract.checks import CHECKS, Broken, Case, DoesNotApply
+from ostinato.contract.lessons import SETTINGS
 from ostinato.contract.toys import BACKBONES, Kind
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
@@ -48,13 +51,14 @@ def kinds_of(method: type[Method]) -> list[Kind]:
     return [kind for kind in get_args(Kind) if issubclass(type(BACKBONES[kind]()), method.needs)]
 
 
-def check_method(method: type[Method], **options: Any) -> Iterator[Checked]:
+def check_method(method: type[Method], where: torch.device = SETTINGS.device, /, **options: Any) -> Iterator[Checked]:
     """Hold a method against the contract, on every kind of encoder that it works on.
 
     Where it cannot run through a stream at all, nothing further is checked on that kind.
 
     Args:
         method: the class.
+        where: the device that it computes on.
         options: of the method, for example smaller sizes.
 
     Yields:
@@ -69,7 +73,7 @@ def check_method(method: type[Method], **options: Any) -> Iterator[Checked]:
         raise InputError(f"{method.name} needs {method.needs.kind}, and there is no toy encoder of that kind.")
     refused: list[InputError] = []
     for kind in kinds:
-        case = Case(method, kind, options)
+        case = Case(method, kind, options, where)
         try:
             case.make()
         except InputError as error:  # layers that are too high for it, for example

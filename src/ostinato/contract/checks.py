@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores
+from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores, settings_on
 from ostinato.contract.toys import BACKBONES, Kind, toy_stream, unpadded
-from ostinato.engine.train import Position, Silent, learn_task
+from ostinato.engine.precision import prepare
+from ostinato.engine.train import Position, Settings, Silent, learn_task
 from ostinato.method_files import executed_anew, file_of
 from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
@@ -45,11 +46,13 @@ class Case:
         method: its class.
         kind: of the encoder.
         options: of the method.
+        device: that it computes on.
     """
 
     method: type[Method]
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = SETTINGS.device
     _after: list[Method] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
@@ -58,9 +61,18 @@ class Case:
         return toy_stream(self.kind)
 
     @cached_property
+    def settings(self) -> Settings:
+        """How it is taught."""
+        return settings_on(self.device)
+
+    @cached_property
     def inputs(self) -> Tensor:
         """Test samples of all tasks."""
-        return inputs_of(self.stream)
+        return self.inputs_upto(len(self.stream))
+
+    def inputs_upto(self, n_tasks: int) -> Tensor:
+        """Test samples of the first tasks."""
+        return inputs_of(self.stream, n_tasks, self.device)
 
     @cached_property
     def learned(self) -> Method:
@@ -69,7 +81,11 @@ class Case:
 
     def make(self) -> Method:
         """The untaught method."""
-        return make(self.method, self.kind, **self.options)
+        return self._placed(make(self.method, self.kind, **self.options))
+
+    def _placed(self, method: Method) -> Method:
+        prepare(method, self.device, self.settings.dtype)
+        return method
 
     def after(self, n_tasks: int) -> Method:
         """The method after the first tasks, which may be changed: what was learned is copied, not learned again."""
@@ -77,13 +93,13 @@ class Case:
             self._after.append(self.make())
         for i in range(len(self._after) - 1, n_tasks):
             method = deepcopy(self._after[i])
-            learn_task(method, learn_view(method, self.stream, i), SETTINGS)
+            learn_task(method, learn_view(method, self.stream, i), self.settings)
             self._after.append(method)
         return deepcopy(self._after[n_tasks])
 
     def twin(self, state: dict[str, Tensor]) -> Method:
         """A new method, of a new execution of its file, that is given copies of learned tensors and nothing else."""
-        twin = make(executed_anew(self.method), self.kind, **self.options)
+        twin = self._placed(make(executed_anew(self.method), self.kind, **self.options))
         twin.load_learned_state({k: v.clone() for k, v in state.items()})
         return twin
 
@@ -181,8 +197,8 @@ def scores_cover_exactly_the_classes_seen(case: Case) -> None:
     """After every task there is one score per class seen."""
     method = case.make()
     for i, n_seen in enumerate((2, 4, 5)):  # one method that is scored between tasks, as runs do it
-        learn_task(method, learn_view(method, case.stream, i), SETTINGS)
-        found = scores(method, inputs_of(case.stream, i + 1)).shape[1]
+        learn_task(method, learn_view(method, case.stream, i), case.settings)
+        found = scores(method, case.inputs_upto(i + 1)).shape[1]
         if not found == n_seen == method.n_seen:
             raise Broken(f"after {n_seen} classes there are {found} scores, and n_seen is {method.n_seen}.")
 
@@ -190,7 +206,7 @@ def scores_cover_exactly_the_classes_seen(case: Case) -> None:
 @_check
 def nothing_is_sized_by_what_is_to_come(case: Case) -> None:
     """The first task is learned alike, bit by bit, whether the stream goes on or not."""
-    x = inputs_of(case.stream, 1)
+    x = case.inputs_upto(1)
     names = case.stream.class_names[:2]
     alone = TaskStream(case.stream.source, StreamOptions(tasks=[names], validation=0))
     first = scores(learn(case.make(), alone), x)
@@ -238,7 +254,7 @@ def a_frozen_backbone_is_bit_equal(case: Case) -> None:
         raise DoesNotApply("it trains its backbone, by declaration")
     now = method.backbone.state_dict()
     for key, value in BACKBONES[case.kind]().state_dict().items():
-        if not torch.equal(value, now[key]):
+        if not torch.equal(value.to(case.device), now[key]):
             raise Broken(f"backbone.{key} changed.")
     if able := [n for n, p in method.backbone.named_parameters() if p.requires_grad]:
         raise Broken(f"backbone.{able[0]} requires a gradient.")
@@ -311,7 +327,7 @@ def what_can_train_gets_a_gradient(case: Case) -> None:
     """Every parameter that requires a gradient is reached by one."""
     method = case.after(1)
     gradients = _Gradients(method)
-    learn_task(method, learn_view(method, case.stream, 1), SETTINGS, gradients)
+    learn_task(method, learn_view(method, case.stream, 1), case.settings, gradients)
     # Fine-tuning a CLIP model on images is given, and counts, what only its texts use.
     towers = ("backbone.text", "backbone.projection") if case.kind == "clip" and method.trains_backbone else ()
     if idle := sorted(n for n in gradients.able - gradients.reached if not n.startswith(towers)):
@@ -321,10 +337,13 @@ def what_can_train_gets_a_gradient(case: Case) -> None:
 # 5. Same seed, same run; stop anywhere
 
 
-def _generators() -> dict[str, object]:
-    """The states of the global random generators by library."""
+def _generators(device: torch.device) -> dict[str, object]:
+    """The states of the global random generators by library, a GPU's among them."""
     numpys = np.random.get_state(legacy=False)  # noqa: NPY002 - what is watched
-    return {"torch": torch.get_rng_state().tolist(), "numpy": str(numpys), "random": random.getstate()}
+    states = {"torch": torch.get_rng_state().tolist(), "numpy": str(numpys), "random": random.getstate()}
+    if device.type == "cuda":
+        states["torch.cuda"] = torch.cuda.get_rng_state(device).tolist()
+    return states
 
 
 @_check
@@ -334,9 +353,9 @@ def same_seed_same_run(case: Case) -> None:
     torch.manual_seed(11)
     np.random.seed(11)  # noqa: NPY002 - the global generator is what is watched
     random.seed(11)
-    before = _generators()
+    before = _generators(case.device)
     learn(first, case.stream)
-    if drawn := [library for library, state in _generators().items() if state != before[library]]:
+    if drawn := [library for library, state in _generators(case.device).items() if state != before[library]]:
         raise Broken(f"training drew from the global generator of {drawn[0]} outside the engine's seeds.")
     torch.manual_seed(99)
     learn(second, case.stream)
@@ -358,7 +377,7 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
     """State and optimiser after a step inside a task, loaded into a new method, lead to the same scores bit by bit."""
     for first in (1, 0):  # a task after others where something is optimised in it, or else the first one
         steps, method = _Steps(), case.after(first)
-        learn_task(method, learn_view(method, case.stream, first), SETTINGS, steps)
+        learn_task(method, learn_view(method, case.stream, first), case.settings, steps)
         if steps.n:
             break
     else:
@@ -369,12 +388,12 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
         task = learn_view(cut, case.stream, first)
         watcher = StopAt(cut, n)
         try:
-            learn_task(cut, task, SETTINGS, watcher)
+            learn_task(cut, task, case.settings, watcher)
         except Stop:
             cut = case.twin(watcher.state)
-            learn_task(cut, task, SETTINGS, resume=(watcher.position, watcher.optimizer))
+            learn_task(cut, task, case.settings, resume=(watcher.position, watcher.optimizer))
         for i in range(first + 1, len(case.stream)):
-            learn_task(cut, learn_view(cut, case.stream, i), SETTINGS)
+            learn_task(cut, learn_view(cut, case.stream, i), case.settings)
         _same(f"stopped after step {n} of task {first}", scores(cut, case.inputs), want, exact=True)
 
 
@@ -382,7 +401,7 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
 def the_state_between_tasks_is_enough_to_go_on(case: Case) -> None:
     """A new method with the learned tensors of after a task learns the next one bit by bit alike."""
     fresh = case.twin(case.after(2).learned_state())
-    learn_task(fresh, learn_view(fresh, case.stream, 2), SETTINGS)
+    learn_task(fresh, learn_view(fresh, case.stream, 2), case.settings)
     _same("loaded after task 1", scores(fresh, case.inputs), scores(case.learned, case.inputs), exact=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ from ostinato.streams import Examples, TaskStream
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
 """Two epochs of three steps for two classes of a toy stream."""
+
+
+def settings_on(device: torch.device) -> Settings:
+    """``SETTINGS`` on another device."""
+    return replace(SETTINGS, device=device)
 
 
 def make(method: str | type[Method], kind: Kind = "image", /, backbone: Backbone | None = None, **options) -> Method:
@@ -47,7 +53,8 @@ def learn_view(method: Method, stream: TaskStream, i: int) -> LearnTask:
     def batches(positions: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         rows = range(len(plain)) if positions is None else positions
         for start in range(0, len(rows), 8):
-            yield plain.collate([plain[j] for j in rows[start : start + 8]])
+            x, y = plain.collate([plain[j] for j in rows[start : start + 8]])
+            yield x.to(method.device), y.to(method.device)
 
     return LearnTask(task.index, task.classes, plain, batches, class_names=task.class_names)
 
@@ -56,19 +63,20 @@ def learn(
     method: Method,
     stream: TaskStream,
     upto: int | None = None,
-    settings: Settings = SETTINGS,
+    settings: Settings | None = None,
     watcher: Watcher | None = None,
 ) -> Method:
-    """Teach all tasks of a stream, or the first ``upto``."""
+    """Teach all tasks of a stream, or the first ``upto``, by ``SETTINGS`` on the method's device if none are given."""
+    settings = settings or settings_on(method.device)
     for i in range(len(stream) if upto is None else upto):
         learn_task(method, learn_view(method, stream, i), settings, watcher)
     return method
 
 
-def inputs_of(stream: TaskStream, upto: int | None = None) -> Tensor:
-    """All test samples of the stream, or of its first ``upto`` tasks, as one batch."""
+def inputs_of(stream: TaskStream, upto: int | None = None, device: torch.device = SETTINGS.device) -> Tensor:
+    """All test samples of the stream, or of its first ``upto`` tasks, as one batch on a device."""
     groups = [stream.test(i).with_view(view_of(stream)) for i in range(len(stream) if upto is None else upto)]
-    return groups[0].collate([group[j] for group in groups for j in range(len(group))])[0]
+    return groups[0].collate([group[j] for group in groups for j in range(len(group))])[0].to(device)
 
 
 @torch.inference_mode()
