@@ -60,7 +60,9 @@ def choose_precision(name: str, device: torch.device) -> Precision:
             raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
         return Precision(DTYPES[name], "asked for")
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        # torch is asked of the current device alone.
+        with nullcontext() if device.index is None else torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
         says = "has" if fast else "has no"
         return Precision(torch.bfloat16 if fast else torch.float32, f"the device {says} instructions for bf16")
     if device.type != "cpu" or not fused_bf16():
@@ -79,8 +81,14 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 def prepare(method: Method, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a method to the device; frozen weights are stored in ``dtype``, trained ones stay fp32."""
+    """Move a method to the device; frozen weights are stored in ``dtype``, trained ones stay fp32.
+
+    On a GPU torch rounds what enters a convolution in fp32 to the 10 bits of TF32 unless it is asked not to. In fp32
+    that is switched off, for the whole process.
+    """
     method.to(device)
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
     if not method.trains_backbone:
         method.backbone.cast(dtype)
 
