@@ -13,14 +13,12 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.cases import ARCHS, CASES, SIDE, Case, Measured, measure
+from benchmarks.cases import ARCHS, CASES, Case, Measured, measure, tokens
 from benchmarks.limits import layer_rate, multiply_rate
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
 from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import choose_precision, precision_name, resolve_device
 from ostinato.report.tables import replace_between
-
-TOKENS = (SIDE // 16) ** 2 + 1
 
 HEAD = (
     "case",
@@ -38,7 +36,7 @@ def row(case: Case, measured: Measured, model: str) -> tuple[str, ...]:
     """A line of the table."""
     counted = ("-",) * 4
     if case.flops:
-        flops = case.flops(ARCHS[model], TOKENS)
+        flops = case.flops(ARCHS[model], tokens(model))
         rate = flops / measured.ours
         counted = (
             f"{flops / 1e9:.1f}",
@@ -82,7 +80,7 @@ def main(
     if write and f"<!-- table:{table} -->" not in PAGE.read_text(encoding="utf-8"):
         raise typer.BadParameter(f"{PAGE} has no place for it: add <!-- table:{table} --> and <!-- /table:{table} -->.")
     limits = {kind: multiply_rate(kind, where) for kind in (torch.bfloat16, torch.float32)}
-    own = layer_rate(ARCHS[model], batch * TOKENS, dtype, where)
+    own = layer_rate(ARCHS[model], batch * tokens(model), dtype, where)
     text = [
         f"{machine(where)}; torch {torch.__version__.split('+')[0]}; {datetime.date.today()}. ViT "
         f"{model}/16 at 224, batch {batch}, median of {rounds}, seed 0, our frozen weights in {precision_name(dtype)}.",

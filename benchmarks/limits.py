@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ostinato.backbones import Arch
 
-SHAPES = ((4096, 4096, 4096), (4728, 768, 3072), (4728, 3072, 768))
-"""Products (m, k, n) whose best rate counts as the limit: a large square, and the MLP of ViT-B at batch 24."""
+Shapes = Sequence[tuple[int, int, int]]
+"""Matrix products (m, k, n)."""
+
+SHAPES: dict[str, Shapes] = {
+    "cpu": ((4096, 4096, 4096), (4728, 768, 3072), (4728, 3072, 768)),
+    "cuda": ((8192, 8192, 8192), (25216, 768, 3072), (25216, 3072, 768)),
+}
+"""Products whose best rate counts as the limit: a large square, and the MLP of ViT-B at batch 24, or 128 on a GPU."""
+
+QUEUED = {"cpu": 1, "cuda": 10}
+"""Products that are timed together: on a GPU, waiting for a single one would take a share of its time."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -36,12 +47,24 @@ def _usual(call: Callable[[], object], device: torch.device, rounds: int) -> flo
     return statistics.median([seconds(call, device) for _ in range(rounds + 2)][2:])
 
 
-def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
-    """FLOP/s of matrix products x W^T, the best shape's median."""
-    rates = []
-    for m, k, n in SHAPES:
+def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7, shapes: Shapes | None = None) -> float:
+    """FLOP/s of matrix products x W^T, the best shape's median.
+
+    Args:
+        dtype: of what is multiplied; fp32 as torch does it by default, on a GPU without TF32.
+        device: that computes.
+        rounds: of which the median counts.
+        shapes: of the products; None for ``SHAPES``.
+    """
+    rates, times = [], QUEUED[device.type]
+    for m, k, n in shapes or SHAPES[device.type]:
         x, w = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-        rates.append(2 * m * k * n / _usual(lambda x=x, w=w: F.linear(x, w), device, rounds))
+
+        def products(x: Tensor = x, w: Tensor = w) -> None:
+            for _ in range(times):
+                F.linear(x, w)
+
+        rates.append(times * 2 * m * k * n / _usual(products, device, rounds))
     return max(rates)
 
 
@@ -69,6 +92,16 @@ def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, 
         took += _usual(step, device, rounds)
         flops += 2 * 2 * rows * out * into
     return flops / took
+
+
+def counter() -> FlopCounterMode:
+    """Counts the arithmetic of products, attention and convolutions that torch does while it is entered."""
+    linear = torch.ops.mkldnn._linear_pointwise
+
+    def flops(x: Sequence[int], weight: Sequence[int], *_: object, **more: object) -> int:  # noqa: ARG001
+        return 2 * math.prod(x) * weight[0]
+
+    return FlopCounterMode(display=False, custom_mapping={linear: flops})
 
 
 def forward_flops(arch: Arch, tokens: int, *, prefix: int = 0, start: int = 0, patch_inputs: int = 768) -> float:

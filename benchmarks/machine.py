@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def machine(device: torch.device) -> str:
     amx = any("amx_bf16" in line for line in lines if line.startswith("flags"))
     units = f", products limited to {LIMITED}" if LIMITED else ", AMX" if amx else ""
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}{units}, {torch.get_num_threads()} threads"
+
+
+def driver(device: torch.device) -> str:
+    """The version of a GPU's driver."""
+    if device.type != "cuda":
+        return "none"
+    try:
+        asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        said = []
+    return said[0] if said else "unknown, since nvidia-smi does not tell"
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory that the device has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Four methods the straightforward way, to be measured against: fp32, nothing looked up, nothing shared between tasks.
+"""Methods the straightforward way, to be measured against: fp32, nothing looked up, nothing shared between tasks.
 
 This is how script collections do it: the query is a second full pass, a teacher too, every task runs its own pass, and
 what is chosen per sample is chosen in a loop over samples. Weights and learned parameters are read from a method of
@@ -147,15 +147,25 @@ def cl_lora_scores(method: CLLoRA, x: Tensor) -> Tensor:
 # Soft-TransFormers
 
 
+def _masked(method: SoftTF, task: int) -> Layers:
+    """Layers under the prompts and masks of a task."""
+    layers = dict(_prompted(method, method.experts[task][None]))
+    for i, maps in method.linear(task).items():
+        masks = {name: edit.mask for name, edit in maps.items() if edit.mask is not None}
+        layers[i] = Layer(layers[i].keys, layers[i].values, masks)
+    return layers
+
+
+def soft_tf_loss(method: SoftTF, x: Tensor, y: Tensor) -> Tensor:
+    """The loss of a batch of the newest task; its key is set before training and takes no part."""
+    return method.head.loss(encode(method.backbone, x, _masked(method, method.n_tasks - 1)), y)
+
+
 def soft_tf_scores(method: SoftTF, x: Tensor) -> Tensor:
     """Scores (B, n_seen) under the task of least entropy, a full pass per task."""
     everything = []
     for task in range(method.n_tasks):
-        layers = dict(_prompted(method, method.experts[task][None]))
-        for i, maps in method.linear(task).items():
-            masks = {name: edit.mask for name, edit in maps.items() if edit.mask is not None}
-            layers[i] = Layer(layers[i].keys, layers[i].values, masks)
-        everything.append(method.head(encode(method.backbone, x, layers)))
+        everything.append(method.head(encode(method.backbone, x, _masked(method, task))))
     scores = torch.stack(everything)
     log = scores.log_softmax(-1)
     best = -(log.exp() * log).sum(-1)
@@ -177,6 +187,29 @@ def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> 
     with torch.no_grad():
         frozen = encode(method.backbone, x)
     gate = (frozen @ method.weight[-1].T + method.bias[-1] + method.noise_std * noise).softmax(-1)
+    features = encode(method.backbone, x, _gated(method, gate))
+    balance = (gate.mean(0) - 1 / gate.shape[1]).square().mean()
+    return {
+        "ce": method.head.loss(features, y),
+        "balance": method.balance * balance,
+        "ortho": method.ortho * method.overlap(),
+    }
+
+
+def lieprompt_scores(method: LiEPrompt, x: Tensor) -> Tensor:
+    """Scores (B, n_seen) with a hard gate, under the router of the task of the nearest class mean."""
+    query = encode(method.backbone, x)
+    near = F.normalize(query, dim=1) @ F.normalize(method.classes.means(), dim=1).T
+    gates = []
+    for sample, nearest in zip(query, near.argmax(1).tolist(), strict=True):
+        task = int(method.task_of_class[nearest])
+        share = (method.weight[task] @ sample + method.bias[task]).softmax(-1)
+        gates.append((share > 1 / len(share)).float())
+    return method.head(encode(method.backbone, x, _gated(method, torch.stack(gates))))
+
+
+def _gated(method: LiEPrompt, gate: Tensor) -> Callable[[int, Tensor], Layer]:
+    """Layers whose selected prompts a gate (B, layers) weighs."""
 
     def layer(i: int, h: Tensor) -> Layer:
         pool = method.pools[i]
@@ -188,10 +221,4 @@ def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> 
         both = torch.stack(chosen) * gate[:, i, None, None, None]
         return Layer(both[:, 0], both[:, 1])
 
-    features = encode(method.backbone, x, layer)
-    balance = (gate.mean(0) - 1 / gate.shape[1]).square().mean()
-    return {
-        "ce": method.head.loss(features, y),
-        "balance": method.balance * balance,
-        "ortho": method.ortho * method.overlap(),
-    }
+    return layer
