@@ -707,7 +707,9 @@ def demo(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
     from ostinato.engine.memory import keep_freed_memory
+    from ostinato.engine.threads import wait_asleep
 
+    wait_asleep()
     keep_freed_memory()
     # Pillow's own limit of pixels; ours is one of memory, and is an error.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")

@@ -87,3 +87,12 @@ def test_other_weights_than_the_sizes_tell_of_are_refused(folder):
     save_file(randomised(model, 0).state_dict(), folder / "other.safetensors")
     said = ostinato("predict", "images", PHOTO, "backbone.weights=other.safetensors", code=(2, 3), cwd=folder).stderr
     assert "do not fit" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP says how it waits")
+@pytest.mark.parametrize(("asked", "spins"), [({}, 0), ({"GOMP_SPINCOUNT": "12345"}, 12345)])
+def test_threads_sleep_while_they_wait_unless_asked_to_spin(asked, spins):
+    env = {k: v for k, v in ENV.items() if not k.startswith(("OMP_WAIT", "GOMP", "KMP"))}
+    command = [sys.executable, "-m", "ostinato", "list"]
+    done = subprocess.run(command, env=env | asked | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
