@@ -9,43 +9,102 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Plan, Tokens, prefix_from
+    from ostinato.contract import check_method
+    from ostinato.errors import DataError, InputError, OstinatoError
+    from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
     from ostinato.learner import BackboneSpec, Learner, Prediction
-    from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring
-    from ostinato.registry import methods, register
-    from ostinato.streams import StreamOptions, TaskStream, arrays, open_source
+    from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
+    from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
+    from ostinato.registry import methods as list_methods
+    from ostinato.registry import register
+    from ostinato.streams import Examples, Source, StreamOptions, Task, TaskStream, arrays, open_source
+
+    __version__: str
 
 _HOMES = {
+    "Backbone": "backbones",
     "BackboneSpec": "learner",
+    "BatchProtocol": "evaluation.evaluator",
+    "ClassGaussians": "nn",
+    "ClassMeans": "nn",
+    "DataError": "errors",
+    "Edit": "backbones",
+    "Evaluation": "evaluation.evaluator",
+    "Examples": "streams",
+    "InputError": "errors",
+    "LayerPlan": "backbones",
     "LearnTask": "methods.base",
     "Learner": "learner",
+    "LinearEdit": "backbones",
     "Method": "methods.base",
+    "OstinatoError": "errors",
+    "PerTask": "nn",
+    "Plan": "backbones",
     "Prediction": "learner",
     "Recipe": "methods.base",
+    "Source": "streams",
     "Stage": "methods.base",
     "StreamOptions": "streams",
+    "Task": "streams",
+    "TaskHeads": "nn",
     "TaskInferring": "methods.base",
     "TaskStream": "streams",
+    "Tokens": "backbones",
     "arrays": "streams",
-    "methods": "registry",
+    "check_layers": "methods.base",
+    "check_method": "contract",
+    "cosine": "nn",
+    "entropy": "nn",
+    "list_methods": "registry",
     "open_source": "streams",
+    "prefix_from": "backbones",
     "register": "registry",
 }
+"""The module of every name that loads on first use."""
+
+_INNER_NAMES = {"list_methods": "methods"}
+"""Names inside their module, where they differ: ``ostinato.methods`` is a package."""
 
 __all__ = [
+    "Backbone",
     "BackboneSpec",
+    "BatchProtocol",
+    "ClassGaussians",
+    "ClassMeans",
+    "DataError",
+    "Edit",
+    "Evaluation",
+    "Examples",
+    "InputError",
+    "LayerPlan",
     "LearnTask",
     "Learner",
+    "LinearEdit",
     "Method",
+    "OstinatoError",
+    "PerTask",
+    "Plan",
     "Prediction",
     "Recipe",
+    "Source",
     "Stage",
     "StreamOptions",
+    "Task",
+    "TaskHeads",
     "TaskInferring",
     "TaskStream",
+    "Tokens",
+    "__version__",
     "arrays",
+    "check_layers",
+    "check_method",
+    "cosine",
+    "entropy",
+    "list_methods",
     "load",
-    "methods",
     "open_source",
+    "prefix_from",
     "register",
     "stream",
 ]
@@ -60,18 +119,22 @@ def stream(
     classes: int | None = None,
     **options: Any,
 ) -> TaskStream:
-    """A stream of tasks from a folder, a parquet folder, a known name or a :class:`Source`.
+    """Open data as a stream of tasks.
 
     Args:
-        data: what :func:`open_source` takes, or a source from :func:`arrays`.
-        after: a learner that has learned other classes already; the stream goes on after them.
+        data: a name, a folder or a table, as :func:`open_source` takes it, or a :class:`Source` from :func:`arrays`.
+        after: a learner that has learned other classes; the stream continues after them.
         seed: of splits and of a seeded class order.
         on_error: "raise", or "skip" to leave out unreadable files.
-        classes: how many glyphs to render, for "glyphs".
+        classes: number of glyph classes to render, for "glyphs".
         options: fields of :class:`StreamOptions`, such as ``step=5``.
 
     Returns:
         The stream.
+
+    Raises:
+        InputError: unknown name or option, or a path that does not exist.
+        DataError: data that cannot be used.
     """
     from ostinato.streams import Source, StreamOptions, TaskStream, open_source
 
@@ -89,13 +152,21 @@ def stream(
 
 
 def load(path: str, **where: Any) -> Learner:
-    """A learner saved by :meth:`Learner.save`; the arguments are those of :meth:`Learner.load`."""
+    """Load a learner that :meth:`Learner.save` wrote; the arguments are those of :meth:`Learner.load`."""
     from ostinato.learner import Learner
 
     return Learner.load(path, **where)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'ostinato' has no attribute {name!r}")
-    return getattr(import_module(f"ostinato.{_HOMES[name]}"), name)
+    return getattr(import_module(f"ostinato.{_HOMES[name]}"), _INNER_NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -35,10 +35,10 @@ from ostinato.evaluation.evaluator import (
     not_finite,
 )
 from ostinato.method_files import file_of, reference, split_file
-from ostinato.methods.base import LearnTask, Recipe
+from ostinato.methods.base import LearnTask, Method, Recipe
 from ostinato.reading import ahead, batched
 from ostinato.records import ArtifactRecord, read_record
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options, get_method, is_registered
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
@@ -87,7 +87,8 @@ class Learner:
     """A method on a backbone, with the names of the classes that it knows.
 
     Args:
-        method: registered name, for example "dualprompt", or the file of one's own, "my_method.py".
+        method: registered name, for example "dualprompt", the file of a method, "my_method.py", or a subclass of
+            :class:`Method`. A class that is neither registered nor from a file can learn and predict, but not be saved.
         backbone: name of the backbone or folder of a text encoder, or a full :class:`BackboneSpec`.
         weights: file with the backbone's weights, or folder of a text encoder; None finds them by name.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -119,7 +120,7 @@ class Learner:
 
     def __init__(
         self,
-        method: str,
+        method: str | type[Method],
         *,
         backbone: str | BackboneSpec = DEFAULT_BACKBONE,
         weights: str | None = None,
@@ -490,10 +491,16 @@ class Learner:
             run_id: of the run that learned it.
 
         Raises:
-            InputError: if there is something else.
+            InputError: if there is something else, or no name or file finds the method's class again.
         """
         self._check_whole()
-        source = file_of(type(self.method))
+        kind = type(self.method)
+        source = file_of(kind)
+        if source is None and not is_registered(kind):
+            raise InputError(
+                f"save: {kind.__qualname__} is neither registered nor from a file, so that nothing could load it "
+                "again. Write @ostinato.register('name') above the class, or give its file: Learner('my_method.py')."
+            )
         spec = asdict(self.spec)
         if self.spec.weights is not None:
             spec["weights"] = str(Path(self.spec.weights).resolve())

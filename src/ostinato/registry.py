@@ -76,29 +76,49 @@ def restore(known: dict[str, type[Method]]) -> None:
     _METHODS.update(known)
 
 
-def get_method(name: str) -> type[Method]:
-    """The class behind a name.
+def get_method(method: str | type[Method]) -> type[Method]:
+    """Find the class of a method.
 
     Args:
-        name: a registered one, or the Python file that registers a method, ``my_method.py``; of several in it,
-            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it.
+        method: a registered name, or the Python file that registers a method, ``my_method.py``; of several in it,
+            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it. A class stands for
+            itself; one that is not registered gets its own name as ``name``.
 
     Raises:
-        InputError: unknown name, with the closest known ones; no such file, or no such method in it.
+        InputError: unknown name, with the closest known ones; no such file, or no such method in it; an object that
+            is no subclass of ``Method``.
     """
+    if not isinstance(method, str):
+        return _checked_class(method)
     from ostinato.method_files import method_of_file, split_file
 
-    file, name_there = split_file(name)
+    file, name_there = split_file(method)
     if file is not None:
         return method_of_file(file, name_there)
     known = methods()
-    if name not in known:
+    if method not in known:
         raise InputError(
-            f"method: there is no {name!r}. {did_you_mean(name, list(known))} One of your own is given by its file, "
-            "my_method.py, or known by name if an installed package has it as an entry point of the group "
+            f"method: there is no {method!r}. {did_you_mean(method, list(known))} One of your own is given by its "
+            "file, my_method.py, or known by name if an installed package has it as an entry point of the group "
             "'ostinato.methods'."
         )
-    return known[name]
+    return known[method]
+
+
+def _checked_class(given: object) -> type[Method]:
+    from ostinato.methods.base import Method
+
+    if not (isinstance(given, type) and issubclass(given, Method)):
+        raise InputError(f"method must be a name, a file or a subclass of ostinato.Method, got {quoted(given)}.")
+    if "name" not in vars(given):  # else messages would show a base class's name
+        given.name = given.__name__
+    return given
+
+
+def is_registered(method: type[Method]) -> bool:
+    """Tell whether a method's name finds it, or a later definition of the same class."""
+    known = registered().get(method.name)
+    return known is not None and (known.__module__, known.__qualname__) == (method.__module__, method.__qualname__)
 
 
 def sources_of_options(cls: type[Method]) -> list[type]:

@@ -8,6 +8,7 @@ from PIL import Image
 from ostinato.errors import DataError, InputError
 from ostinato.files import read_sealed, write_sealed
 from ostinato.learner import Learner
+from ostinato.methods.simplecil import SimpleCIL
 from ostinato.streams import StreamOptions, TaskStream, arrays
 
 
@@ -158,3 +159,55 @@ def test_a_backbone_that_reads_out_otherwise_is_refused(taught, tmp_path):
     write_sealed(tmp_path / "model/artifact.json", about)
     with pytest.raises(DataError, match="readout was 'mean' when it was learned and is 'cls' now"):
         Learner.load(tmp_path / "model")
+
+
+class Unregistered(SimpleCIL):
+    """A class that no name finds."""
+
+
+def lesson() -> TaskStream:
+    pixels = np.repeat(np.array([0, 120, 240], np.uint8), 6)[:, None, None] + np.zeros((12, 12), np.uint8)
+    return TaskStream(arrays(pixels, np.repeat(np.arange(3), 6)), StreamOptions(step=3))
+
+
+def test_a_class_learns_and_predicts_as_its_name_does():
+    stream = lesson()
+    by_class, by_name = Learner(SimpleCIL, precision="fp32"), Learner("simplecil", precision="fp32")
+    for learner in (by_class, by_name):
+        learner.learn(stream.task(0))
+    images = [Image.new("L", (12, 12), brightness) for brightness in (0, 120, 240)]
+    found = by_class.predict(images, topk=3)
+    assert found == by_name.predict(images, topk=3)
+    assert [one.classes[0] for one in found] == by_class.class_names
+
+
+def test_a_registered_class_is_saved_and_loaded_by_its_name(tmp_path):
+    learner = Learner(SimpleCIL, precision="fp32")
+    learner.learn(lesson().task(0))
+    learner.save(tmp_path / "saved")
+    assert type(Learner.load(tmp_path / "saved").method) is SimpleCIL
+
+
+def test_an_unregistered_class_learns_but_is_not_saved(tmp_path):
+    """Its base's name would load another class."""
+    learner = Learner(Unregistered, precision="fp32")
+    assert learner.method.name == "Unregistered"
+    learner.learn(lesson().task(0))
+    assert len(learner.predict([Image.new("L", (12, 12))])) == 1
+    with pytest.raises(
+        InputError, match=r"save: Unregistered is neither registered nor from a file.*@ostinato.register"
+    ):
+        learner.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert SimpleCIL.name == "simplecil"
+
+
+@pytest.mark.parametrize("given", [object(), int, SimpleCIL.__init__, None])
+def test_what_is_no_method_is_refused(given):
+    with pytest.raises(InputError, match=r"must be a name, a file or a subclass of ostinato\.Method"):
+        Learner(given)
+
+
+def test_options_of_a_class_are_checked():
+    with pytest.raises(InputError, match=r"method.lenght: unknown key"):
+        Learner(SimpleCIL, lenght=2)
