@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from ostinato.errors import DataError, InputError
 from ostinato.streams import (
@@ -309,6 +310,19 @@ def test_digits():
     other = open_source("digits", seed=2)
     assert not np.array_equal(source.test.rows, other.test.rows)
     assert np.array_equal(source.test.rows, open_source("digits", seed=1).test.rows)
+
+
+def test_the_bundled_digits_are_those_of_scikit_learn():
+    expected, labels = load_digits(return_X_y=True)
+    images = np.rint(expected * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    source = open_source("digits")
+    rows = {}
+    for split in (source.train, source.test):
+        for i in range(len(split)):
+            rows[int(split.rows[i])] = np.asarray(split.load(i)), int(split.labels[i])
+    assert sorted(rows) == list(range(len(labels)))
+    assert all(np.array_equal(rows[i][0], np.stack([images[i]] * 3, axis=-1)) for i in rows)
+    assert [rows[i][1] for i in sorted(rows)] == labels.tolist()
 
 
 @pytest.mark.parametrize(

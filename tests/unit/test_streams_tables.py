@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,12 @@ def test_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name: fake_hub(test=[0, 1]))
     with pytest.raises(DataError, match="no training split, only test"):
         hub("owner/x")
+
+
+def test_hub_without_the_package_that_reads_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"hub:owner/x needs the package datasets.*pip install 'ostinato\[hub\]'"):
+        open_source("hub:owner/x")
 
 
 def test_hub_with_rows_that_cannot_be_read(monkeypatch):

@@ -149,7 +149,7 @@ def hub(
     on_error: str = "raise",
     seed: int = 0,
 ) -> Source:
-    """Open a data set of the Hugging Face hub, downloaded on first use.
+    """Open a data set of the Hugging Face hub, downloaded on first use; needs the extra ``ostinato[hub]``.
 
     Args:
         name: "owner/name".
@@ -163,7 +163,7 @@ def hub(
         The source.
 
     Raises:
-        InputError: if the columns cannot be found.
+        InputError: if the columns cannot be found, or the package ``datasets`` is not installed.
         DataError: if it cannot be loaded, has no training rows, or an image or label cannot be used.
     """
     if not _HUB_NAME.fullmatch(name):
@@ -172,7 +172,15 @@ def hub(
         raise InputError(
             f"hub:{name} is the name of a file or folder here as well: go elsewhere, or give it without hub:."
         )
-    import datasets
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":
+            raise  # it is installed, but broken
+        raise InputError(
+            f"hub:{name} needs the package datasets, which is not installed: pip install 'ostinato[hub]'. Or download "
+            "the parquet files and give the path of their folder."
+        ) from None
 
     parts: dict[str, _Part] = {}
     bars = datasets.utils.logging.is_progress_bar_enabled()
