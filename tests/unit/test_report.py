@@ -23,8 +23,8 @@ from ostinato.report import (
     accuracy_curve,
     accuracy_heatmap,
     compare_curves,
+    drawing,
     markdown_table,
-    plots,
     read_summary,
     run_table,
     summary_csv,
@@ -246,6 +246,37 @@ def test_the_same_run_makes_the_same_picture(tmp_path: Path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF-"), ("a.svg", b"<?xml"), ("a.b.svg", b"<?xml")]
+)
+def test_the_suffix_decides_the_format(tmp_path: Path, name: str, begins: bytes):
+    contents = []
+    for folder in ("one", "two"):
+        compare_curves({"a": staircase(3), "b": staircase(2)}, tmp_path / folder / name, "runs")
+        contents.append((tmp_path / folder / name).read_bytes())
+    assert contents[0].startswith(begins)
+    assert (b"<svg" in contents[0]) == name.endswith("svg")
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "png", "a.pdf.gz"])
+def test_other_suffixes_are_refused(tmp_path: Path, name: str):
+    path = tmp_path / "new" / name
+    matrix, known = staircase(2), r"must end in \.png, \.pdf, \.svg, got '.*" + name
+    with pytest.raises(InputError, match=known):
+        compare_curves({"a": matrix}, path, "runs")
+    for draw in (accuracy_curve, accuracy_heatmap):
+        with pytest.raises(InputError, match=known):
+            draw(matrix, path, "run")
+    assert not path.parent.exists()
+
+
+def test_long_names_of_many_runs_lie_within_the_picture(tmp_path: Path):
+    names = [f"{'W' * 40} {i}" for i in range(25)]
+    compare_curves({name: staircase(6) for name in names}, tmp_path / "m.png", "runs")
+    assert size_of(tmp_path / "m.png")[0] == 1200
+
+
 def test_pictures_refuse_what_does_not_fit(tmp_path: Path):
     path = tmp_path / "x.png"
     with pytest.raises(InputError, match=r"task_labels must have an entry per task \(3\), got 1"):
@@ -264,7 +295,7 @@ def test_pictures_refuse_what_does_not_fit(tmp_path: Path):
 
 @given(st.lists(st.floats(-20, 620), max_size=40))
 def test_labels_never_overlap_and_keep_their_order(wanted: list[float]):
-    places = plots._spread(wanted, 24.0, 0.0, 600.0)
+    places = drawing.spread(wanted, 24.0, 0.0, 600.0)
     gap = 24.0 if len(wanted) <= 26 else 600 / (len(wanted) - 1)
     ranked = sorted(places)
     assert all(b - a >= gap - 1e-6 for a, b in pairwise(ranked))
@@ -274,8 +305,8 @@ def test_labels_never_overlap_and_keep_their_order(wanted: list[float]):
 
 
 def test_labels_that_fit_stay_where_they_are():
-    assert plots._spread([100.0, 10.0, 300.0], 24.0, 0.0, 600.0) == [100.0, 10.0, 300.0]
-    assert plots._spread([100.0, 100.0], 24.0, 0.0, 600.0) == [112.0, 88.0]
+    assert drawing.spread([100.0, 10.0, 300.0], 24.0, 0.0, 600.0) == [100.0, 10.0, 300.0]
+    assert drawing.spread([100.0, 100.0], 24.0, 0.0, 600.0) == [112.0, 88.0]
 
 
 def test_numbers_are_legible_on_every_fill():
@@ -288,13 +319,13 @@ def test_numbers_are_legible_on_every_fill():
 
     for share in np.linspace(0, 1, 101):
         fill = colormaps["viridis"](share)
-        a, b = sorted((luminance(fill[:3]), luminance(plots._ink_on(fill))))
+        a, b = sorted((luminance(fill[:3]), luminance(drawing.ink_on(fill))))
         assert (b + 0.05) / (a + 0.05) > 3.9
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (1, 2), (1, 50), (37, 120), (1, 1000)])
 def test_ticks_are_few_and_hold_both_ends(low: int, high: int):
-    ticks = plots._counts(low, high)
+    ticks = drawing.tick_counts(low, high)
     assert ticks[0] == low
     assert ticks[-1] == high
     assert ticks == sorted(set(ticks))

@@ -1,4 +1,4 @@
-"""Pictures of analyses, in the style of :mod:`ostinato.report.plots`; everything is placed in pixels."""
+"""Pictures of analyses: heat maps, histograms, bars, accuracies against places, attention maps."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ostinato.report.plots import (
-    _BLUE,
-    _DASHES,
-    _DPI,
-    _INK,
-    _MUTED,
-    _PALETTE,
-    _RULE,
+from ostinato.report.drawing import (
+    BLUE,
+    DASHES,
+    INK,
+    MUTED,
+    PALETTE,
+    RULE,
     WIDTH,
-    _cut,
-    _draw_lines,
-    _figure,
-    _ink_on,
-    _Line,
-    _line_axes,
-    _save,
-    _text_width,
-    _tick_step,
-    _title_lines,
-    _titles,
+    Line,
+    cut,
+    draw_lines,
+    ink_on,
+    new_figure,
+    plain,
+    save,
+    tick_step,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+_LARGEST_CELL = 0.8
+"""Side of a heat map's cell, in inches."""
+
+_LETTER = 0.075
+"""Width of a letter of a tick's label, in inches."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Panel:
     """A heat map.
 
     Attributes:
-        values: (R, C); NaN stays white.
+        values: (R, C); NaN is shown as "-", and where a masked array is masked there is no cell.
         down: labels of the rows.
         across: labels of the columns.
         title: above the map; may be empty.
         unit: behind the numbers of the colour bar.
         top: upper end of the colour scale, which begins at 0; None for the largest value.
+        digits: of the numbers in the cells, after the point; None for three digits at the top of the scale.
     """
 
     values: np.ndarray
@@ -56,6 +58,7 @@ class Panel:
     title: str = ""
     unit: str = ""
     top: float | None = None
+    digits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,17 +95,6 @@ class Looked:
     weights: np.ndarray
 
 
-def _top(title: str) -> float:
-    """Pixels above the content."""
-    return 84 + 34 * _title_lines(title)
-
-
-def _place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes by their distance from the upper left corner, in pixels."""
-    total = figure.get_size_inches()[1] * _DPI
-    return figure.add_axes((left / WIDTH, (total - top - height) / total, width / WIDTH, height / total))
-
-
 def heat_maps(
     panels: Sequence[Panel],
     path: str | Path,
@@ -119,72 +111,83 @@ def heat_maps(
 
     Args:
         panels: at least one.
-        path: PNG to write.
+        path: file to write, .png, .pdf or .svg.
         title: of the picture.
-        subtitle: under it.
+        subtitle: below it.
         across: what the columns are.
         down: what the rows are.
         per_row: panels side by side.
+
+    Raises:
+        InputError: if the suffix is unknown.
+    """
+    per_row = min(per_row, len(panels))
+    rows = -(-len(panels) // per_row)
+    most_down, most_across = (max(panel.values.shape[axis] for panel in panels) for axis in (0, 1))
+    longest_down = max(len(label) for panel in panels for label in panel.down)
+    longest_across = max(len(label) for panel in panels for label in panel.across)
+    room = WIDTH / per_row - 1.5 - _LETTER * longest_down  # beside labels and the colour bar
+    side = min(_LARGEST_CELL, room / most_across, max(7 / most_down, 0.15))
+    labels = 0.85 + _LETTER * longest_across * (_LETTER * longest_across > side)
+    figure, content = new_figure(title, subtitle, 0.8 + rows * (max(side * most_down, 0.8) + labels), "compressed")
+    grid = content.subplots(rows, per_row, squeeze=False).flat
+    for axes, panel in zip(grid, panels, strict=False):
+        _heat_map(axes, panel, side)
+        axes.set_xlabel(across, fontsize=10, color=INK)
+        axes.set_ylabel(down, fontsize=10, color=INK)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
+    save(figure, path)
+
+
+def _heat_map(axes: Axes, panel: Panel, side: float) -> None:
+    """Draw a panel.
+
+    Args:
+        axes: to draw into.
+        panel: what to draw.
+        side: of a cell, in inches.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    probe = _figure(WIDTH)
-    widest = max(_text_width(probe, label, 8.5) for panel in panels for label in panel.down)
-    left, right, above, below = 70 + widest, 132, 34 if any(panel.title for panel in panels) else 6, 74
-    share = WIDTH / per_row
-    cells = []
-    for panel in panels:
-        width = min(120.0, (share - left - right) / panel.values.shape[1])
-        cells.append((width, min(width, max(22.0, 660 / panel.values.shape[0]), 80.0)))
-    lines = [range(i, min(i + per_row, len(panels))) for i in range(0, len(panels), per_row)]
-    heights = [max(max(cells[i][1] * panels[i].values.shape[0], 120.0) for i in line) for line in lines]
-    head = _top(title)
-    total = round(head + sum(heights) + len(lines) * (above + below))
-    figure = _figure(total)
-    colours, y = colormaps["viridis"], head
-    for line, height in zip(lines, heights, strict=True):
-        y += above
-        for place, i in enumerate(line):
-            panel, (w, h) = panels[i], cells[i]
-            rows, columns = panel.values.shape
-            known = panel.values[~np.isnan(panel.values)]
-            top = panel.top if panel.top is not None else float(known.max()) if known.size else 1.0
-            norm = Normalize(0, top if top > 0 else 1.0)
-            x = place * share + left
-            axes = _place(figure, x, y, w * columns, h * rows)
-            edge = 1.0 if max(rows, columns) <= 25 else 0.3
-            axes.pcolormesh(
-                np.ma.masked_invalid(panel.values), cmap=colours, norm=norm, edgecolors="white", linewidth=edge
-            )
-            axes.set_ylim(rows, 0)
-            axes.set_xticks(*_labels(panel.across, w, 30), parse_math=False)
-            axes.set_yticks(*_labels(panel.down, h, 16), parse_math=False)
-            axes.tick_params(length=0, labelsize=8.5, labelcolor=_INK, pad=5)
-            axes.spines[:].set_visible(False)
-            axes.set_xlabel(across, fontsize=10, color=_INK, labelpad=6)
-            if place == 0:
-                axes.set_ylabel(down, fontsize=10, color=_INK, labelpad=8)
-            if panel.title:
-                axes.set_title(panel.title, fontsize=10, color=_INK, loc="left", pad=6)
-            texts = [[_number(v, norm.vmax or 1.0) for v in row] for row in panel.values]
-            if h >= 20 and max(_text_width(figure, t, 8) for row in texts for t in set(row)) < 0.92 * w:
-                for r, row in enumerate(texts):
-                    for c, text in enumerate(row):
-                        value = panel.values[r, c]
-                        ink = _MUTED if math.isnan(value) else _ink_on(colours(norm(value)))
-                        axes.text(c + 0.5, r + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
-            bar_axes = _place(figure, x + w * columns + 22, y, 14, max(h * rows, 100.0))
-            bar = figure.colorbar(ScalarMappable(norm, colours), cax=bar_axes)
-            bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - Spine, typed as a SubplotSpec
-            bar_axes.yaxis.set_major_formatter(
-                lambda v, _, unit=panel.unit: f"{v:.1e}{unit}" if 0 < v < 1e-3 else f"{v:g}{unit}"
-            )
-            bar_axes.tick_params(length=0, labelsize=8.5, labelcolor=_INK, pad=5)
-        y += height + below
-    _titles(figure, title, subtitle, total)
-    _save(figure, path)
+    values = np.ma.array(panel.values, dtype=float)
+    known = values.compressed()[~np.isnan(values.compressed())]
+    top = panel.top if panel.top is not None else float(known.max()) if known.size else 1.0
+    top = top if top > 0 else 1.0
+    colours, norm = colormaps["viridis"], Normalize(0, top)
+    rows, columns = values.shape
+    edge = 1.0 if max(rows, columns) <= 25 else 0.3
+    axes.pcolormesh(np.ma.masked_invalid(values), cmap=colours, norm=norm, edgecolors="white", linewidth=edge)
+    axes.set_aspect("equal")
+    axes.set_ylim(rows, 0)
+    across, down = _shown(columns, side, 0.2), _shown(rows, side, 0.15)
+    upright = _LETTER * max(map(len, panel.across)) > side * across.step
+    axes.set_xticks(
+        [i + 0.5 for i in across], [panel.across[i] for i in across], parse_math=False, rotation=90 if upright else 0
+    )
+    axes.set_yticks([i + 0.5 for i in down], [panel.down[i] for i in down], parse_math=False)
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=INK, pad=5)
+    axes.spines[:].set_visible(False)
+    axes.set_title(panel.title, fontsize=10, color=INK, loc="left")
+    texts = [[_number(value, top, panel.digits) for value in row] for row in values.filled(math.nan)]
+    size = min(11.0, 0.9 * 72 * side / (0.65 * max(len(text) for row in texts for text in row)), 0.4 * 72 * side)
+    if size >= 5.5:
+        for (r, c), hidden in np.ndenumerate(np.ma.getmaskarray(values)):
+            if not hidden:
+                value = float(values.data[r, c])
+                ink = MUTED if math.isnan(value) else ink_on(colours(norm(value)))
+                axes.text(c + 0.5, r + 0.5, texts[r][c], ha="center", va="center", fontsize=size, color=ink)
+    bar = axes.figure.colorbar(ScalarMappable(norm, colours), ax=axes, aspect=24, pad=0.02)
+    bar.ax.spines[:].set_visible(False)
+    bar.ax.yaxis.set_major_formatter(lambda v, _: f"{v:.1e}{panel.unit}" if 0 < v < 1e-3 else f"{v:g}{panel.unit}")
+    bar.ax.tick_params(length=0, labelsize=8.5, labelcolor=INK, pad=5)
+
+
+def _shown(labels: int, side: float, least: float) -> range:
+    """Which labels of cells are shown, so that they are ``least`` inches apart."""
+    return range(0, labels, tick_step(labels, max(1, int(labels * side / least))))
 
 
 def histograms(
@@ -201,47 +204,39 @@ def histograms(
     Args:
         panels: title of the panel to name of the line to shares (bins,).
         edges: (bins + 1,).
-        path: PNG to write.
+        path: file to write, .png, .pdf or .svg.
         title: of the picture.
-        subtitle: under it.
+        subtitle: below it.
         across: what the bins are of.
+
+    Raises:
+        InputError: if the suffix is unknown.
     """
     columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    left, right, height, gap, head = 96, 24, 250, 84, _top(title) + 50
-    figure = _figure(head + lines * (height + gap))
-    width = (WIDTH - columns * left - right) / columns
+    rows = -(-len(panels) // columns)
+    figure, content = new_figure(title, subtitle, 1.2 + 2.2 * rows)
+    grid = list(content.subplots(rows, columns, squeeze=False, sharey=True).flat)
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    colours = {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(names)}
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
     shares = np.concatenate([line for panel in panels.values() for line in panel.values()])
-    low, high = float(shares[shares > 0].min()) / 2, float(shares.max()) * 1.6
-    axes = None
-    for i, (name, panel) in enumerate(panels.items()):
-        row, column = divmod(i, columns)
-        axes = _place(figure, left + column * (left + width), head + row * (height + gap), width, height)
+    for axes, (name, panel) in zip(grid, panels.items(), strict=False):
         for part, line in panel.items():
-            axes.stairs(np.where(line > 0, line, np.nan), edges, color=colours[part], lw=1.6, label=part, baseline=None)
+            axes.stairs(np.where(line > 0, line, np.nan), edges, color=colours[part], lw=1.6, baseline=None)
+        plain(axes)
         axes.set_yscale("log")
-        axes.set_ylim(low, high)
+        axes.set_ylim(float(shares[shares > 0].min()) / 2, float(shares.max()) * 1.6)
         axes.set_xlim(float(edges[0]), float(edges[-1]))
-        axes.grid(axis="y", color=_RULE, lw=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_MUTED)
-        axes.tick_params(axis="y", which="both", length=0, labelsize=8.5, labelcolor=_INK)
-        axes.tick_params(axis="x", length=3, color=_MUTED, labelsize=8.5, labelcolor=_INK)
+        axes.grid(axis="y", color=RULE, lw=0.8)
         axes.locator_params(axis="x", nbins=5)
-        axes.set_title(name, fontsize=10, color=_INK, loc="left", pad=6)
-        axes.set_xlabel(across, fontsize=10, color=_INK)
-    total = figure.get_size_inches()[1] * _DPI
-    x = 24.0
-    for name in names:
-        figure.text(
-            x / WIDTH, 1 - (head - 56) / total, name, fontsize=10, fontweight="bold", color=colours[name], va="top"
-        )
-        x += _text_width(figure, name, 10, bold=True) + 28
-    _titles(figure, title, subtitle, total)
-    _save(figure, path)
+        axes.set_title(name, fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(across, fontsize=10, color=INK)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    from matplotlib.lines import Line2D
+
+    samples = [Line2D([], [], color=colours[name], lw=2.4) for name in names]
+    figure.legend(samples, names, loc="outside lower left", ncols=8, frameon=False, fontsize=10)
+    save(figure, path)
 
 
 def bar_rows(rows: Mapping[str, np.ndarray], path: str | Path, title: str, subtitle: str, *, across: str) -> None:
@@ -249,34 +244,30 @@ def bar_rows(rows: Mapping[str, np.ndarray], path: str | Path, title: str, subti
 
     Args:
         rows: name to heights (M,), not negative, the same M for all.
-        path: PNG to write.
+        path: file to write, .png, .pdf or .svg.
         title: of the picture.
-        subtitle: under it.
+        subtitle: below it.
         across: what the bars are for.
+
+    Raises:
+        InputError: if the suffix is unknown.
     """
-    probe = _figure(WIDTH)
-    widest = max(_text_width(probe, _cut(name, 24), 10) for name in rows)
-    left, height, gap, head = 60 + widest, 58, 26, _top(title)
-    figure = _figure(head + len(rows) * (height + gap) + 60)
+    figure, content = new_figure(title, subtitle, 1.3 + 0.55 * len(rows))
+    grid = content.subplots(len(rows), 1, squeeze=False, sharex=True, sharey=True).flat
     top = max(max(float(row.max()) for row in rows.values()), 1e-9)
-    for i, (name, row) in enumerate(rows.items()):
-        axes = _place(figure, left, head + i * (height + gap), WIDTH - left - 90, height)
-        axes.bar(np.arange(len(row)), row, width=0.8, color=_BLUE)
+    for axes, (name, row) in zip(grid, rows.items(), strict=True):
+        axes.bar(np.arange(len(row)), row, width=0.8, color=BLUE)
+        plain(axes)
         axes.set_xlim(-0.6, len(row) - 0.4)
         axes.set_ylim(0, top)
         axes.yaxis.tick_right()
         axes.set_yticks([0, top], ["0", f"{top:.2g}"])
-        step = _tick_step(len(row), 30)
-        ticks = range(0, len(row), step)
-        axes.set_xticks(ticks, [str(t) for t in ticks] if i == len(rows) - 1 else [""] * len(ticks))
-        axes.tick_params(length=0, labelsize=8.5, labelcolor=_INK, pad=4)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(_MUTED)
-        axes.set_ylabel(_cut(name, 24), fontsize=10, color=_INK, rotation=0, ha="right", va="center", labelpad=10)
-        if i == len(rows) - 1:
-            axes.set_xlabel(across, fontsize=10, color=_INK)
-    _titles(figure, title, subtitle, figure.get_size_inches()[1] * _DPI)
-    _save(figure, path)
+        axes.set_xticks(range(0, len(row), tick_step(len(row), 30)))
+        axes.tick_params(length=0)
+        axes.set_ylabel(cut(name, 24), fontsize=10, color=INK, rotation=0, ha="right", va="center", parse_math=False)
+        if axes.get_subplotspec().is_last_row():
+            axes.set_xlabel(across, fontsize=10, color=INK)
+    save(figure, path)
 
 
 def placements(
@@ -287,24 +278,22 @@ def placements(
     Args:
         series: at least one.
         places: labels of the positions.
-        path: PNG to write.
+        path: file to write, .png, .pdf or .svg.
         title: of the picture.
-        subtitle: under it.
+        subtitle: below it.
         across: what the places are.
+
+    Raises:
+        InputError: if the suffix is unknown.
     """
-    lines: list[_Line] = []
+    lines: list[Line] = []
     for i, one in enumerate(series):
-        colour = _PALETTE[i % len(_PALETTE)]
-        lines.append(_Line(one.name or "last accuracy", one.x, 100 * one.last, colour, width=2.2, zorder=5))
+        colour = PALETTE[i % len(PALETTE)]
+        lines.append(Line(one.name or "last accuracy", one.x, 100 * one.last, colour, width=2.2, zorder=5))
         if not np.isnan(one.given).all():
-            name = f"{_cut(one.name, 18)}, task given" if one.name else "true task given"
-            lines.append(_Line(name, one.x, 100 * one.given, colour, width=1.6, dashes=_DASHES[1], zorder=4))
-    figure, axes = _line_axes(title, subtitle, max(720, 190 + 26 * len(lines)))
-    axes.set_xlabel(across, fontsize=10, color=_INK)
-    _draw_lines(figure, axes, lines)
-    crowded = sum(len(place) for place in places) > 70
-    axes.set_xticks(range(len(places)), [_cut(place, 16) for place in places], rotation=35 if crowded else 0)
-    _save(figure, path)
+            name = f"{cut(one.name, 18)}, task given" if one.name else "true task given"
+            lines.append(Line(name, one.x, 100 * one.given, colour, width=1.6, dashes=DASHES[1]))
+    draw_lines(lines, path, title, subtitle, across=across, places=places)
 
 
 def attention_maps(looked: Sequence[Looked], path: str | Path, title: str, subtitle: str) -> None:
@@ -312,52 +301,47 @@ def attention_maps(looked: Sequence[Looked], path: str | Path, title: str, subti
 
     Args:
         looked: images and their maps.
-        path: PNG to write.
+        path: file to write, .png, .pdf or .svg.
         title: of the picture.
-        subtitle: under it.
+        subtitle: below it.
+
+    Raises:
+        InputError: if the suffix is unknown.
     """
-    side, gap, left, size, below = 116, 7, 24, 77, 46
-    start = left + side + 22
-    per_line = int((WIDTH - left - start + gap) // (size + gap))
     depth = len(looked[0].weights)
+    per_line = min(depth, 12)
     lines = -(-depth // per_line)
-    block = max(side + 52, lines * (size + below)) + 14
-    head = _top(title)
-    figure = _figure(head + block * len(looked))
+    span = min(lines, 2)  # lines and columns of maps that an image takes
+    side = (WIDTH - 0.6) / (span + per_line)
+    figure, content = new_figure(title, subtitle, 0.8 + len(looked) * lines * (side + 0.4))
+    grid = content.add_gridspec(len(looked) * lines, span + per_line)
     for i, one in enumerate(looked):
-        y = head + i * block
-        axes = _bare(_place(figure, left, y, side, side))
+        place = grid[i * lines : i * lines + span, :span]
+        axes = _bare(content.add_subplot(place), f"{cut(one.name, 17)}\n{cut(one.label, 17)}")
         axes.imshow(one.image, interpolation="nearest")
-        axes.set_xlabel(
-            f"{_cut(one.name, 17)}\n{_cut(one.label, 17)}", fontsize=7.5, color=_INK, labelpad=4, parse_math=False
-        )
         for layer, weights in enumerate(one.weights):
             row, column = divmod(layer, per_line)
-            axes = _bare(_place(figure, start + column * (size + gap), y + row * (size + below), size, size))
+            below = f"layer {layer}\n{100 * float(weights.sum()):.0f}%"
+            axes = _bare(content.add_subplot(grid[i * lines + row, span + column]), below)
             axes.imshow(weights, cmap="viridis", vmin=0, vmax=max(float(weights.max()), 1e-12), interpolation="nearest")
-            axes.set_xlabel(f"layer {layer}\n{100 * float(weights.sum()):.0f}%", fontsize=7.5, color=_INK, labelpad=4)
-    _titles(figure, title, subtitle, figure.get_size_inches()[1] * _DPI)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _bare(axes: Axes) -> Axes:
+def _bare(axes: Axes, below: str) -> Axes:
+    """Axes without a frame, and a text below them."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+    axes.set_xlabel(below, fontsize=7.5, color=INK, labelpad=4, parse_math=False)
     return axes
 
 
-def _labels(labels: Sequence[str], cell: float, least: float) -> tuple[list[float], list[str]]:
-    """Middles of cells and their labels, as many as fit."""
-    step = _tick_step(len(labels), max(1, int(len(labels) * cell / least)))
-    shown = range(0, len(labels), step)
-    return [i + 0.5 for i in shown], [labels[i] for i in shown]
-
-
-def _number(value: float, top: float) -> str:
-    """A cell's number, with three digits at the top of its scale unless that is tiny; "-" where it is unknown."""
+def _number(value: float, top: float, digits: int | None) -> str:
+    """A cell's number; "-" where it is unknown."""
     if math.isnan(value):
         return "-"
+    if digits is not None:
+        return f"{value:.{digits}f}"
     if top < 0.01:
         return f"{value:.0e}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(top)))}f}"
