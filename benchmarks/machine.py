@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ostinato.report.tables import to_markdown
+
 LIMITED = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
 """Instructions beyond which products on the CPU use none, so that a machine can stand for one with fewer."""
 
@@ -50,5 +52,4 @@ def memory(device: torch.device) -> int:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column is text, the others are figures."""
-    lines = [head, ("---", *["---:"] * (len(head) - 1)), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return to_markdown(head, rows).removesuffix("\n")

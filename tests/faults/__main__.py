@@ -25,7 +25,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from ostinato.report.tables import replace_between
+from ostinato.report.tables import replace_between, to_markdown
 from tests.faults.inputs import Fed, feed, shares
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,12 +223,13 @@ def main() -> int:
     ]
     parts[-1].seconds = time.perf_counter() - began
     if given.write:
-        lines = ["| fault | how often | undocumented, different or silent | seconds |", "|---|---|---:|---:|"]
-        lines += [f"| {p.what} | {p.figures} | {len(p.found)} | {p.seconds:.0f} |" for p in parts]
+        head = ["fault", "how often", "undocumented, different or silent", "seconds"]
+        rows = [[p.what, p.figures, str(len(p.found)), f"{p.seconds:.0f}"] for p in parts]
         where = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
         sizes = f"--kills {given.kills} --inputs {given.inputs} --fields {given.fields} --seed {given.seed}"
-        lines += ["", f"`python -m tests.faults {sizes}`, {datetime.now(UTC):%Y-%m-%d}, {where}."]
-        replace_between(ROOT / "docs/reliability.md", "faults", "\n".join(lines) + "\n")
+        made = f"`python -m tests.faults {sizes}`, {datetime.now(UTC):%Y-%m-%d}, {where}."
+        body = f"{to_markdown(head, rows, texts=(0, 1))}\n{made}\n"
+        replace_between(ROOT / "docs/reliability.md", "faults", body)
     return 1 if any(part.found for part in parts) else 0
 
 

@@ -31,6 +31,7 @@ from ostinato.report import (
     tables,
     task_line,
 )
+from ostinato.report.console import PlainConsole
 
 CLLORA = {
     "run": "a",
@@ -106,6 +107,35 @@ def test_a_narrow_table_says_what_it_leaves_out():
     assert "Left out" not in shown(CLLORA, SOFTTF, width=120)
 
 
+def printed(**options) -> str:
+    out = io.StringIO()
+    console = PlainConsole(file=out, **options)
+    console.print("word " * 100)
+    console.print(run_table([CLLORA, {**SOFTTF, "run": "a-name-of-a-run-" * 10}]))
+    return out.getvalue()
+
+
+def test_without_a_terminal_nothing_is_wrapped_or_left_out(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = printed().splitlines()
+    assert lines[0].split() == ["word"] * 100
+    assert "Left out" not in "".join(lines)
+    assert len(lines) == 5  # two of headings, two of runs
+    assert "a-name-of-a-run-" * 10 in lines[-1]
+    assert max(map(len, lines)) < 600
+
+
+def test_a_chosen_width_and_that_of_a_terminal_are_kept(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    assert "Left out to fit 50 characters" in printed()
+    assert max(map(len, printed().splitlines())) <= 50
+    assert "Left out to fit 60 characters" in printed(width=60)
+    monkeypatch.delenv("COLUMNS")
+    # A terminal whose size is unknown has 80 columns.
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError()))
+    assert "Left out to fit 80 characters" in printed(force_terminal=True, color_system=None)
+
+
 def test_the_table_takes_empty_and_marked_up_values():
     text = shown({"method": "[red]x", "last_accuracy": float("nan")})
     assert text.splitlines()[-1].split() == ["[red]x", *"-" * 11]
@@ -116,12 +146,18 @@ def test_the_markdown_table():
     lines = markdown_table([{**CLLORA, "method": "a|b"}, {"method": "x"}]).splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("| run | method | stream | tasks |")
-    assert set(lines[1]) <= set("|-: ")
-    assert lines[1].split("|")[4].strip() == "----:"
-    assert "a\\|b" in lines[2]
+    assert lines[1].startswith("| --- | --- | --- | ---: | ---: |")
+    assert "| a\\|b |" in lines[2]
     assert " 84.2 |" in lines[2]
-    assert len({len(line) for line in lines}) == 1
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert len(markdown_table([]).splitlines()) == 2
+
+
+def test_cells_of_markdown_are_escaped():
+    text = tables.to_markdown(["a", "b", "c\nd"], [["x|y", "\\", "1\n2"]], texts=(0, 2))
+    assert text == "| a | b | c d |\n| --- | ---: | --- |\n| x\\|y | \\\\ | 1 2 |\n"
+    with pytest.raises(ValueError, match="zip"):
+        tables.to_markdown(["a", "b"], [["x"]])
 
 
 def test_the_csv_holds_fractions(tmp_path: Path):

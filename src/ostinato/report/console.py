@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -11,12 +12,22 @@ from rich.text import Text
 from ostinato.printing import closed, printable
 from ostinato.report.tables import task_line
 
+UNBOUNDED = 1_000_000
+"""Characters of a line where there is no terminal, so that nothing is wrapped or left out."""
+
 
 class PlainConsole(Console):
-    """A console that obeys nothing in names, and says when its reader went away."""
+    """A console that obeys nothing in names, and says when its reader went away.
+
+    Without a terminal, lines are as long as they are: a log holds whole lines, and tables all columns. A ``width`` or
+    the environment's ``COLUMNS`` goes before.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
+        chosen = options.get("width") is not None or os.environ.get("COLUMNS", "").isdigit()
+        if not (chosen or self.is_terminal or self.is_jupyter):
+            self.width = UNBOUNDED
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as a console does, with control characters in texts written out."""

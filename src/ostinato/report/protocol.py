@@ -9,6 +9,7 @@ from pathlib import Path
 from ostinato.evaluation.protocols import SAMPLE, Scored, compare_protocols
 from ostinato.learner import Learner
 from ostinato.report.analyses.base import Subject
+from ostinato.report.tables import NOTHING, percent, to_markdown
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,12 @@ def study(
 
 def markdown(studies: Sequence[Study]) -> str:
     """A table in percent; gains are against the same rule per sample."""
-    lines = [
-        "| run | task by | protocol | accuracy | gain | task right |",
-        "|---|---|---|---:|---:|---:|",
-    ]
+    rows = []
     for one in studies:
         for row in one.rows:
             gain = one.gain(row)
-            added = "-" if gain is None or row.protocol == SAMPLE else f"{100 * gain:+.1f}"
-            share = f"{100 * row.task_id_accuracy:.1f} %"
-            rule = f"`{row.rule}`" if gain is not None else "-"
-            lines.append(f"| `{one.run}` | {rule} | {row.protocol} | {100 * row.accuracy:.1f} % | {added} | {share} |")
-    return "\n".join(lines) + "\n"
+            added = NOTHING if gain is None or row.protocol == SAMPLE else f"{100 * gain:+.1f}"
+            rule = f"`{row.rule}`" if gain is not None else NOTHING
+            shares = f"{percent(row.accuracy)} %", added, f"{percent(row.task_id_accuracy)} %"
+            rows.append([f"`{one.run}`", rule, row.protocol, *shares])
+    return to_markdown(["run", "task by", "protocol", "accuracy", "gain", "task right"], rows, texts=range(3))

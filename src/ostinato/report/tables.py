@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,19 +141,33 @@ def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         Lines with a final newline; accuracies in percent.
     """
     columns = _columns(summaries)
-    cells = [[_escape(column.cell(summary)) for column in columns] for summary in summaries]
-    headers = [column.header.replace("\n", " ") for column in columns]
-    widths = [max(3, len(header), *(len(row[i]) for row in cells)) for i, header in enumerate(headers)]
-    rule = ["-" * (w - 1) + ":" if c.number else "-" * w for c, w in zip(columns, widths, strict=True)]
+    return to_markdown(
+        [column.header for column in columns],
+        [[column.cell(summary) for column in columns] for summary in summaries],
+        texts=[i for i, column in enumerate(columns) if not column.number],
+    )
 
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if column.number else cell.ljust(width)
-            for cell, column, width in zip(row, columns, widths, strict=True)
-        )
-        return "| " + " | ".join(padded) + " |\n"
 
-    return "".join(map(line, [headers, rule, *cells]))
+def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[int] = (0,)) -> str:
+    """Write a Markdown table; bars, backslashes and line breaks in cells are escaped.
+
+    Args:
+        headings: of the columns.
+        rows: a cell per column each.
+        texts: positions of the columns that hold text, which is aligned to the left; numbers are to the right.
+
+    Returns:
+        Lines with a final newline.
+
+    Raises:
+        ValueError: if a row does not have a cell per column.
+    """
+    rule = ["---" if i in texts else "---:" for i in range(len(headings))]
+    lines = []
+    for row in (headings, rule, *rows):
+        cells = [_escape(cell) for _, cell in zip(headings, row, strict=True)]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return "".join(lines)
 
 
 def task_line(row: Mapping[str, Any]) -> str:
@@ -334,7 +348,7 @@ def _absent(value: Any) -> bool:
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")
+    return " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def replace_between(file: Path, name: str, body: str) -> None:

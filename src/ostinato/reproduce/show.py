@@ -12,7 +12,16 @@ from typing import Any
 from ostinato.engine.rundir import RunDir
 from ostinato.files import read_json
 from ostinato.presets import METRICS
-from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds, whole_count
+from ostinato.report.tables import (
+    NOTHING,
+    human_bytes,
+    human_count,
+    percent,
+    replace_between,
+    seconds,
+    to_markdown,
+    whole_count,
+)
 from ostinato.reproduce.table import Row, Table
 
 COSTS = {
@@ -128,10 +137,7 @@ def _with_spread(results: Sequence[dict[str, Any]], key: str) -> str:
 def markdown(table: Table, results: Sequence[Measured]) -> str:
     """The table in Markdown, its notes, and the exact command of every measured row."""
     headings, cells = columns(results)
-    texts = 2 if headings[1] == "what" else 1
-    rule = ["---"] * texts + ["---:"] * (len(headings) - texts)
-    lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in (headings, rule, *cells)]
-    text = "\n".join(lines) + "\n"
+    text = to_markdown(headings, cells, texts=range(2 if headings[1] == "what" else 1))
     notes = [table.source and f"Published: {table.source}.", table.protocol, table.note]
     text += "".join(f"\n{note}\n" for note in notes if note)
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
