@@ -33,6 +33,18 @@ COSTS = {
 }
 """Costs in a summary: heading and form."""
 
+FOLDED = """
+<details markdown>
+<summary>Commands</summary>
+
+```sh
+{}
+```
+
+</details>
+"""
+"""Long lists of commands in Markdown, folded until a reader opens them."""
+
 _HEADINGS = {
     "last": "last %",
     "average": "average %",
@@ -143,7 +155,7 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
     text += "\n" + "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
     commands = [f"{r.command}   # {r.row.name}" for r in results if r.command]
-    return text + ("\n```sh\n" + "\n".join(commands) + "\n```\n" if commands else "")
+    return text + (FOLDED.format("\n".join(commands)) if commands else "")
 
 
 def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
