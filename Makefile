@@ -10,7 +10,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults check format benchmark golden audit lock clean
+.PHONY: demo test faults check format benchmark golden audit docs lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
@@ -39,6 +39,10 @@ golden: $(STAMP)
 	git archive $(SINCE) src scripts | tar -x -C dist/golden
 	PYTHONPATH=dist/golden/src $(BIN)/python dist/golden/scripts/golden.py record dist/golden.json --jobs 2
 	$(BIN)/python scripts/golden.py check dist/golden.json --jobs 2
+
+# The documentation site, into dist/site/index.html; no network is needed.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff format .

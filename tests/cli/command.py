@@ -1,4 +1,4 @@
-"""The command line in this process, or in one of its own, and the README's blocks."""
+"""The command line in this process, or in one of its own, and the code blocks of pages."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tests.cli.command import README, blocks, ostinato
+from tests.cli.command import README, ROOT, blocks, ostinato
 from tests.conftest import photos
 
 import ostinato as package
@@ -168,9 +168,9 @@ def test_resuming_with_another_method_is_refused(file):
     assert "is a run of one_prefix, not of simplecil" in text
 
 
-def test_the_readmes_table_runs_and_takes_no_row_of_another_text_for_its_own(file):
+def test_the_table_of_the_manual_runs_and_takes_no_row_of_another_text_for_its_own(file):
     photos(file.parent / "photos", {f"c{i}": (25 * i, 255 - 25 * i, 20 * i) for i in range(10)}, n=4)
-    (table,) = blocks("toml")
+    (table,) = blocks("toml", ROOT / "docs/howto/tables.md")
     (file.parent / "my_table.toml").write_text(table)
     words = ("reproduce", "my_table.toml", "method=my_method.py", "out=runs/table", "train.epochs=1")
     ostinato(*words, cwd=file.parent)

@@ -61,3 +61,8 @@ def test_a_wheel_says_that_it_has_types_and_brings_what_it_needs(tmp_path):
     assert {"ostinato/py.typed", "ostinato/assets/vit_mini_patch8_32.glyphs.safetensors"} <= names
     assert "Classifier: Typing :: Typed" in about
     assert not [name for name in names if name.startswith(("tests", "docs", "examples"))]
+
+
+def test_the_citation_and_the_changelog_name_the_version():
+    assert f"version: {ostinato.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {ostinato.__version__} " in (ROOT / "CHANGELOG.md").read_text()

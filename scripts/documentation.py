@@ -1,0 +1,154 @@
+"""Pages of the documentation site that are made from the package: methods, commands, and the files of the root.
+
+MkDocs calls the functions of this file as hooks; ``mkdocs.yml`` names it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+"""Files beside the docs folder that become pages, and their names there."""
+
+
+def command(*words: str) -> str:
+    """Run a command of ``ostinato`` in this process.
+
+    Returns:
+        Its output.
+    """
+    from ostinato.cli import main
+
+    out = StringIO()
+    with redirect_stdout(out):
+        try:
+            main(list(words))
+        except SystemExit as stop:
+            if stop.code:
+                raise
+    return out.getvalue()
+
+
+def options(values: dict[str, Any], prefix: str) -> list[str]:
+    """Write nested options as they are given on the command line, one a line."""
+    lines: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += options(value, f"{prefix}{key}.")
+        else:
+            plain = ",".join(map(str, value)) if isinstance(value, list) else value
+            lines.append(f"{prefix}{key}={plain}")
+    return lines
+
+
+def presets() -> dict[str, list[str]]:
+    """Rows of a table of presets, for every method that has some."""
+    from ostinato.presets import METRICS, preset_names, read_preset
+
+    rows: dict[str, list[str]] = {}
+    for name in preset_names():
+        preset = read_preset(name)
+        about = preset.provenance
+        best = next(iter(about.get("published", [])), {})
+        published = ", ".join(f"{metric} {best[metric]} %" for metric in METRICS if metric in best) or "-"
+        verified = "yes" if about["verified"] else "no"
+        cells = [f"`{name}`", about["data"], about["paper"], published, verified]
+        rows.setdefault(preset.method, []).append(row(cells))
+    return rows
+
+
+def row(cells: list[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def method_pages() -> dict[str, str]:
+    """Make the page of every method, and the index of all.
+
+    Returns:
+        Markdown by path.
+    """
+    from ostinato.registry import methods
+
+    preset_rows, pages, index = presets(), {}, []
+    for name, cls in methods().items():
+        shown = json.loads(command("show", name, "--json"))
+        module = sys.modules[cls.__module__]
+        about = (module.__doc__ or "").strip()
+        paper = re.search(r"https?://[^\s,)>]+[^\s,)>.;]", about)
+        link = f"[paper or code]({paper[0]})" if paper else "-"
+        index.append(row([f"[`{name}`]({name}.md)", about.splitlines()[0], link]))
+        page = [
+            f"# {name}", "", f"::: {cls.__module__}", "    options:", "      members: false",
+            "      show_root_heading: false", "      show_root_toc_entry: false", "",
+            "## Options", "", f"::: {cls.__module__}.{cls.__qualname__}", "    options:", "      members: false",
+            "      show_root_heading: false", "      show_root_toc_entry: false", "      show_bases: false", "",
+            "## Defaults", "", f"`ostinato show {name}` prints them as well.", "",
+            "```text", *options(shown["options"], "method."), *options(shown["recipe"], "train."), "```", "",
+        ]  # fmt: skip
+        if name in preset_rows:
+            page += [
+                "## Presets", "",
+                f"`ostinato run {name} -p PRESET data=...` starts from a published experiment.", "",
+                row(["preset", "data", "published by", "published", "verified"]), "|---|---|---|---|---|",
+                *preset_rows[name], "",
+            ]  # fmt: skip
+        pages[f"methods/{name}.md"] = "\n".join(page)
+    top = ["# Methods", "", "Measured results are in [results](../results.md).", ""]
+    pages["methods/index.md"] = "\n".join([*top, row(["name", "method", "source"]), "|---|---|---|", *index, ""])
+    return pages
+
+
+def command_page() -> str:
+    """Make the page of all commands from their help."""
+    names = re.findall(r"^  ([a-z]+) +\S", command("--help").split("Commands:")[1], flags=re.MULTILINE)
+    parts = ["# Commands", "", "```text", command("--help").strip(), "```", ""]
+    for name in names:
+        parts += [f"## {name}", "", "```text", command(name, "--help").strip(), "```", ""]
+    return "\n".join(parts)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put a page per method into the navigation."""
+    from ostinato.registry import methods
+
+    pages = ["methods/index.md", *(f"methods/{name}.md" for name in methods())]
+    config.nav = [{"Methods": pages} if entry == {"Methods": "methods/"} else entry for entry in config.nav or []]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    from mkdocs.structure.files import File
+
+    made = method_pages() | {"reference/commands.md": command_page()}
+    made |= {page: (ROOT / name).read_text(encoding="utf-8") for name, page in ROOT_PAGES.items()}
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Point links at the pages of the site, where a file of the repository has one there."""
+    up = "../" * page.file.src_uri.count("/")
+    for name, target in ROOT_PAGES.items():
+        markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(name)}", f"]({up}{target}", markdown)
+    if page.file.src_uri in ROOT_PAGES.values():  # written from the root of the repository
+        markdown = markdown.replace("](docs/", "](")
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?:examples|src|tests|scripts|benchmarks)/[^)]*\)", r"`\1`", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave the roles of reStructuredText out of docstrings, and keep the names."""
+    return re.sub(r":(?:attr|class|data|func|meth|mod):(?=<code)", "", html)
