@@ -22,8 +22,8 @@ from ostinato.backbones import Arch, Backbone, Preprocess, VisionBackbone
 from ostinato.contract.toys import random_backbone as toy_backbone
 from ostinato.engine.precision import compute, prepare
 from ostinato.engine.train import Settings, learn_task
+from ostinato.lookup import get_method, methods
 from ostinato.methods.base import LearnTask, Method, Stage
-from ostinato.registry import get_method, methods
 
 CPU = torch.device("cpu")
 CLASSES = 5

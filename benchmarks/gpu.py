@@ -31,7 +31,7 @@ from ostinato.contract import check_method
 from ostinato.engine.memory import keep_freed_memory
 from ostinato.engine.precision import choose_precision, precision_name, resolve_device
 from ostinato.errors import InputError
-from ostinato.registry import get_method, methods
+from ostinato.lookup import get_method, methods
 from ostinato.tensor_files import tensors_of
 
 SHARE, RATIO = 0.5, 10

@@ -17,8 +17,8 @@ from benchmarks.machine import PAGE, machine, markdown
 from ostinato.backbones.weights import load_backbone
 from ostinato.engine.precision import choose_precision, prepare
 from ostinato.engine.train import Settings, learn_task
+from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
-from ostinato.registry import get_method
 from ostinato.report.tables import replace_between
 
 CPU = torch.device("cpu")

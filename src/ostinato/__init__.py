@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostinato.learner import BackboneSpec, Learner, Prediction
+    from ostinato.lookup import methods
     from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring
-    from ostinato.registry import methods, register
+    from ostinato.registry import register
     from ostinato.streams import StreamOptions, TaskStream, arrays, open_source
 
 _HOMES = {
@@ -26,7 +27,7 @@ _HOMES = {
     "TaskInferring": "methods.base",
     "TaskStream": "streams",
     "arrays": "streams",
-    "methods": "registry",
+    "methods": "lookup",
     "open_source": "streams",
     "register": "registry",
 }

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ostinato.config import RunConfig
+    from ostinato.distributed import World
     from ostinato.evaluation.evaluator import BatchProtocol
     from ostinato.learner import Learner
     from ostinato.report.console import Reporter
-    from ostinato.world import World
 
 app = typer.Typer(
     help="Teach a frozen pre-trained transformer new classes, task after task.",
@@ -65,7 +65,7 @@ def _reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
 
 def _refuse_several(command: str) -> None:
     """Make sure that no launcher started this command several times, each of which would write the same files."""
-    from ostinato.world import launched
+    from ostinato.distributed import launched
 
     if launched() > 1:
         raise InputError(f"{command} takes one process; of {launched()}, share single runs: torchrun -m ostinato run.")
@@ -74,7 +74,7 @@ def _refuse_several(command: str) -> None:
 @contextmanager
 def _running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, World]]:
     """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
-    from ostinato.world import joined
+    from ostinato.distributed import joined
 
     with joined(device) as world, _reporting(as_json or not world.main) as (console, reporter):
         yield console, reporter, world
@@ -573,8 +573,8 @@ def analyse(
 @app.command("list")
 def list_names(as_json: Json = False) -> None:
     """List methods, data sets and the kinds of backbone."""
-    from ostinato.config import DEFAULT_BACKBONE
-    from ostinato.registry import methods
+    from ostinato.defaults import DEFAULT_BACKBONE
+    from ostinato.lookup import methods
     from ostinato.streams import SOURCES
 
     known = {name: (cls.__doc__ or "").splitlines()[0] for name, cls in methods().items()}
@@ -614,7 +614,8 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     import inspect
     from dataclasses import asdict
 
-    from ostinato.registry import get_method, options_schema, sources_of_options
+    from ostinato.lookup import get_method
+    from ostinato.registry import options_schema, sources_of_options
 
     cls = get_method(name)
     fields = options_schema(cls).model_fields
@@ -650,7 +651,7 @@ def check(
 
     from ostinato.config import parse_overrides
     from ostinato.contract import check_method
-    from ostinato.registry import get_method
+    from ostinato.lookup import get_method
 
     torch.set_num_threads(1)  # a second one costs such small models more than it gives
     given = parse_overrides(options or [])

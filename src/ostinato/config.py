@@ -11,16 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato import tomls
+from ostinato.defaults import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError, did_you_mean
-from ostinato.method_files import reference, split_file
+from ostinato.lookup import reference, split_file
 from ostinato.paths import user_path
 from ostinato.quoting import dotted, quoted, shown
-
-DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
-"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
-
-LARGEST_SIDE = 4096
-"""Most pixels of the side of an input: 65,536 patches of 16, far beyond what is trained."""
 
 _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 """Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""

@@ -1,20 +1,16 @@
-"""Names of methods: a decorator, a lookup, and the schema of each constructor."""
+"""Method registry and option validation."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 import re
-import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from ostinato.errors import InputError, did_you_mean
-from ostinato.quoting import dotted, quoted, shown
+from ostinato.errors import InputError
+from ostinato.validation import describe_validation
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
@@ -48,23 +44,6 @@ def is_plain_name(name: str) -> bool:
     return re.fullmatch(r"[\w-]+", name) is not None
 
 
-def methods() -> dict[str, type[Method]]:
-    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
-
-    Packages outside register through the entry-point group ``ostinato.methods``.
-    """
-    import ostinato.methods as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    for point in entry_points(group="ostinato.methods"):
-        try:
-            point.load()
-        except Exception as error:  # of a package that is not ours: its fault must not stop every command
-            warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
-    return registered()
-
-
 def registered() -> dict[str, type[Method]]:
     """The methods by name that are known at this moment."""
     return dict(sorted(_METHODS.items()))
@@ -74,31 +53,6 @@ def restore(known: dict[str, type[Method]]) -> None:
     """Know these methods by name, and no other."""
     _METHODS.clear()
     _METHODS.update(known)
-
-
-def get_method(name: str) -> type[Method]:
-    """The class behind a name.
-
-    Args:
-        name: a registered one, or the Python file that registers a method, ``my_method.py``; of several in it,
-            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it.
-
-    Raises:
-        InputError: unknown name, with the closest known ones; no such file, or no such method in it.
-    """
-    from ostinato.method_files import method_of_file, split_file
-
-    file, name_there = split_file(name)
-    if file is not None:
-        return method_of_file(file, name_there)
-    known = methods()
-    if name not in known:
-        raise InputError(
-            f"method: there is no {name!r}. {did_you_mean(name, list(known))} One of your own is given by its file, "
-            "my_method.py, or known by name if an installed package has it as an entry point of the group "
-            "'ostinato.methods'."
-        )
-    return known[name]
 
 
 def sources_of_options(cls: type[Method]) -> list[type]:
@@ -175,20 +129,3 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
                     f"{list(placed[apart[0]])}). Say which layers, counted from 0: method.{name}=..."
                 )
     return values | placed
-
-
-def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:
-    """The first problem of a pydantic error as one sentence with a way out.
-
-    Args:
-        error: of pydantic.
-        where: what comes before the key; may be empty.
-        known: keys that may stand where an unknown one does.
-    """
-    first = error.errors(include_url=False, include_context=False)[0]
-    loc = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a wrong key itself
-    key = dotted(*filter(None, [where]), *loc) or "it"
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(shown(str(loc[-1])), known) if known else "Leave it out."
-        return f"{key}: unknown key. {hint}"
-    return f"{key}: {first['msg']}, got {quoted(first['input'])}."

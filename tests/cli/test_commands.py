@@ -769,7 +769,7 @@ def test_the_readmes_python_works_as_printed(tmp_path):
 
 
 def test_the_readme_names_every_method():
-    from ostinato.registry import methods
+    from ostinato.lookup import methods
 
     for name in methods():
         assert f"| `{name}` |" in README.read_text(encoding="utf-8"), name

@@ -21,8 +21,8 @@ from ostinato.contract.toys import BACKBONES, toy_stream, view_of
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
+from ostinato.lookup import methods
 from ostinato.methods.base import LearnTask
-from ostinato.registry import methods
 
 METHODS = methods()
 KINDS = {kind: type(make_backbone()) for kind, make_backbone in BACKBONES.items()}

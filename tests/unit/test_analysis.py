@@ -25,7 +25,8 @@ from ostinato.engine.run import start
 from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
-from ostinato.registry import check_options, get_method
+from ostinato.lookup import get_method
+from ostinato.registry import check_options
 from ostinato.report import figures
 from ostinato.report.analyses import ANALYSES, Subject, analyse, kinds, supported
 from ostinato.report.analyses.attention import attend, watching

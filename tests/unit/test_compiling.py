@@ -11,8 +11,8 @@ from ostinato.contract.toys import random_backbone
 from ostinato.engine.compiling import compile_layers
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Settings, learn_task
+from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
-from ostinato.registry import get_method
 
 CPU = torch.device("cpu")
 

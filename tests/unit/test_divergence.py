@@ -17,8 +17,8 @@ from ostinato.contract.toys import toy_stream
 from ostinato.engine.divergence import DivergedError, Seen
 from ostinato.engine.train import Position, Silent, learn_task
 from ostinato.errors import OstinatoError
+from ostinato.lookup import methods
 from ostinato.methods.base import Recipe, Stage
-from ostinato.registry import methods
 
 STOP = replace(SETTINGS, on_divergence="stop")
 

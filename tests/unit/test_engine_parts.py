@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
+from ostinato.distributed import ALONE, World
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.divergence import DivergedError
 from ostinato.engine.loader import fixed_batches, n_batches, training_batches
@@ -35,7 +36,6 @@ from ostinato.errors import DataError, InputError, OstinatoError, explained
 from ostinato.methods.base import LearnTask, Method, Recipe, Stage
 from ostinato.report.console import Reporter
 from ostinato.tensor_files import read_tensors, write_tensors
-from ostinato.world import ALONE, World
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, torch.float32, seed=3)

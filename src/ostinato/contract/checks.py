@@ -23,7 +23,7 @@ from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, 
 from ostinato.contract.toys import BACKBONES, Kind, toy_stream, unpadded
 from ostinato.engine.precision import prepare
 from ostinato.engine.train import Position, Settings, Silent, learn_task
-from ostinato.method_files import executed_anew, file_of
+from ostinato.lookup import executed_anew, file_of
 from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
 from ostinato.registry import options_schema

@@ -19,7 +19,8 @@ import torch
 
 from ostinato import artifact
 from ostinato.backbones import TextBackbone
-from ostinato.config import DEFAULT_BACKBONE, RunConfig
+from ostinato.config import RunConfig
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import Checkpoint, Checkpoints
 from ostinato.engine.data import Before, make_stream, samples_to_score
 from ostinato.engine.divergence import Seen
@@ -31,7 +32,7 @@ from ostinato.errors import InputError, Interrupted
 from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.learner import Learner
-from ostinato.method_files import file_of
+from ostinato.lookup import file_of
 from ostinato.records import RunRecord
 from ostinato.report.console import Reporter
 from ostinato.streams import Examples

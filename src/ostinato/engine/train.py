@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import Dataset
 
+from ostinato.distributed import ALONE, World
 from ostinato.engine.divergence import Guard, Seen, Warned
 from ostinato.engine.loader import n_batches, training_batches
 from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
@@ -20,7 +21,6 @@ from ostinato.engine.precision import compute
 from ostinato.engine.seeding import seeded
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
-from ostinato.world import ALONE, World
 
 
 @dataclass(frozen=True)

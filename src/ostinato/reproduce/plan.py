@@ -9,15 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
+from ostinato.config import RunConfig, absolute, build_config, flat, parse_overrides
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.engine.checkpoint import Checkpoints
 from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
-from ostinato.method_files import split_file
+from ostinato.lookup import get_method, split_file
 from ostinato.paths import user_path
 from ostinato.presets import DATA
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options
 from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words

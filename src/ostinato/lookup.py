@@ -1,21 +1,64 @@
-"""Methods in files of one's own: finding them, running them, and what they said when they were run."""
+"""Find methods by registered name, or in a file of the user's own, which is run."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import ostinato.methods
 from ostinato import registry
-from ostinato.errors import InputError
+from ostinato.errors import InputError, did_you_mean
 from ostinato.paths import user_path
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
+
+
+def methods() -> dict[str, type[Method]]:
+    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
+
+    Packages outside register through the entry-point group ``ostinato.methods``.
+    """
+    for module in pkgutil.iter_modules(ostinato.methods.__path__):
+        importlib.import_module(f"ostinato.methods.{module.name}")
+    for point in entry_points(group="ostinato.methods"):
+        try:
+            point.load()
+        except Exception as error:  # of a package that is not ours: its fault must not stop every command
+            warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
+    return registry.registered()
+
+
+def get_method(name: str) -> type[Method]:
+    """The class behind a name.
+
+    Args:
+        name: a registered one, or the Python file that registers a method, ``my_method.py``; of several in it,
+            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it.
+
+    Raises:
+        InputError: unknown name, with the closest known ones; no such file, or no such method in it.
+    """
+    file, name_there = split_file(name)
+    if file is not None:
+        return method_of_file(file, name_there)
+    known = methods()
+    if name not in known:
+        raise InputError(
+            f"method: there is no {name!r}. {did_you_mean(name, list(known))} One of your own is given by its file, "
+            "my_method.py, or known by name if an installed package has it as an entry point of the group "
+            "'ostinato.methods'."
+        )
+    return known[name]
 
 
 @dataclass(frozen=True)
@@ -34,7 +77,7 @@ class MethodFile:
 
     @property
     def reference(self) -> str:
-        """What :func:`ostinato.registry.get_method` finds the method by from any directory."""
+        """What :func:`get_method` finds the method by from any directory."""
         return reference(self.path, self.name)
 
     @property
@@ -100,7 +143,7 @@ def _run(path: Path, text: bytes) -> dict[str, type[Method]]:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     sys.modules[module.__name__] = module  # dataclasses look there
-    known = registry.methods()
+    known = methods()
     # The file may have been imported, too.
     others = {
         n: cls for n, cls in known.items() if getattr(sys.modules.get(cls.__module__), "__file__", None) != str(path)
