@@ -145,7 +145,7 @@ def run(
         source = Path(checked.data.path).name or "data"
         out = f"runs/{Path(method).stem}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with _running(as_json, checked.device) as (console, reporter, world):
-        from ostinato.engine.run import start
+        from ostinato.runs.lifecycle import start
 
         result = start(checked, str(out), reporter, world)
         _show_result(result, console, as_json, world)
@@ -159,7 +159,7 @@ def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None
     and whether a loss that explodes stops the run: train.on_divergence=.
     """
     from ostinato.config import parse_overrides
-    from ostinato.engine.run import resume as go_on
+    from ostinato.runs.lifecycle import resume as go_on
 
     given = parse_overrides(options or [])
     with _running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
@@ -177,7 +177,7 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
 
     given = parse_overrides(options or [])
     with _running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
-        from ostinato.engine.run import learn_more
+        from ostinato.runs.lifecycle import learn_more
 
         result = learn_more(run, given, reporter, world)
         _show_result(result, console, as_json, world)
@@ -250,7 +250,7 @@ def predict(
 
 def _config_of(run: Path) -> RunConfig | None:
     """What a run was started with; None of an artifact that was copied out of it."""
-    from ostinato.engine.rundir import RunDir
+    from ostinato.runs.rundir import RunDir
 
     dirs = RunDir(run)
     return dirs.read_config() if dirs.config.exists() else None
@@ -325,7 +325,7 @@ def protocols(
     """
     from dataclasses import asdict
 
-    from ostinato.report.protocol import markdown, study
+    from ostinato.analysis.protocols import markdown, study
     from ostinato.report.tables import replace_between
 
     try:
@@ -385,7 +385,7 @@ def evaluate(
         )
     protocol = _protocol(scoring)
     learner = _load(run, machine)
-    from ostinato.engine.data import samples_to_score
+    from ostinato.runs.build import samples_to_score
 
     samples, notes = samples_to_score(
         data,
@@ -452,7 +452,7 @@ def report(
     elif markdown:
         say(markdown_table(summaries))
     else:
-        from ostinato.engine.run import taught_since
+        from ostinato.runs.lifecycle import taught_since
 
         _console(False).print(run_table(summaries))
         for path, summary in zip(runs, summaries, strict=True):
@@ -552,18 +552,18 @@ def analyse(
     for key in ("task", "head"):
         if key in given and type(given[key]) is not int:
             raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
-    from ostinato.report import analyses
+    from ostinato import analysis
 
     machine = _machine(given)
     if kind is None:
-        found = analyses.kinds(run, **machine)
+        found = analysis.kinds(run, **machine)
         if as_json:
             say_json({"kinds": found})
         else:
             say("\n".join(f"{k:17s} {v}" for k, v in found.items()))
         return
     data = given.pop("data", {}).get("path")
-    done = analyses.analyse(run, kind, images, data=data, **machine, **given)
+    done = analysis.analyse(run, kind, images, data=data, **machine, **given)
     if as_json:
         say_json({"png": str(done.png), "csv": str(done.csv), "notes": done.notes})
         return
@@ -596,7 +596,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     """Describe a method with its options and recipe, or a run with its configuration."""
     path = Path(name)
     if (path / "config.toml").exists():
-        from ostinato.engine.rundir import RunDir
+        from ostinato.runs.rundir import RunDir
 
         run = RunDir(path)
         summary = run.read_summary() if run.summary.exists() else None
@@ -605,7 +605,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
             return
         say(run.config.read_text(encoding="utf-8").rstrip())
         if summary is not None:
-            from ostinato.engine.run import taught_since
+            from ostinato.runs.lifecycle import taught_since
 
             say_json(summary, indent=2)
             if since := taught_since(path):
@@ -707,8 +707,8 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
-    from ostinato.engine.memory import keep_freed_memory
-    from ostinato.engine.threads import wait_asleep
+    from ostinato.training.memory import keep_freed_memory
+    from ostinato.training.threads import wait_asleep
 
     wait_asleep()
     keep_freed_memory()

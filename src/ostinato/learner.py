@@ -21,11 +21,6 @@ from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import ALONE, World
-from ostinato.engine.compiling import compile_layers
-from ostinato.engine.loader import fixed_batches
-from ostinato.engine.precision import choose_precision, compute, prepare, resolve_device
-from ostinato.engine.seeding import seeded
-from ostinato.engine.train import Position, Settings, Watcher, learn_task
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
@@ -43,6 +38,11 @@ from ostinato.registry import check_options
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
+from ostinato.training.compiling import compile_layers
+from ostinato.training.loader import fixed_batches
+from ostinato.training.loop import Position, Settings, Watcher, learn_task
+from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
+from ostinato.training.seeding import seeded
 
 MOST_GIB = 2**20
 """Of memory for token states: more than any machine has."""
@@ -103,7 +103,7 @@ class Learner:
             for this learner alone.
         state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
             images that are not augmented; 0 for none.
-        compile: let torch compile the backbone's layers, see :func:`ostinato.engine.compiling.compile_layers`.
+        compile: let torch compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
         world: the processes that share the work, see :func:`ostinato.distributed.joined`.
         options: the method's own options.
 

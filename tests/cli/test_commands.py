@@ -313,7 +313,7 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
     with monkeypatch.context() as patch:
         patch.setattr("ostinato.artifact.write_sealed", counted)
         if rename == 3:
-            patch.setattr("ostinato.engine.rundir.write_json", killed)
+            patch.setattr("ostinato.runs.rundir.write_json", killed)
         with pytest.raises(Killed):
             ostinato("learn", run, f"data={tmp_path / 'more'}", f"eval={photo_run / 'old'}")
     places = ["learn-001/artifact", "learn-001/artifact_before", "artifact"]
@@ -389,7 +389,7 @@ def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr("ostinato.engine.session.Session.execute", fails)
+    monkeypatch.setattr("ostinato.runs.session.Session.execute", fails)
     text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
     assert text.startswith("error: ")
     assert says in text

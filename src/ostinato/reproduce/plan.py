@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from ostinato.config import RunConfig, absolute, build_config, flat, parse_overrides
 from ostinato.defaults import DEFAULT_BACKBONE
-from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
 from ostinato.lookup import get_method, split_file
@@ -22,6 +20,8 @@ from ostinato.registry import check_options
 from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words
+from ostinato.runs.checkpoint import Checkpoints
+from ostinato.runs.rundir import RunDir
 
 _BUNDLED = ("digits", "glyphs")
 """Data that need no path."""
@@ -315,7 +315,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
     Raises:
         Interrupted: asked to stop; the same command goes on.
     """
-    from ostinato.engine.run import resume, start
+    from ostinato.runs.lifecycle import resume, start
 
     failed: dict[str, str] = {}
     todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ostinato.engine.rundir import RunDir
 from ostinato.files import read_json
 from ostinato.presets import METRICS
 from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, replace_between, seconds, whole_count
 from ostinato.reproduce.table import Row, Table
+from ostinato.runs.rundir import RunDir
 
 COSTS = {
     "trainable_parameters": ("trainable", human_count),

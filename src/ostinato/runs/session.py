@@ -21,13 +21,6 @@ from ostinato import artifact
 from ostinato.backbones import TextBackbone
 from ostinato.config import RunConfig
 from ostinato.defaults import DEFAULT_BACKBONE
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
-from ostinato.engine.data import Before, make_stream, samples_to_score
-from ostinato.engine.divergence import Seen
-from ostinato.engine.precision import precision_name
-from ostinato.engine.rundir import RunDir
-from ostinato.engine.stopping import StopRequest, stop_on_signal
-from ostinato.engine.train import Position, Stage, optimizer_tensors
 from ostinato.errors import InputError, Interrupted
 from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
@@ -35,8 +28,15 @@ from ostinato.learner import Learner
 from ostinato.lookup import file_of
 from ostinato.records import RunRecord
 from ostinato.report.console import Reporter
+from ostinato.runs.build import Before, make_stream, samples_to_score
+from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.rundir import RunDir
+from ostinato.runs.stopping import StopRequest, stop_on_signal
 from ostinato.streams import Examples
 from ostinato.streams.source import plain_name
+from ostinato.training.divergence import Seen
+from ostinato.training.loop import Position, Stage, optimizer_tensors
+from ostinato.training.precision import precision_name
 
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ostinato.distributed import ALONE, World
-from ostinato.engine.seeding import generator
 from ostinato.errors import OstinatoError
 from ostinato.streams.base import Examples
+from ostinato.training.seeding import generator
 
 
 class _Guarded(Dataset[Any]):

@@ -10,16 +10,16 @@ from typing import Any
 from ostinato import artifact
 from ostinato.config import RunConfig, absolute, build_config, flat
 from ostinato.distributed import ALONE, World
-from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.data import Before, options_for
-from ostinato.engine.rundir import RunDir
-from ostinato.engine.session import ARTIFACT_BEFORE, Session
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner, check_inputs
 from ostinato.lookup import split_file
 from ostinato.records import StreamRecord
 from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
+from ostinato.runs.build import Before, options_for
+from ostinato.runs.checkpoint import Checkpoints
+from ostinato.runs.rundir import RunDir
+from ostinato.runs.session import ARTIFACT_BEFORE, Session
 from ostinato.streams.base import LIMITS
 
 CONTINUATION = "learn-"
