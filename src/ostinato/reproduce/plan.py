@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ostinato.config import RunConfig, absolute, build_config, flat, parse_overrides
+from ostinato.config import RunConfig, absolute, build_config, changeable, flat, parse_overrides
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
@@ -26,10 +26,10 @@ from ostinato.runs.rundir import RunDir
 _BUNDLED = ("digits", "glyphs")
 """Data that need no path."""
 
-_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache", "compile")
-"""Options that say where things are and what the machine has; a resumed row takes them from the command."""
+_MOVABLE = set(changeable("resume")) - {"method.name"}
+"""Options that a resumed row takes from the command; its method is compared instead."""
 
-_ELSEWHERE = (*_MOVABLE, "checkpoint.every")
+_ELSEWHERE = _MOVABLE | {"checkpoint.every"}
 """What may differ between two calls of the same experiment."""
 
 
