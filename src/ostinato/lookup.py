@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ostinato.methods
 from ostinato import registry
@@ -59,6 +60,34 @@ def get_method(name: str) -> type[Method]:
             "'ostinato.methods'."
         )
     return known[name]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method for a reader.
+
+    Attributes:
+        text: of its module, and of each class whose options belong to it.
+        options: defaults by name.
+        recipe: of its training.
+    """
+
+    text: str
+    options: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def describe(name: str) -> Description:
+    """Describe a method with its options and recipe.
+
+    Args:
+        name: what :func:`get_method` takes.
+    """
+    cls = get_method(name)
+    classes = "\n\n".join(inspect.getdoc(source) or "" for source in registry.sources_of_options(cls))
+    module = (inspect.getmodule(cls).__doc__ or "").strip()
+    options = {key: field.default for key, field in registry.options_schema(cls).model_fields.items()}
+    return Description(f"{module}\n\n{classes}", options, asdict(cls.recipe))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from tests.cli.command import ENV, README, blocks, ostinato, process
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
+from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
 
 
@@ -46,6 +47,12 @@ def test_help_names_every_command():
         "analyse",
     ):
         assert f"  {command} " in text
+
+
+@pytest.mark.parametrize("command", ["resume", "learn"])
+def test_help_names_the_options_that_a_command_may_change(command):
+    said = " ".join(ostinato(command, "--help").stdout.split())
+    assert f"Options that may change: {', '.join(changeable(command))} Arguments:" in said
 
 
 def test_help_does_not_import_torch():
