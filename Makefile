@@ -22,6 +22,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # Kills, damaged files and hostile inputs by the thousand, into docs/reliability.md; about twenty minutes.
 faults: $(STAMP)

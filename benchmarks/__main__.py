@@ -16,9 +16,9 @@ import typer
 from benchmarks.cases import ARCHS, CASES, Case, Measured, measure, tokens
 from benchmarks.limits import layer_rate, multiply_rate
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
-from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import choose_precision, precision_name, resolve_device
 from ostinato.report.tables import replace_between
+from ostinato.training.memory import keep_freed_memory
+from ostinato.training.precision import choose_precision, precision_name, resolve_device
 
 HEAD = (
     "case",

@@ -20,10 +20,10 @@ from benchmarks import reference
 from benchmarks.limits import Shapes, counter, forward_flops, multiply_rate, seconds, synchronise, training_flops
 from ostinato.backbones import Arch, Backbone, Preprocess, VisionBackbone
 from ostinato.contract.toys import random_backbone as toy_backbone
-from ostinato.engine.precision import compute, prepare
-from ostinato.engine.train import Settings, learn_task
+from ostinato.lookup import get_method, methods
 from ostinato.methods.base import LearnTask, Method, Stage
-from ostinato.registry import get_method, methods
+from ostinato.training.loop import Settings, learn_task
+from ostinato.training.precision import compute, prepare
 
 CPU = torch.device("cpu")
 CLASSES = 5

@@ -28,11 +28,11 @@ from benchmarks.cases import ARCHS, Case, Measured, all_cases, measure, tokens
 from benchmarks.limits import Shapes, multiply_rate
 from benchmarks.machine import driver, machine, markdown, memory
 from ostinato.contract import check_method
-from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import choose_precision, precision_name, resolve_device
 from ostinato.errors import InputError
-from ostinato.registry import get_method, methods
+from ostinato.lookup import get_method, methods
 from ostinato.tensor_files import tensors_of
+from ostinato.training.memory import keep_freed_memory
+from ostinato.training.precision import choose_precision, precision_name, resolve_device
 
 SHARE, RATIO = 0.5, 10
 """Goals: training at this share of the rate of bf16 products, and this many times as fast as the reference."""

@@ -57,7 +57,7 @@ find_python() {
     python=$PYTHON
   elif [[ -x .venv/bin/python ]]; then
     python=.venv/bin/python
-  elif python3 -c "import ostinato.cli, ostinato.engine.run, torchvision" 2>/dev/null; then
+  elif python3 -c "import ostinato.cli, ostinato.runs.lifecycle, torchvision" 2>/dev/null; then
     python=python3
   else
     echo "Making .venv from requirements.txt."
@@ -65,7 +65,7 @@ find_python() {
     python3 -m venv .venv || return 1
     timeout 300 $python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt || return 1
   fi
-  "$python" -c "import ostinato.engine.run" || { echo "$python cannot import the package."; return 1; }
+  "$python" -c "import ostinato.runs.lifecycle" || { echo "$python cannot import the package."; return 1; }
 }
 
 run_parts() {

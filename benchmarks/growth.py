@@ -15,11 +15,11 @@ from benchmarks.cases import CLASSES, Images
 from benchmarks.limits import seconds
 from benchmarks.machine import PAGE, machine, markdown
 from ostinato.backbones.weights import load_backbone
-from ostinato.engine.precision import choose_precision, prepare
-from ostinato.engine.train import Settings, learn_task
+from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
-from ostinato.registry import get_method
 from ostinato.report.tables import replace_between
+from ostinato.training.loop import Settings, learn_task
+from ostinato.training.precision import choose_precision, prepare
 
 CPU = torch.device("cpu")
 METHODS: dict[str, dict[str, Any]] = {

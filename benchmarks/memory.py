@@ -7,9 +7,9 @@ import sys
 import torch
 
 from benchmarks.cases import CASES, measure
-from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import choose_precision
-from ostinato.engine.session import peak_memory
+from ostinato.runs.session import peak_memory
+from ostinato.training.memory import keep_freed_memory
+from ostinato.training.precision import choose_precision
 
 
 def main() -> None:

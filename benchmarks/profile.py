@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.cases import ARCHS, random_backbone, tokens
 from benchmarks.limits import seconds
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
-from ostinato.engine.memory import keep_freed_memory
-from ostinato.engine.precision import choose_precision, precision_name
+from ostinato.training.memory import keep_freed_memory
+from ostinato.training.precision import choose_precision, precision_name
 from ostinato.report.tables import replace_between
 
 CPU = torch.device("cpu")

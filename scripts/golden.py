@@ -303,8 +303,8 @@ def _on_digits(row: Row) -> Lesson:
 def _on_toys(row: Row) -> Lesson:
     from ostinato.contract.lessons import SETTINGS, learn_view, make
     from ostinato.contract.toys import toy_stream, view_of
-    from ostinato.engine.train import learn_task
     from ostinato.evaluation.evaluator import evaluate
+    from ostinato.training.loop import learn_task
 
     if row.train or row.learner:
         raise ValueError(f"{row.name}: the recipe and the learner of toys are fixed.")

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones.vision import VisionBackbone
 from ostinato.backbones.weights import embedded_backbone, load_backbone
-from ostinato.config import DEFAULT_BACKBONE
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.streams import glyphs
 from ostinato.streams.source import Split
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from pyarrow import csv
 
-from ostinato import registry
+from ostinato import lookup, registry
 from ostinato.backbones import Backbone
 from ostinato.contract.toys import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
 
@@ -119,6 +119,6 @@ def vit_ti() -> Path:
 @pytest.fixture
 def untouched() -> Iterator[None]:
     """Registrations of a test end with it."""
-    known = registry.methods()
+    known = lookup.methods()
     yield
     registry.restore(known)

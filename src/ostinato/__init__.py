@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ostinato.errors import DataError, InputError, OstinatoError
     from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
     from ostinato.learner import BackboneSpec, Learner, Prediction
+    from ostinato.lookup import methods as list_methods
     from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
     from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
-    from ostinato.registry import methods as list_methods
     from ostinato.registry import register
     from ostinato.streams import Examples, Source, StreamOptions, Task, TaskStream, arrays, open_source
 
@@ -56,7 +56,7 @@ _HOMES = {
     "check_method": "contract",
     "cosine": "nn",
     "entropy": "nn",
-    "list_methods": "registry",
+    "list_methods": "lookup",
     "open_source": "streams",
     "prefix_from": "backbones",
     "register": "registry",

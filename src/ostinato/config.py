@@ -5,22 +5,19 @@ from __future__ import annotations
 import datetime
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato import tomls
+from ostinato.defaults import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError, did_you_mean
-from ostinato.method_files import reference, split_file
+from ostinato.lookup import reference, split_file
 from ostinato.paths import user_path
 from ostinato.quoting import dotted, quoted, shown
-
-DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
-"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
-
-LARGEST_SIDE = 4096
-"""Most pixels of the side of an input: 65,536 patches of 16, far beyond what is trained."""
+from ostinato.sections import MOVES, RELEARNS, STAYS, Changes, Command, Section, SplitSection, StreamSection
 
 _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
 """Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
@@ -30,114 +27,98 @@ _MOST_PARTS = 8
 _MOST_NESTED = 16
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class MethodConfig(_Section):
+class MethodConfig(Section):
     """``method.*``: the name, and the method's own options, which its constructor checks."""
 
     model_config = ConfigDict(extra="allow")
-    name: str
+    others = STAYS
+    name: Annotated[str, MOVES]
 
     def options(self) -> dict[str, Any]:
         """The method's own options as given."""
         return dict(self.model_extra or {})
 
 
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
     """``backbone.*``."""
 
-    name: str = DEFAULT_BACKBONE
-    weights: str | None = None
-    size: int | None = Field(None, ge=1, le=LARGEST_SIDE)
-    length: int | None = Field(None, ge=3)
+    name: Annotated[str, STAYS] = DEFAULT_BACKBONE
+    weights: Annotated[str | None, MOVES] = None
+    size: Annotated[int | None, STAYS] = Field(None, ge=1, le=LARGEST_SIDE)
+    length: Annotated[int | None, STAYS] = Field(None, ge=3)
 
 
-class DataConfig(_Section):
+class DataConfig(SplitSection):
     """``data.*``: what is learned from.
 
     ``sets`` names data sets in the folder ``path``, each of which becomes a task; ``alike`` counts classes of the same
     name in two of them as one answer.
     """
 
-    path: str = "digits"
-    on_error: Literal["raise", "skip"] = "raise"
-    validation: float = Field(0.1, ge=0, lt=1)
-    limit_per_class: int | None = Field(None, ge=1)
-    test_limit_per_class: int | None = Field(None, ge=1)
-    limit_per_task: int | None = Field(None, ge=1)
-    test_limit_per_task: int | None = Field(None, ge=1)
-    sets: list[str] | None = None
-    alike: bool = False
-    image_column: str | None = None
-    text_column: str | None = None
-    label_column: str | None = None
-    classes: int | None = None
-    augment: Literal["auto", "photo", "glyph", "none"] = "auto"
-    crop: float = Field(1.0, gt=0, le=1)
-    workers: int = Field(0, ge=0)
+    path: Annotated[str, MOVES] = "digits"
+    on_error: Annotated[Literal["raise", "skip"], RELEARNS] = "raise"
+    sets: Annotated[list[str] | None, RELEARNS] = None
+    alike: Annotated[bool, RELEARNS] = False
+    image_column: Annotated[str | None, RELEARNS] = None
+    text_column: Annotated[str | None, RELEARNS] = None
+    label_column: Annotated[str | None, RELEARNS] = None
+    classes: Annotated[int | None, RELEARNS] = None
+    augment: Annotated[Literal["auto", "photo", "glyph", "none"], RELEARNS] = "auto"
+    crop: Annotated[float, RELEARNS] = Field(1.0, gt=0, le=1)
+    workers: Annotated[int, MOVES] = Field(0, ge=0)
 
 
-class StreamConfig(_Section):
-    """``stream.*``: how classes are cut into tasks."""
-
-    first: int | None = Field(None, ge=1)
-    step: int | None = Field(None, ge=1)
-    tasks: list[list[str]] | Literal["folders"] | None = None
-    order: Literal["natural", "seeded", "seed1993"] = "natural"
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """``train.*``: fields of the method's recipe to override, and how a step is computed.
 
     ``on_divergence`` says whether a run stops or goes on with a warning when a loss explodes.
     """
 
     model_config = ConfigDict(extra="allow")
-    accumulate: int = Field(1, ge=1)
-    on_divergence: Literal["stop", "warn"] = "warn"
+    others = RELEARNS
+    accumulate: Annotated[int, RELEARNS] = Field(1, ge=1)
+    on_divergence: Annotated[Literal["stop", "warn"], MOVES] = "warn"
 
     def overrides(self) -> dict[str, Any]:
         """Fields of the recipe as given."""
         return dict(self.model_extra or {})
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """``checkpoint.*``: a checkpoint is always written after a task, and every ``every`` steps (0: never)."""
 
-    every: int = Field(50, ge=0)
+    every: Annotated[int, RELEARNS] = Field(50, ge=0)
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """``eval.*``: the split that is scored, and for ``learn`` a folder of classes learned earlier.
 
     What that folder holds of classes that were not learned is an error, or is skipped.
     """
 
-    split: Literal["test", "validation"] = "test"
-    batch_size: int = Field(64, ge=1)
-    data: str | None = None
-    unknown: Literal["refuse", "skip"] = "refuse"
+    split: Annotated[Literal["test", "validation"], RELEARNS] = "test"
+    batch_size: Annotated[int, RELEARNS] = Field(64, ge=1)
+    data: Annotated[str | None, MOVES] = None
+    unknown: Annotated[Literal["refuse", "skip"], RELEARNS] = "refuse"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that a run depends on."""
 
     method: MethodConfig
     backbone: BackboneConfig = Field(default_factory=lambda: BackboneConfig.model_validate({}))
     data: DataConfig = Field(default_factory=lambda: DataConfig.model_validate({}))
-    stream: StreamConfig = Field(default_factory=lambda: StreamConfig.model_validate({}))
+    stream: StreamSection = Field(default_factory=lambda: StreamSection.model_validate({}))
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig.model_validate({}))
     eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
-    preprocess: Literal["weights", "unit"] = "weights"
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    cache: str | None = None
-    state_cache: float = Field(0.0, ge=0)
-    compile: bool = False
+    preprocess: Annotated[Literal["weights", "unit"], STAYS] = "weights"
+    seed: Annotated[int, RELEARNS] = Field(0, ge=0)
+    device: Annotated[str, MOVES] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], RELEARNS] = "auto"
+    cache: Annotated[str | None, MOVES] = None
+    state_cache: Annotated[float, MOVES] = Field(0.0, ge=0)
+    compile: Annotated[bool, MOVES] = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values without the unset ones, ready for TOML."""
@@ -330,6 +311,44 @@ def data_config(options: dict[str, Any]) -> DataConfig:
         InputError: as :func:`build_config`.
     """
     return build_config({"method": {"name": ""}, "data": options}).data
+
+
+def _leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Changes]]:
+    """All options by dotted key, ``*`` for those that no field names, with the commands that may change them."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, next(one for one in field.metadata if isinstance(one, Changes))
+    if issubclass(kind, Section) and kind.others is not None:
+        yield f"{prefix}*", kind.others
+
+
+def changeable(command: Command) -> list[str]:
+    """Dotted keys of the options that a command may change, sorted; ``section.*`` stands for all of a section."""
+    allowed = {key: changes.within(command) for key, changes in _leaves(RunConfig)}
+    found: set[str] = set()
+    for key in (key for key, yes in allowed.items() if yes):
+        section = key.rpartition(".")[0]
+        whole = section and all(yes for other, yes in allowed.items() if other.startswith(f"{section}."))
+        found.add(f"{section}.*" if whole else key)
+    return sorted(found)
+
+
+def check_changes(command: Command, overrides: dict[str, Any]) -> None:
+    """Refuse options that a command may not change; what is no option at all is left to :func:`build_config`.
+
+    Raises:
+        InputError: naming the first such option and those that may change.
+    """
+    rules = dict(_leaves(RunConfig))
+    for key in flat(overrides):
+        rule = rules.get(key, rules.get(f"{key.partition('.')[0]}.*"))
+        if rule is not None and not rule.within(command):
+            why = "repeats a run" if command == "resume" else "keeps what was learned"
+            raise InputError(
+                f"{key}: cannot change in '{command}', which {why}. May change: {', '.join(changeable(command))}."
+            )
 
 
 def _check_plain(value: Any, *key: Any) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ostinato.config import build_config
-from ostinato.engine.run import start
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import InputError, OstinatoError
 from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.files import read_json, write_json
 from ostinato.report.console import Reporter
 from ostinato.report.plots import compare_curves
+from ostinato.runs.lifecycle import start
+from ostinato.runs.rundir import RunDir
 
 METHODS = ("finetune", "simplecil", "dualprompt")
 

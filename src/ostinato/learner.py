@@ -19,12 +19,8 @@ from ostinato import artifact, crash
 from ostinato.backbones import Arch, Backbone, Preprocess, TextBackbone, VisionBackbone, VisionSizes
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
-from ostinato.config import DEFAULT_BACKBONE
-from ostinato.engine.compiling import compile_layers
-from ostinato.engine.loader import fixed_batches
-from ostinato.engine.precision import choose_precision, compute, prepare, resolve_device
-from ostinato.engine.seeding import seeded
-from ostinato.engine.train import Position, Settings, Watcher, learn_task
+from ostinato.defaults import DEFAULT_BACKBONE
+from ostinato.distributed import ALONE, World
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
@@ -34,15 +30,19 @@ from ostinato.evaluation.evaluator import (
     evaluate,
     not_finite,
 )
-from ostinato.method_files import file_of, reference, split_file
+from ostinato.lookup import file_of, get_method, reference, split_file
 from ostinato.methods.base import LearnTask, Method, Recipe
 from ostinato.reading import ahead, batched
 from ostinato.records import ArtifactRecord, read_record
-from ostinato.registry import check_options, get_method, is_registered
+from ostinato.registry import check_options, is_registered
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
-from ostinato.world import ALONE, World
+from ostinato.training.compiling import compile_layers
+from ostinato.training.loader import fixed_batches
+from ostinato.training.loop import Position, Settings, Watcher, learn_task
+from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
+from ostinato.training.seeding import seeded
 
 MOST_GIB = 2**20
 """Of memory for token states: more than any machine has."""
@@ -104,8 +104,8 @@ class Learner:
             for this learner alone.
         state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
             images that are not augmented; 0 for none.
-        compile: let torch compile the backbone's layers, see :func:`ostinato.engine.compiling.compile_layers`.
-        world: the processes that share the work, see :func:`ostinato.world.joined`.
+        compile: let torch compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
+        world: the processes that share the work, see :func:`ostinato.distributed.joined`.
         options: the method's own options.
 
     Attributes:

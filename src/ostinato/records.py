@@ -213,7 +213,7 @@ class ScoreRecord(Record):
 
 
 class SeenRecord(Record):
-    """What a stage saw so far, see :class:`ostinato.engine.divergence.Seen`."""
+    """What a stage saw so far, see :class:`ostinato.training.divergence.Seen`."""
 
     first: float | None
     reached: bool

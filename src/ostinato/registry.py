@@ -1,20 +1,16 @@
-"""Names of methods: a decorator, a lookup, and the schema of each constructor."""
+"""Method registry and option validation."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 import re
-import warnings
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from ostinato.errors import InputError, did_you_mean
-from ostinato.quoting import dotted, quoted, shown
+from ostinato.errors import InputError
+from ostinato.validation import describe_validation
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
@@ -48,23 +44,6 @@ def is_plain_name(name: str) -> bool:
     return re.fullmatch(r"[\w-]+", name) is not None
 
 
-def methods() -> dict[str, type[Method]]:
-    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
-
-    Packages outside register through the entry-point group ``ostinato.methods``.
-    """
-    import ostinato.methods as package
-
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    for point in entry_points(group="ostinato.methods"):
-        try:
-            point.load()
-        except Exception as error:  # of a package that is not ours: its fault must not stop every command
-            warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
-    return registered()
-
-
 def registered() -> dict[str, type[Method]]:
     """The methods by name that are known at this moment."""
     return dict(sorted(_METHODS.items()))
@@ -74,45 +53,6 @@ def restore(known: dict[str, type[Method]]) -> None:
     """Know these methods by name, and no other."""
     _METHODS.clear()
     _METHODS.update(known)
-
-
-def get_method(method: str | type[Method]) -> type[Method]:
-    """Find the class of a method.
-
-    Args:
-        method: a registered name, or the Python file that registers a method, ``my_method.py``; of several in it,
-            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it. A class stands for
-            itself; one that is not registered gets its own name as ``name``.
-
-    Raises:
-        InputError: unknown name, with the closest known ones; no such file, or no such method in it; an object that
-            is no subclass of ``Method``.
-    """
-    if not isinstance(method, str):
-        return _checked_class(method)
-    from ostinato.method_files import method_of_file, split_file
-
-    file, name_there = split_file(method)
-    if file is not None:
-        return method_of_file(file, name_there)
-    known = methods()
-    if method not in known:
-        raise InputError(
-            f"method: there is no {method!r}. {did_you_mean(method, list(known))} One of your own is given by its "
-            "file, my_method.py, or known by name if an installed package has it as an entry point of the group "
-            "'ostinato.methods'."
-        )
-    return known[method]
-
-
-def _checked_class(given: object) -> type[Method]:
-    from ostinato.methods.base import Method
-
-    if not (isinstance(given, type) and issubclass(given, Method)):
-        raise InputError(f"method must be a name, a file or a subclass of ostinato.Method, got {quoted(given)}.")
-    if "name" not in vars(given):  # else messages would show a base class's name
-        given.name = given.__name__
-    return given
 
 
 def is_registered(method: type[Method]) -> bool:
@@ -195,20 +135,3 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
                     f"{list(placed[apart[0]])}). Say which layers, counted from 0: method.{name}=..."
                 )
     return values | placed
-
-
-def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:
-    """The first problem of a pydantic error as one sentence with a way out.
-
-    Args:
-        error: of pydantic.
-        where: what comes before the key; may be empty.
-        known: keys that may stand where an unknown one does.
-    """
-    first = error.errors(include_url=False, include_context=False)[0]
-    loc = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a wrong key itself
-    key = dotted(*filter(None, [where]), *loc) or "it"
-    if first["type"] == "extra_forbidden":
-        hint = did_you_mean(shown(str(loc[-1])), known) if known else "Leave it out."
-        return f"{key}: unknown key. {hint}"
-    return f"{key}: {first['msg']}, got {quoted(first['input'])}."

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
+from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
 
 
@@ -44,6 +45,12 @@ def test_help_names_every_command():
         "analyse",
     ):
         assert f"  {command} " in text
+
+
+@pytest.mark.parametrize("command", ["resume", "learn"])
+def test_help_names_the_options_that_a_command_may_change(command):
+    said = " ".join(ostinato(command, "--help").stdout.split())
+    assert f"Options that may change: {', '.join(changeable(command))} Arguments:" in said
 
 
 def test_help_does_not_import_torch():
@@ -311,7 +318,7 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
     with monkeypatch.context() as patch:
         patch.setattr("ostinato.artifact.write_sealed", counted)
         if rename == 3:
-            patch.setattr("ostinato.engine.rundir.write_json", killed)
+            patch.setattr("ostinato.runs.rundir.write_json", killed)
         with pytest.raises(Killed):
             ostinato("learn", run, f"data={tmp_path / 'more'}", f"eval={photo_run / 'old'}")
     places = ["learn-001/artifact", "learn-001/artifact_before", "artifact"]
@@ -387,7 +394,7 @@ def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr("ostinato.engine.session.Session.execute", fails)
+    monkeypatch.setattr("ostinato.runs.session.Session.execute", fails)
     text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
     assert text.startswith("error: ")
     assert says in text
@@ -741,7 +748,7 @@ def test_sets_as_tasks_and_stars_that_count_alike(tmp_path):
 
 
 def test_the_readme_names_every_method():
-    from ostinato.registry import methods
+    from ostinato.lookup import methods
 
     for name in methods():
         assert f"`{name}`" in README.read_text(encoding="utf-8"), name

@@ -16,9 +16,8 @@ from tests.conftest import photos
 import ostinato as package
 from ostinato.contract import CHECKS, Broken, Case, check_method
 from ostinato.errors import InputError
-from ostinato.method_files import file_of
+from ostinato.lookup import file_of, get_method
 from ostinato.methods.dualprompt import DualPrompt
-from ostinato.registry import get_method
 
 (FILE,) = blocks("py")
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from tests.cli.command import ENV, ostinato
 
+from ostinato.distributed import World, joined
 from ostinato.errors import InputError
-from ostinato.world import World, joined
 
 OPTIONS = (
     "data=digits", "data.limit_per_class=12", "data.test_limit_per_class=12", "stream.first=4", "stream.step=3",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ostinato.engine.precision import resolve_device
 from ostinato.errors import InputError
+from ostinato.training.precision import resolve_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,16 +13,17 @@ from importlib import import_module
 import pytest
 import torch
 
-import ostinato.engine
 import ostinato.evaluation
+import ostinato.runs
+import ostinato.training
 from ostinato.contract import CHECKS, Case, DoesNotApply, kinds_of
 from ostinato.contract.lessons import learn, learn_view, make, scores
 from ostinato.contract.toys import BACKBONES, toy_stream, view_of
-from ostinato.engine.precision import prepare
-from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
+from ostinato.lookup import methods
 from ostinato.methods.base import LearnTask
-from ostinato.registry import methods
+from ostinato.training.loop import Settings, learn_task
+from ostinato.training.precision import prepare
 
 METHODS = methods()
 KINDS = {kind: type(make_backbone()) for kind, make_backbone in BACKBONES.items()}
@@ -87,7 +88,7 @@ def test_no_part_of_a_transformer_in_our_methods(name):
 
 
 def test_no_method_names_in_the_engine():
-    for package in (ostinato.engine, ostinato.evaluation):
+    for package in (ostinato.training, ostinato.evaluation, ostinato.runs):
         for module in pkgutil.iter_modules(package.__path__):
             text = inspect.getsource(import_module(f"{package.__name__}.{module.name}"))
             for method in METHODS:

@@ -138,8 +138,8 @@ def guided(n: int, seed: int) -> Part:
 def flips(seed: int) -> Part:
     """One flipped bit of every file of a model and a checkpoint."""
     from ostinato import artifact
-    from ostinato.engine.checkpoint import Checkpoints
     from ostinato.errors import DataError
+    from ostinato.runs.checkpoint import Checkpoints
     from tests.faults.fields import Grounds
 
     draw, silent, count = random.Random(seed), [], 0

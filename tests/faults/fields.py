@@ -18,8 +18,8 @@ from typing import Any
 
 import tomli_w
 
-from ostinato.engine.session import Session
 from ostinato.files import sealed
+from ostinato.runs.session import Session
 from tests.cli.command import ostinato
 from tests.conftest import photos
 

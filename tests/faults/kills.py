@@ -287,15 +287,12 @@ def warm_up() -> None:
     import matplotlib.figure  # noqa: F401
     import torch
 
-    import ostinato.engine.run
-    import ostinato.report.plots
-    import ostinato.report.tables  # noqa: F401
-    from ostinato import registry
-    from ostinato.engine.precision import choose_precision
+    from ostinato import lookup
+    from ostinato.training.precision import choose_precision
 
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1, requires_grad=True)]).step()  # the first step imports a compiler
-    registry.methods()
+    lookup.methods()
     choose_precision("auto", torch.device("cpu"))  # kept for the machine, by whoever asks first
 
 

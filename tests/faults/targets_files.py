@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ostinato import artifact
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
-from ostinato.engine.rundir import RunDir
 from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.files import sealed
+from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.rundir import RunDir
 from tests.conftest import RECORD
 from tests.faults.fuzz import Target
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ostinato import artifact, load
-from ostinato.engine.session import Session
+from ostinato.runs.session import Session
 from tests.cli.command import ostinato
 from tests.conftest import photos, save_bert, text_tables
 

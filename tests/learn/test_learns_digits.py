@@ -6,7 +6,7 @@ import pytest
 
 from ostinato.backbones import VisionBackbone
 from ostinato.learner import Learner
-from ostinato.registry import methods
+from ostinato.lookup import methods
 from ostinato.streams import StreamOptions, TaskStream, open_source
 
 FASTER = {

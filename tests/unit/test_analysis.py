@@ -17,21 +17,21 @@ from PIL import Image
 from tests.conftest import RECORD
 from torch import nn
 
+from ostinato.analysis import ANALYSES, Subject, analyse, figures, kinds, supported
+from ostinato.analysis.attention import attend, watching
+from ostinato.analysis.layer_sweep import written
+from ostinato.analysis.mask_density import BINS, counts, shared_edges
 from ostinato.backbones import Edit, LinearEdit, prefix_from
 from ostinato.cli import main
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.run import start
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
-from ostinato.registry import check_options, get_method
-from ostinato.report import figures
-from ostinato.report.analyses import ANALYSES, Subject, analyse, kinds, supported
-from ostinato.report.analyses.attention import attend, watching
-from ostinato.report.analyses.layer_sweep import written
-from ostinato.report.analyses.mask_density import BINS, counts, shared_edges
+from ostinato.lookup import get_method
+from ostinato.registry import check_options
 from ostinato.report.console import Reporter
+from ostinato.runs.lifecycle import start
+from ostinato.runs.rundir import RunDir
 from ostinato.streams import StreamOptions, TaskStream, open_source
 
 METHODS = {
@@ -323,7 +323,7 @@ def test_layer_sweep(runs, tmp_path, monkeypatch):
     shutil.copytree(runs("simplecil"), tmp_path / "other")
     drawn = []
     monkeypatch.setattr(
-        "ostinato.report.analyses.layer_sweep.placements",
+        "ostinato.analysis.layer_sweep.placements",
         lambda series, places, *a, **k: (drawn.append((series, places)), figures.placements(series, places, *a, **k)),
     )
     done = analyse(tmp_path, "layer_sweep")
@@ -356,7 +356,7 @@ def test_layer_sweep_averages_only_what_is_the_same_experiment(tmp_path, monkeyp
     finished(tmp_path, "e", None, 0.5, None, depth=6)
     drawn = []
     monkeypatch.setattr(
-        "ostinato.report.analyses.layer_sweep.placements", lambda series, places, path, *_, **__: drawn.append(series)
+        "ostinato.analysis.layer_sweep.placements", lambda series, places, path, *_, **__: drawn.append(series)
         or path.write_bytes(b"")
     )  # fmt: skip
     done = analyse(tmp_path, "layer_sweep")

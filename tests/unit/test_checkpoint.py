@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
-from ostinato.engine.session import Progress
 from ostinato.errors import DataError
 from ostinato.files import write_new
+from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.session import Progress
 
 RUN = "0" * 32
 

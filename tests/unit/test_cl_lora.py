@@ -10,14 +10,14 @@ from torch.utils.data import Dataset
 
 from ostinato.backbones import Arch, Edit, LayerPlan, LinearEdit, Preprocess, VisionBackbone
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.train import Settings
-from ostinato.engine.train import learn_task as train
 from ostinato.errors import InputError
 from ostinato.methods import cl_lora
 from ostinato.methods.base import LearnTask
 from ostinato.methods.cl_lora import CLLoRA
 from ostinato.nn.proxy import CosineProxy, distillation
 from ostinato.registry import check_options
+from ostinato.training.loop import Settings
+from ostinato.training.loop import learn_task as train
 
 D, DEPTH, R = 16, 4, 3
 OPTIONS = {"shared_layers": (0, 1), "specific_layers": (2, 3), "rank": R}

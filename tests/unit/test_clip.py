@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from ostinato.contract.lessons import SETTINGS, inputs_of, learn, learn_view, make, scores
 from ostinato.contract.toys import random_backbone, random_clip_backbone, toy_stream
-from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.class_texts import names_of
 from ostinato.methods.clip_pgp import ClipPGP
 from ostinato.methods.soft_tf import SoftTF
 from ostinato.methods.zero_shot import ZeroShot
+from ostinato.training.loop import learn_task
 
 
 def task_of(*names: str, index: int = 0, first: int = 0) -> LearnTask:

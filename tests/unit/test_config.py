@@ -10,7 +10,16 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ostinato.config import RunConfig, absolute, build_config, merge, parse_overrides, read_toml
+from ostinato.config import (
+    RunConfig,
+    absolute,
+    build_config,
+    changeable,
+    check_changes,
+    merge,
+    parse_overrides,
+    read_toml,
+)
 from ostinato.errors import InputError
 from ostinato.quoting import quoted
 
@@ -451,3 +460,44 @@ def test_messages_quote_little_and_nothing_that_a_terminal_obeys():
     assert quoted("\x1b[2J\n\u202e\ud800").isprintable()
     assert quoted(-(1 << 20000)) == "an integer of 20001 bits"
     assert quoted([1 << 20000]) == "a list"
+
+
+# Commands that go on from a run
+
+
+def test_what_a_resumed_run_may_change_is_no_result():
+    assert changeable("resume") == [
+        "backbone.weights", "cache", "compile", "data.path", "data.workers", "device", "eval.data", "method.name",
+        "state_cache", "train.on_divergence",
+    ]  # fmt: skip
+
+
+def test_a_section_that_may_change_as_a_whole_is_named_once():
+    found = changeable("learn")
+    assert {"data.*", "train.*", "backbone.weights"} <= set(found)
+    assert not [key for key in found if key.startswith("data.") and key != "data.*"]
+    assert "preprocess" not in found
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "allowed"),
+    [
+        ("resume", "data=photos/", True),
+        ("resume", "train.on_divergence=stop", True),
+        ("resume", "train.epochs=3", False),
+        ("resume", "seed=1", False),
+        ("resume", "method.length=2", False),
+        ("learn", "train.epochs=3", True),
+        ("learn", "stream.step=1", True),
+        ("learn", "method.length=2", False),
+        ("learn", "backbone.size=64", False),
+        ("learn", "preprocess=unit", False),
+    ],
+)
+def test_an_option_says_which_commands_may_change_it(command, word, allowed):
+    given = parse_overrides([word])
+    if allowed:
+        check_changes(command, given)
+        return
+    with pytest.raises(InputError, match=rf"{word.partition('=')[0]}: cannot change in '{command}'.*backbone.weights"):
+        check_changes(command, given)

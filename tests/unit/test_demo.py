@@ -8,11 +8,11 @@ import pytest
 import tomli_w
 
 from ostinato import demo
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import InputError
 from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.files import write_json
 from ostinato.report.console import Reporter
+from ostinato.runs.rundir import RunDir
 
 
 @pytest.fixture(autouse=True)

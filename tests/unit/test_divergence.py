@@ -14,11 +14,11 @@ from ostinato.contract import kinds_of
 from ostinato.contract.lessons import SETTINGS as LESSONS
 from ostinato.contract.lessons import Stop, StopAt, learn, make
 from ostinato.contract.toys import toy_stream
-from ostinato.engine.divergence import DivergedError, Seen
-from ostinato.engine.train import Position, Silent, learn_task
 from ostinato.errors import OstinatoError
+from ostinato.lookup import methods
 from ostinato.methods.base import Recipe, Stage
-from ostinato.registry import methods
+from ostinato.training.divergence import DivergedError, Seen
+from ostinato.training.loop import Position, Silent, learn_task
 
 STOP = replace(SETTINGS, on_divergence="stop")
 

@@ -16,26 +16,26 @@ from torch.utils.data import Dataset
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
-from ostinato.engine.divergence import DivergedError
-from ostinato.engine.loader import fixed_batches, n_batches, training_batches
-from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
-from ostinato.engine.precision import compute, prepare, resolve_device
-from ostinato.engine.run import start
-from ostinato.engine.seeding import derive, generator, seeded
-from ostinato.engine.stopping import stop_on_signal
-from ostinato.engine.train import (
+from ostinato.distributed import ALONE, World
+from ostinato.errors import DataError, InputError, OstinatoError, explained
+from ostinato.methods.base import LearnTask, Method, Recipe, Stage
+from ostinato.report.console import Reporter
+from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.lifecycle import start
+from ostinato.runs.stopping import stop_on_signal
+from ostinato.tensor_files import read_tensors, write_tensors
+from ostinato.training.divergence import DivergedError
+from ostinato.training.loader import fixed_batches, n_batches, training_batches
+from ostinato.training.loop import (
     Position,
     Settings,
     learn_task,
     optimizer_tensors,
     restore_optimizer,
 )
-from ostinato.errors import DataError, InputError, OstinatoError, explained
-from ostinato.methods.base import LearnTask, Method, Recipe, Stage
-from ostinato.report.console import Reporter
-from ostinato.tensor_files import read_tensors, write_tensors
-from ostinato.world import ALONE, World
+from ostinato.training.optim import lr_factor, make_optimizer, set_lr
+from ostinato.training.precision import compute, prepare, resolve_device
+from ostinato.training.seeding import derive, generator, seeded
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(CPU, torch.float32, seed=3)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ostinato.engine.train import Settings
 from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate, never_predicted
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import EvalView, StreamOptions, TaskStream, arrays
+from ostinato.training.loop import Settings
 
 SIDE = 4
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=1, eval_batch_size=8)

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from ostinato.registry import check_options, methods, options_schema, sources_of_options
+from ostinato.lookup import methods
+from ostinato.registry import check_options, options_schema, sources_of_options
 from scripts import golden
 
 CHEAP = "^(dualprompt on CLIP|simplecil on texts)$"

@@ -18,9 +18,9 @@ from benchmarks.cases import CASES, CLASSES, MORE, Case, Images, Measured, close
 from ostinato.backbones import Arch
 from ostinato.contract import Case as ContractCase
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.precision import prepare
+from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
-from ostinato.registry import get_method
+from ostinato.training.precision import prepare
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]

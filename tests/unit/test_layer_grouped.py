@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, VisionBackbone
 from ostinato.contract import lessons
 from ostinato.contract.toys import random_backbone, toy_stream
-from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.layer_grouped import LayerGrouped, sinusoids
 from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
+from ostinato.training.loop import Settings, learn_task
 
 D, H, DEPTH, P = 16, 2, 6, 4
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8, "lr": 0.01})

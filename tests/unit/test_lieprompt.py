@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, Tokens, VisionBackbone
 from ostinato.contract.toys import random_backbone
-from ostinato.engine.train import Settings, learn_task
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.lieprompt import LiEPrompt, PoolPlan
 from ostinato.nn.pools import PromptPool
+from ostinato.training.loop import Settings, learn_task
 
 D, H, DEPTH, P = 16, 2, 3, 2
 SMALL = {"pool_size": 4, "length": P, "layer_topk": 1, "add_num": 3, "align_epochs": 2, "align_samples": 10}

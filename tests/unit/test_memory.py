@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, statistics, sys, torch
-from ostinato.engine.memory import keep_freed_memory
+from ostinato.training.memory import keep_freed_memory
 
 assert sys.argv[1] == "given back" or keep_freed_memory()
 

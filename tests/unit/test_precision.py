@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from ostinato.engine import precision, rates
-from ostinato.engine.precision import choose_precision
 from ostinato.errors import InputError
+from ostinato.training import precision, rates
+from ostinato.training.precision import choose_precision
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores
 from ostinato.contract.toys import random_backbone, toy_stream
-from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods import dualprompt, l2p
 from ostinato.nn.projection import Covariance, Subspace, Subspaces, sampled
+from ostinato.training.loop import learn_task
 
 D, H = 16, 2
 CPU = torch.device("cpu")

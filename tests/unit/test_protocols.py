@@ -7,11 +7,11 @@ import torch
 from tests.unit.test_evaluator import groups, stream
 from torch import nn
 
-from ostinato.engine.train import Settings
 from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import BatchProtocol, batch_order, evaluate
 from ostinato.evaluation.protocols import ORACLE, compare_protocols
 from ostinato.methods.base import Method, TaskInferring
+from ostinato.training.loop import Settings
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=4, eval_batch_size=5)
 LABELS = [i % 6 for i in range(66)]

@@ -4,11 +4,12 @@ from typing import Literal
 
 import pytest
 
-from ostinato import registry
+from ostinato import lookup, registry
 from ostinato.errors import InputError
+from ostinato.lookup import get_method, methods
 from ostinato.methods.base import Method
 from ostinato.methods.l2p import L2P
-from ostinato.registry import check_options, get_method, methods, options_schema, register
+from ostinato.registry import check_options, options_schema, register
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def test_entry_points_are_loaded(monkeypatch):
         asked.append(group)
         return [Point()]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(lookup, "entry_points", entry_points)
     assert get_method("plugged").name == "plugged"
     assert asked == ["ostinato.methods"]
 
@@ -112,7 +113,7 @@ def test_a_broken_package_stops_nobody_elses_methods(monkeypatch):
         def load(self):
             raise ImportError("no module named 'their.dependency'")
 
-    monkeypatch.setattr("ostinato.registry.entry_points", lambda group: [Broken()])
+    monkeypatch.setattr("ostinato.lookup.entry_points", lambda group: [Broken()])
     with pytest.warns(UserWarning, match="'theirs' of their.package:Method cannot be loaded: no module"):
         assert get_method("simplecil").name == "simplecil"
 

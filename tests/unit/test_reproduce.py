@@ -118,8 +118,8 @@ def test_the_printed_command_is_the_run(done):
 
 def test_a_finished_row_is_not_run_again(done, capsys, monkeypatch):
     monkeypatch.chdir(done)
-    monkeypatch.setattr("ostinato.engine.run.start", None)
-    monkeypatch.setattr("ostinato.engine.run.resume", None)
+    monkeypatch.setattr("ostinato.runs.lifecycle.start", None)
+    monkeypatch.setattr("ostinato.runs.lifecycle.resume", None)
     text = ostinato(capsys, "reproduce", "mine.toml", "out=out")
     assert "90.00" in text
     result = json.loads(ostinato(capsys, "reproduce", "mine.toml", "prompts", "vote", "out=out", "--json"))
@@ -182,7 +182,7 @@ def test_asked_to_stop_it_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise Interrupted("Stopped.")
 
     monkeypatch.chdir(workplace(tmp_path))
-    monkeypatch.setattr("ostinato.engine.run.start", stopped)
+    monkeypatch.setattr("ostinato.runs.lifecycle.start", stopped)
     assert "Stopped in row ncm" in ostinato(capsys, "reproduce", "mine.toml", code=130)
 
 
@@ -264,16 +264,16 @@ def test_a_row_without_memory_or_space_is_a_failed_row(tmp_path, capsys, monkeyp
         'title = "t"\noptions = ["data=photos", "stream.step=2"]\n'
         '[[row]]\nname = "large"\nmethod = "simplecil"\n[[row]]\nname = "small"\nmethod = "simplecil"\n'
     )
-    from ostinato.engine import run
+    from ostinato.runs import lifecycle
 
-    start = run.start
+    start = lifecycle.start
 
     def too_large(config, out, reporter):
         if out.name == "large":
             raise MemoryError
         return start(config, out, reporter)
 
-    monkeypatch.setattr("ostinato.engine.run.start", too_large)
+    monkeypatch.setattr("ostinato.runs.lifecycle.start", too_large)
     assert "large: Out of memory" in ostinato(capsys, "reproduce", "t.toml", "out=o", code=3)
     assert (tmp_path / "o/small/summary.json").exists()
 

@@ -11,9 +11,9 @@ import pytest
 from tests.conftest import RECORD
 
 from ostinato.config import build_config
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError
 from ostinato.locking import locked
+from ostinato.runs.rundir import RunDir
 
 CONFIG = build_config({"method": {"name": "l2p", "top_k": 3}, "seed": 4})
 

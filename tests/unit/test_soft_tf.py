@@ -11,7 +11,6 @@ from ostinato.backbones import Arch, LinearEdit, Preprocess, Tokens, VisionBackb
 from ostinato.backbones.edits import edited_linear, per_task
 from ostinato.contract.lessons import SETTINGS, learn, learn_view, make
 from ostinato.contract.toys import random_backbone, toy_stream
-from ostinato.engine.train import learn_task
 from ostinato.errors import InputError
 from ostinato.methods.adapter import Adapter
 from ostinato.methods.lora import LoRA
@@ -22,6 +21,7 @@ from ostinato.nn import entropy
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.masks import initial_mask, keep_largest
 from ostinato.registry import check_options
+from ostinato.training.loop import learn_task
 
 CPU = torch.device("cpu")
 FAMILY = ["soft_tf", "wsn", "adapter", "lora"]

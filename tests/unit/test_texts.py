@@ -15,11 +15,11 @@ from tests.conftest import photos, text_tables
 from ostinato.backbones import Tokenization
 from ostinato.backbones.cache import FeatureCache, StateCache
 from ostinato.contract.toys import random_backbone, random_text_backbone, sentences, whole_words
-from ostinato.engine.loader import by_length, pack, training_batches
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.simplecil import SimpleCIL
 from ostinato.streams import StreamOptions, TaskStream, TextView, open_source
+from ostinato.training.loader import by_length, pack, training_batches
 
 CPU = torch.device("cpu")
 

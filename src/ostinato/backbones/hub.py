@@ -23,7 +23,7 @@ from ostinato.backbones.tensors import Taken, read_tensors
 from ostinato.backbones.words import growth, of_tokenizers
 from ostinato.errors import InputError
 from ostinato.quoting import quoted
-from ostinato.registry import describe_validation
+from ostinato.validation import describe_validation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

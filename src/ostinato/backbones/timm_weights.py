@@ -20,7 +20,7 @@ from ostinato.backbones.encoder import ACTIVATIONS, Arch
 from ostinato.backbones.npz import load_npz
 from ostinato.backbones.tensors import digest_of, fitting, read_tensors
 from ostinato.backbones.vision import Preprocess, VisionBackbone, VisionSizes
-from ostinato.config import DEFAULT_BACKBONE
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.errors import InputError, did_you_mean
 from ostinato.files import sha256_of
 from ostinato.quoting import quoted

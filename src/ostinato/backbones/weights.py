@@ -17,7 +17,7 @@ from ostinato.backbones.encoder import Arch
 from ostinato.backbones.tensors import check_finite, digest_of, fitting
 from ostinato.backbones.timm_weights import read_weights, timm_backbone
 from ostinato.backbones.vision import Preprocess, VisionBackbone, VisionSizes
-from ostinato.config import DEFAULT_BACKBONE, LARGEST_SIDE
+from ostinato.defaults import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError
 from ostinato.files import sha256_of
 from ostinato.quoting import quoted

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ostinato.backbones import Backbone
 from ostinato.contract.toys import BACKBONES, Kind, view_of
-from ostinato.engine.precision import prepare
-from ostinato.engine.train import Position, Settings, Silent, Watcher, learn_task, optimizer_tensors
+from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options
 from ostinato.streams import Examples, TaskStream
+from ostinato.training.loop import Position, Settings, Silent, Watcher, learn_task, optimizer_tensors
+from ostinato.training.precision import prepare
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
 """Two epochs of three steps for two classes of a toy stream."""
@@ -29,7 +30,7 @@ def make(method: str | type[Method], kind: Kind = "image", /, backbone: Backbone
     """An untaught method.
 
     Args:
-        method: the class, or what :func:`ostinato.registry.get_method` finds it by.
+        method: the class, or what :func:`ostinato.lookup.get_method` finds it by.
         kind: of the toy encoder.
         backbone: to use in its place.
         options: the method's own.

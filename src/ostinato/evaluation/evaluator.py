@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostinato.engine.loader import cut, given_batches, pack
-from ostinato.engine.precision import compute
-from ostinato.engine.seeding import generator
-from ostinato.engine.train import Settings
 from ostinato.errors import InputError
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
+from ostinato.training.loader import cut, given_batches, pack
+from ostinato.training.loop import Settings
+from ostinato.training.precision import compute
+from ostinato.training.seeding import generator
 
 DIVERGED = "Training diverged: learn again with a lower train.lr, or with train.clip."
 

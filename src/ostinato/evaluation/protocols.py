@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostinato.engine.loader import cut, given_batches
-from ostinato.engine.precision import compute
-from ostinato.engine.train import Settings
 from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
@@ -22,6 +19,9 @@ from ostinato.evaluation.evaluator import (
 )
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
+from ostinato.training.loader import cut, given_batches
+from ostinato.training.loop import Settings
+from ostinato.training.precision import compute
 
 SAMPLE = "sample"
 ORACLE = "true task"

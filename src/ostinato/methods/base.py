@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from ostinato.backbones import Backbone, Tokens
 from ostinato.backbones.cache import FeatureCache, StateCache
+from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
 from ostinato.nn.exemplars import Exemplars
 from ostinato.nn.growing import Growing
-from ostinato.world import ALONE, World
 
 Losses = dict[str, Tensor]
 

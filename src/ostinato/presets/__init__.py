@@ -27,7 +27,7 @@ from ostinato import tomls
 from ostinato.errors import InputError, did_you_mean
 from ostinato.paths import user_path
 from ostinato.quoting import quoted, shown
-from ostinato.registry import describe_validation
+from ostinato.validation import describe_validation
 
 METRICS = {
     "last": "last_accuracy",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ostinato.errors import InputError
 from ostinato.presets import preset_names, table_names
+from ostinato.report.console import Reporter
 from ostinato.reproduce.plan import (
     Given,
     Plan,
@@ -21,12 +25,14 @@ from ostinato.reproduce.table import Row, Table, read_table
 __all__ = [
     "Given",
     "Measured",
+    "Outcome",
     "Plan",
     "Row",
     "Table",
     "as_json",
     "check_runnable",
     "collect",
+    "collect_rows",
     "dry_text",
     "lacking",
     "listing",
@@ -36,6 +42,7 @@ __all__ = [
     "read_table",
     "rich_table",
     "run_plans",
+    "run_rows",
     "sort_options",
 ]
 
@@ -57,6 +64,53 @@ def listing_text(found: dict[str, Any]) -> str:
     lines.append("Presets (ostinato run METHOD -p BENCHMARK, or -p BENCHMARK/METHOD-VARIANT)")
     lines += [f"  {benchmark:16s} {', '.join(stems)}" for benchmark, stems in found["presets"].items()]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rows that were run.
+
+    Attributes:
+        plans: a plan per row that can be run.
+        results: of all rows of the table, measured now or before.
+        failed: reasons by row.
+    """
+
+    plans: list[Plan]
+    results: list[Measured]
+    failed: dict[str, str]
+
+
+def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter) -> Outcome:
+    """Run rows of a table one after another, or go on with them.
+
+    Args:
+        table: published results.
+        rows: of it.
+        given: options of :func:`sort_options`.
+        reporter: shows progress.
+
+    Raises:
+        InputError: if none of the rows can be run.
+    """
+    plans = plan_rows(table, rows, given, fetch=True)
+    check_runnable(plans)
+    if missing := lacking(plans):
+        reporter.message(f"Not run for want of data or weights:\n{missing}")
+    failed = run_plans(plans, table, given, reporter)
+    return Outcome(plans, measured(table, given.out), failed)
+
+
+def collect_rows(table: Table, rows: Sequence[Row], given: Given, path: Path) -> None:
+    """Put measured rows between the markers of their table in a file.
+
+    Raises:
+        InputError: if none of them was measured.
+    """
+    found = [r for r in measured(table, given.out) if r.row in rows]
+    if not any(r.summary for r in found):
+        raise InputError(f"--collect: none of these rows was measured below {given.out}. Say where as out=.")
+    collect(table, found, path)
 
 
 def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:

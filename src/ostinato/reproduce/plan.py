@@ -9,26 +9,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ostinato.config import DEFAULT_BACKBONE, RunConfig, absolute, build_config, flat, parse_overrides
-from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.rundir import RunDir
+from ostinato.config import RunConfig, absolute, build_config, changeable, flat, parse_overrides
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
-from ostinato.method_files import split_file
+from ostinato.lookup import get_method, split_file
 from ostinato.paths import user_path
 from ostinato.presets import DATA
-from ostinato.registry import check_options, get_method
+from ostinato.registry import check_options
 from ostinato.report.console import Reporter
 from ostinato.reproduce.show import measured, write_table
 from ostinato.reproduce.table import Row, Table, replace_words
+from ostinato.runs.checkpoint import Checkpoints
+from ostinato.runs.rundir import RunDir
 
 _BUNDLED = ("digits", "glyphs")
 """Data that need no path."""
 
-_MOVABLE = ("data.path", "data.workers", "backbone.weights", "device", "cache", "state_cache", "compile")
-"""Options that say where things are and what the machine has; a resumed row takes them from the command."""
+_MOVABLE = set(changeable("resume")) - {"method.name"}
+"""Options that a resumed row takes from the command; its method is compared instead."""
 
-_ELSEWHERE = (*_MOVABLE, "checkpoint.every")
+_ELSEWHERE = _MOVABLE | {"checkpoint.every"}
 """What may differ between two calls of the same experiment."""
 
 
@@ -314,7 +315,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
     Raises:
         Interrupted: asked to stop; the same command goes on.
     """
-    from ostinato.engine.run import resume, start
+    from ostinato.runs.lifecycle import resume, start
 
     failed: dict[str, str] = {}
     todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]

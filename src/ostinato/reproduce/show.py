@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ostinato.engine.rundir import RunDir
 from ostinato.files import read_json
 from ostinato.presets import METRICS
 from ostinato.report.tables import (
@@ -23,6 +22,7 @@ from ostinato.report.tables import (
     whole_count,
 )
 from ostinato.reproduce.table import Row, Table
+from ostinato.runs.rundir import RunDir
 
 COSTS = {
     "trainable_parameters": ("trainable", human_count),

@@ -14,16 +14,19 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ostinato.errors import DataError, InputError, did_you_mean
+from ostinato.sections import SplitSection, StreamSection
 from ostinato.streams.source import Source, Split, allotted, held_out_count, listed, shuffled
+from ostinato.validation import describe_validation
 
 __all__ = ["Examples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
 
@@ -54,60 +57,28 @@ _TEST = 1
 BACKBONES = {"image": "vit_base_patch16_224.augreg_in21k", "text": "bert-base-uncased, or the folder of a text encoder"}
 """Backbones to name to somebody who took one of the other kind."""
 
-LIMITS = ("limit_per_class", "test_limit_per_class", "limit_per_task", "test_limit_per_task")
-"""Fields of :class:`StreamOptions` that say how many samples are kept."""
 
-ORDERS = ("natural", "seeded", "seed1993")
+class StreamOptions(SplitSection, StreamSection):
+    """How a source becomes a stream of tasks: the options of two sections and a seed.
 
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How a source becomes a stream of tasks.
-
-    Attributes:
-        first: classes in the first task; None for as many as ``step``.
-        step: classes in each further task; None for 10 where there are 50 classes or more, else a fifth of
-            them, rounded up. The last task may be smaller.
-        tasks: the class names of each task (a subset of all classes is fine), or "folders" for a task per
-            folder; None to cut the order by ``first`` and ``step``.
-        order: of the classes: "natural" is the source's, "seeded" a permutation by ``seed``, and "seed1993"
-            the permutation of numpy's legacy generator with seed 1993 that most published tables use.
-        validation: fraction of each class's training images; at least one where a class has two, 0 for none.
-        limit_per_class: training images kept per class after the validation images were set aside.
-        test_limit_per_class: test images scored per class, the same whatever the seed; for tables on slow machines.
-        limit_per_task: training samples kept per task, each class in proportion to what it has (115,000 per data set in
-            the literature on streams of texts).
-        test_limit_per_task: the same of the test samples (7,600 there).
+    Args:
+        options: fields of :class:`ostinato.sections.StreamSection` and :class:`ostinato.sections.SplitSection`.
         seed: of the order "seeded", the validation split, the limit and the augmentation.
+
+    Raises:
+        InputError: an unknown option, a wrong value, or options that contradict each other.
     """
 
-    first: int | None = None
-    step: int | None = None
-    tasks: list[list[str]] | Literal["folders"] | None = None
-    order: Literal["natural", "seeded", "seed1993"] = "natural"
-    validation: float = 0.1
-    limit_per_class: int | None = None
-    test_limit_per_class: int | None = None
-    limit_per_task: int | None = None
-    test_limit_per_task: int | None = None
-    seed: int = 0
+    model_config = ConfigDict(frozen=True)
+    seed: int = Field(0, ge=0)
 
-    def __post_init__(self) -> None:
-        for key in ("first", "step", *LIMITS):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"{key} must be at least 1, not {value}.")
-        if self.order not in ORDERS:
-            raise InputError(f"order {self.order!r} is unknown. {did_you_mean(str(self.order), ORDERS)}")
-        if not 0 <= self.validation < 1:
-            raise InputError(f"validation must be a fraction in [0, 1), not {self.validation}.")
-        if self.seed < 0:
-            raise InputError(f"seed must be 0 or more, not {self.seed}.")
-        if self.tasks is None:
-            return
-        if isinstance(self.tasks, str) and self.tasks != "folders":
-            raise InputError(f"tasks must be lists of class names or 'folders', not {self.tasks!r}.")
-        if self.first is not None or self.step is not None or self.order != "natural":
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise InputError(describe_validation(error, "", list(type(self).model_fields))) from None
+        cut = self.first is not None or self.step is not None or self.order != "natural"
+        if self.tasks is not None and cut:
             raise InputError("tasks already says which classes come when: leave out first, step and order.")
 
 
@@ -416,7 +387,7 @@ class TaskStream:
         return {
             "source": self.source.name,
             "class_order": list(self.class_names),
-            "options": asdict(self.options),
+            "options": self.options.model_dump(),
             "tasks": tasks,
             "skipped": list(self.source.skipped),
             "notes": list(self.source.notes),

@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ostinato.engine.rundir import RunDir
-from ostinato.errors import InputError, did_you_mean
-from ostinato.learner import Learner
-from ostinato.methods.base import Method
-from ostinato.report.analyses import (
+from ostinato.analysis import (
     attention,
     block_weights,
     layer_importance,
@@ -23,7 +19,11 @@ from ostinato.report.analyses import (
     prompt_usage,
     task_confusion,
 )
-from ostinato.report.analyses.base import Analysis, Findings, Subject
+from ostinato.analysis.base import Analysis, Findings, Subject
+from ostinato.errors import InputError, did_you_mean
+from ostinato.learner import Learner
+from ostinato.methods.base import Method
+from ostinato.runs.rundir import RunDir
 
 ANALYSES: dict[str, Analysis] = {
     part.ANALYSIS.name: part.ANALYSIS

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ostinato.analysis.base import Subject
 from ostinato.evaluation.protocols import SAMPLE, Scored, compare_protocols
 from ostinato.learner import Learner
-from ostinato.report.analyses.base import Subject
 from ostinato.report.tables import NOTHING, percent, to_markdown
 
 

@@ -8,36 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ostinato import artifact
-from ostinato.config import RunConfig, absolute, build_config, flat
-from ostinato.engine.checkpoint import Checkpoints
-from ostinato.engine.data import Before, options_for
-from ostinato.engine.rundir import RunDir
-from ostinato.engine.session import ARTIFACT_BEFORE, Session
+from ostinato.config import RunConfig, absolute, build_config, check_changes
+from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
-from ostinato.learner import BackboneSpec, Learner, check_inputs
-from ostinato.method_files import split_file
+from ostinato.learner import check_inputs
 from ostinato.records import StreamRecord
 from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
-from ostinato.streams.base import LIMITS
-from ostinato.world import ALONE, World
+from ostinato.runs.build import Before, make_learner, options_for, resolve, taught_learner
+from ostinato.runs.checkpoint import Checkpoints
+from ostinato.runs.rundir import RunDir
+from ostinato.runs.session import ARTIFACT_BEFORE, Session
+from ostinato.sections import SplitSection
 
 CONTINUATION = "learn-"
 """How the directories of continuations begin."""
-
-MOVABLE = (
-    "data.path",
-    "data.workers",
-    "eval.data",
-    "method.name",
-    "backbone.weights",
-    "device",
-    "cache",
-    "state_cache",
-    "compile",
-    "train.on_divergence",
-)
-"""Options that may change when a run is resumed."""
 
 
 def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
@@ -64,9 +49,9 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World =
     config = absolute(config)
     dirs = RunDir(world.agree(str(out)), writes=world.main)
     dirs.check_free()
-    session = Session(dirs, config, reporter, make_learner(config, world), before=None)
+    session = Session(dirs, resolve(config, make_learner(config, world), None, reporter.message), reporter)
     with dirs.held():
-        session.create()
+        session.create(config)
         return session.execute()
 
 
@@ -75,9 +60,9 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
 
     Args:
         path: directory of the run.
-        overrides: what may have moved since, one of ``MOVABLE``. Data and weights must still be the same, which is
-            checked. ``method.name`` is the file of a method that is no registered one, which is run only if it is given
-            here; that it changed is told.
+        overrides: options that :func:`ostinato.config.changeable` names. Data and weights must still be the same,
+            which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
+            it is given here; a change of its text is reported.
         reporter: shows progress.
         world: the processes that share the run; it may have been begun by another number of them.
 
@@ -89,8 +74,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     """
     root = RunDir(path, writes=world.main)
     root.read_config()
-    if wrong := [key for key in flat(overrides) if key not in MOVABLE]:
-        raise InputError(f"{wrong[0]}: cannot change in 'resume', which repeats a run. May change: {sorted(MOVABLE)}.")
+    check_changes("resume", overrides)
     if world.agree(not _unfinished(root)):  # nothing to lock, perhaps a read-only disk
         return _already_done([root, *_continuations(root)], reporter)
     with root.held():
@@ -118,8 +102,8 @@ def _already_done(parts: list[RunDir], reporter: Reporter) -> dict[str, Any]:
 def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:
     """Finish a run, or a continuation in ``root``."""
     began = dirs.read_config()
-    named = began.method.name
-    if not is_plain_name(named) and "name" not in overrides.get("method", {}):
+    named, named_now = began.method.name, overrides.get("method", {}).get("name")
+    if not is_plain_name(named) and named_now is None:
         raise InputError(
             f"{dirs.root} is a run of the file {named}. A file is run only if you name it: "
             f"ostinato resume {root.root} method=FILE"
@@ -135,14 +119,14 @@ def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Repo
     before = _before(dirs) if dirs is not root else None
     fresh = world.agree(not Checkpoints(dirs.checkpoints, record.run_id).any())
     untaught = before is None or not fresh
-    learner = make_learner(config, world) if untaught else _taught(dirs, config, world, overrides)
+    learner = make_learner(config, world) if untaught else taught_learner(_goes_on_from(dirs), config, world, named_now)
     learner.precision = began.precision  # as asked for, which its artifact says
     if learner.method.name != record.method:
         raise InputError(f"{dirs.root} is a run of {record.method}, not of {learner.method.name}.")
     if before is not None and not fresh:
         earlier = artifact.read(_goes_on_from(dirs))
         learner.used, learner.alike = earlier.used, earlier.about.alike
-    session = Session(dirs, config, reporter, learner, before=before, run_id=record.run_id)
+    session = Session(dirs, resolve(config, learner, before, reporter.message), reporter, run_id=record.run_id)
     if not world.agree(world.main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
@@ -187,17 +171,11 @@ def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, wor
         kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
         drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
         raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
-    method = overrides.get("method", {})
-    own_file = set(method) == {"name"} and split_file(method["name"])[0] is not None
-    for key in ("preprocess",) if own_file else ("method", "preprocess"):
-        if key in overrides:
-            raise InputError(f"{key}: cannot change in 'learn'; it belongs to what was learned. Leave it out.")
-    if set(overrides.get("backbone", {})) - {"weights"}:
-        raise InputError("backbone: only backbone.weights (where the file is now) may be given to 'learn'.")
+    check_changes("learn", overrides)
     if "path" not in overrides.get("data", {}):
         raise InputError("learn: give the new classes, for example data=more_classes/.")
     base = parent.to_dict()
-    carried = ("validation", *LIMITS, "crop", "augment")
+    carried = (*SplitSection.model_fields, "crop", "augment")
     keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
     keep |= options_for(str(overrides["data"]["path"]), parent.data)
     # The artifact knows where the weights are now; the first run's configuration may be out of date.
@@ -206,13 +184,14 @@ def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, wor
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
     sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
-    before, learner = _before(sub), _taught(sub, config, world, overrides)
+    before = _before(sub)
+    learner = taught_learner(_goes_on_from(sub), config, world, overrides.get("method", {}).get("name"))
     if learner.method.data_seen == "all":
         raise InputError(
             f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
         )
-    session = Session(sub, config, reporter, learner, before=before)
-    session.create()
+    session = Session(sub, resolve(config, learner, before, reporter.message), reporter)
+    session.create(config)
     return session.execute()
 
 
@@ -247,38 +226,3 @@ def _continuations(dirs: RunDir) -> list[RunDir]:
     found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if re.fullmatch(r"[0-9]{3,9}", p.name[len(CONTINUATION) :])]
     there = [RunDir(p, writes=dirs.writes) for p in sorted(found, key=lambda p: int(p.name[len(CONTINUATION) :]))]
     return [sub for sub in there if sub.config.is_file()]
-
-
-def _taught(continuation: RunDir, config: RunConfig, world: World, overrides: dict[str, Any]) -> Learner:
-    """The learner that a continuation goes on from."""
-    return Learner.load(
-        _goes_on_from(continuation),
-        weights=config.backbone.weights,
-        method=overrides.get("method", {}).get("name"),
-        world=world,
-        **_machine(config),
-    )
-
-
-def _machine(config: RunConfig) -> dict[str, Any]:
-    return {
-        "device": config.device,
-        "precision": config.precision,
-        "train": config.train.overrides(),
-        "seed": config.seed,
-        "accumulate": config.train.accumulate,
-        "on_divergence": config.train.on_divergence,
-        "workers": config.data.workers,
-        "eval_batch_size": config.eval.batch_size,
-        "crop": config.data.crop,
-        "cache": config.cache,
-        "state_cache": config.state_cache,
-        "compile": config.compile,
-    }
-
-
-def make_learner(config: RunConfig, world: World = ALONE) -> Learner:
-    """The untaught learner of a configuration."""
-    of = config.backbone
-    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
-    return Learner(config.method.name, backbone=spec, world=world, **_machine(config), **config.method.options())

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ostinato.analysis.base import Analysis, Findings, Subject, numbered
+from ostinato.analysis.figures import Panel, heat_maps
 from ostinato.methods.base import TaskInferring
-from ostinato.report.analyses.base import Analysis, Findings, Subject, numbered
-from ostinato.report.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:

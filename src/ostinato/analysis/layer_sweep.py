@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ostinato.engine.rundir import RunDir
+from ostinato.analysis.base import Findings
+from ostinato.analysis.figures import Series, placements
 from ostinato.errors import InputError
-from ostinato.report.analyses.base import Findings
-from ostinato.report.figures import Series, placements
 from ostinato.report.tables import read_summary
+from ostinato.runs.rundir import RunDir
 
 SHOWS = "accuracy against the edited layers (method.layers), over the finished runs in a directory"
 

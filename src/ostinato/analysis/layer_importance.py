@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from ostinato.report.analyses.base import Analysis, Findings, Subject, having, numbered
-from ostinato.report.figures import Panel, heat_maps
+from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
+from ostinato.analysis.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:

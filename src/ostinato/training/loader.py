@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ostinato.engine.seeding import generator
+from ostinato.distributed import ALONE, World
 from ostinato.errors import OstinatoError
 from ostinato.streams.base import Examples
-from ostinato.world import ALONE, World
+from ostinato.training.seeding import generator
 
 
 class _Guarded(Dataset[Any]):

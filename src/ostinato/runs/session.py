@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import platform
-import resource
 import shutil
-import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ostinato import artifact
-from ostinato.backbones import TextBackbone
-from ostinato.config import DEFAULT_BACKBONE, RunConfig
-from ostinato.engine.checkpoint import Checkpoint, Checkpoints
-from ostinato.engine.data import Before, make_stream, samples_to_score
-from ostinato.engine.divergence import Seen
-from ostinato.engine.precision import precision_name
-from ostinato.engine.rundir import RunDir
-from ostinato.engine.stopping import StopRequest, stop_on_signal
-from ostinato.engine.train import Position, Stage, optimizer_tensors
-from ostinato.errors import InputError, Interrupted
+from ostinato.config import RunConfig
+from ostinato.errors import Interrupted
 from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
-from ostinato.learner import Learner
-from ostinato.method_files import file_of
+from ostinato.lookup import file_of
 from ostinato.records import RunRecord
 from ostinato.report.console import Reporter
-from ostinato.streams import Examples
-from ostinato.streams.source import plain_name
+from ostinato.runs.build import Work
+from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.notices import notices
+from ostinato.runs.progress import Progress, peak_memory
+from ostinato.runs.rundir import RunDir
+from ostinato.runs.stopping import StopRequest, stop_on_signal
+from ostinato.training.divergence import Seen
+from ostinato.training.loop import Position, Stage, optimizer_tensors
+from ostinato.training.precision import precision_name
 
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
 
@@ -47,104 +41,33 @@ ARTIFACT_BEFORE = "artifact_before"
 PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
-@dataclass
-class Progress:
-    """Where a run stands; in every checkpoint as :class:`ostinato.records.ProgressRecord`, which explains it."""
-
-    task: int = 0
-    phase: str = "begin"
-    stage: int = 0
-    step: int = 0
-    seen: dict[str, Any] | None = None
-    matrix: dict[str, Any] | None = None
-    task_incremental: dict[str, Any] | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    events: int = 0
-    trainable: int = 0
-    train_seconds: float = 0.0
-    train_images: int = 0
-    eval_seconds: float = 0.0
-    eval_images: int = 0
-    peak_memory: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-
 class Session:
     """One run in progress.
 
     Args:
         dirs: where it lives.
-        config: its configuration.
+        work: what is learned, from what, and on what it is scored.
         reporter: shows progress.
-        learner: untaught, or for a continuation taught so far.
-        before: what it continues, for ``learn``.
         run_id: of a run that is resumed; None for a new one.
-
-    Raises:
-        InputError: if there is nothing to score on.
-        DataError: bad data.
     """
 
-    def __init__(
-        self,
-        dirs: RunDir,
-        config: RunConfig,
-        reporter: Reporter,
-        learner: Learner,
-        *,
-        before: Before | None,
-        run_id: str | None = None,
-    ) -> None:
-        self.dirs, self.config, self.reporter, self.learner, self.before = dirs, config, reporter, learner, before
-        self.stream = make_stream(config, before)
-        self.augment = self.stream.source.augment if config.data.augment == "auto" else config.data.augment
-        if config.data.alike and (before is not None or self.stream.alike is None):
-            raise InputError(
-                "data.alike counts classes of the same name in two of data.sets as one answer, but "
-                + ("'learn' adds one set of classes." if before else "no two sets share a name. Leave it out.")
-            )
-        if config.data.alike and self.stream.alike is not None:
-            learner.alike = self.stream.alike.tolist()
-        self.old = self._old_samples()
-        self.tests = [self._held_out(i).with_view(learner.eval_view) for i in range(len(self.stream))]
-        learner.train_view(self.augment)  # refused before anything is written
-        if before is None and not len(self.tests[0]):
-            raise InputError(
-                f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
-                f"samples, put other classes first, or raise data.validation (now {config.data.validation})."
-            )
-        self.world = learner.settings.world
+    def __init__(self, dirs: RunDir, work: Work, reporter: Reporter, *, run_id: str | None = None) -> None:
+        self.dirs, self.work, self.reporter = dirs, work, reporter
+        self.learner, self.stream, self.before = work.learner, work.stream, work.before
+        self.world = work.learner.settings.world
         self.run_id = run_id or self.world.agree(uuid.uuid4().hex)
         self.checkpoints = Checkpoints(dirs.checkpoints, self.run_id)
         self.progress = Progress()
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
 
-    def _held_out(self, i: int) -> Examples:
-        """What task ``i`` is scored on; empty where a continuation brings too few images to set any aside."""
-        task = self.stream.task(i)
-        if self.config.eval.split == "validation":
-            return task.validation
-        if self.before is not None and self.stream.source.test is None:
-            return task.train.subset([])
-        return self.stream.test(i)
+    def create(self, config: RunConfig) -> None:
+        """Write the files of a run that begins.
 
-    def _old_samples(self) -> list[Examples]:
-        """Samples of classes learned before, as the first group of every evaluation; empty without."""
-        before, path = self.before, self.config.eval.data
-        if before is None or path is None:
-            return []
-        samples, notes = samples_to_score(
-            {"path": path}, before.config, before.class_names, self.learner.used,
-            skip_unknown=self.config.eval.unknown == "skip",
-        )  # fmt: skip
-        for note in notes:
-            self.reporter.message(note)
-        return [samples]
-
-    def create(self) -> None:
-        """Write the files of a run that begins."""
+        Args:
+            config: that the work was made from.
+        """
         source = file_of(type(self.learner.method))
-        self.dirs.create(self.config, self._record(), source.text if source else None)
+        self.dirs.create(config, self._record(), source.text if source else None)
 
     def _record(self) -> dict[str, Any]:
         """Fields of :class:`RunRecord`: data, weights, versions, protocol."""
@@ -161,7 +84,7 @@ class Session:
             "recipe": asdict(learner.settings.recipe(method.recipe)),
             "protocol": method.protocol,
             "data_seen": method.data_seen,
-            "scored_on": self.config.eval.split,
+            "scored_on": self.work.split,
             "backbone": asdict(learner.origin) if learner.origin else None,
             "preprocess": method.backbone.describe(),
             "precision": precision_name(learner.settings.dtype),
@@ -196,22 +119,13 @@ class Session:
 
     def execute(self) -> dict[str, Any]:
         """Run from the newest checkpoint, or from the start, to the end."""
-        for note in (*self.stream.source.notes, *(f"skipped {line}" for line in self.stream.source.skipped)):
-            self.reporter.message(note)
-        photos = self.stream.source.augment == "photo" and self.before is None
-        if photos and self.config.backbone.name == DEFAULT_BACKBONE:
-            self.reporter.message(
-                f"{DEFAULT_BACKBONE} was pre-trained on rendered characters; for photos take one that was trained on "
-                "photos, such as backbone=vit_base_patch16_224.augreg_in21k"
-            )
-        self._report_cuts()
-        self._report_twins()
-        self._report_repeats()
+        for notice in notices(self.work):
+            self.reporter.message(notice)
         resumed = self._restore()
         self._report_start(resumed is not None)
         with stop_on_signal() as stop:
             if self.before is not None and self.progress.task == 0 and self.progress.phase == "begin" and not resumed:
-                if self.old:
+                if self.work.old:
                     self._evaluate(-1, stop)
                 self._checkpoint()
             while self.progress.task < len(self.stream):
@@ -267,13 +181,13 @@ class Session:
             at = (Position(self.progress.stage, self.progress.step, seen), resumed.optimizer)
         watcher = _Watcher(self, stop, f"task {index + 1}/{len(self.stream)}")
         self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
-        seconds = self.learner.learn(task, augment=self.augment, watcher=watcher, tick=watcher.tick, resume=at)
+        seconds = self.learner.learn(task, augment=self.work.augment, watcher=watcher, tick=watcher.tick, resume=at)
         # Time and images of a part that was done before a restart are in the checkpoint already.
         self.progress.train_seconds += seconds
         self.progress.train_images += watcher.images
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
-        groups = [*self.old, *self.tests[: index + 1]]
+        groups = [*self.work.old, *self.work.tests[: index + 1]]
         if not sum(len(group) for group in groups):
             self.reporter.message("There is nothing to score on; the classes are learned all the same.")
             return
@@ -302,41 +216,6 @@ class Session:
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
-
-    def _report_twins(self) -> None:
-        """Say which classes are called nearly as another one: perhaps they are the same."""
-        known = {plain_name(name): name for name in (self.before.class_names if self.before else [])}
-        for name in self.stream.class_names:
-            twin = known.setdefault(plain_name(name), name)
-            if twin != name:
-                self.reporter.message(f"class {name!r} is learned as another one than {twin!r}")
-
-    def _report_repeats(self) -> None:
-        """Say how many samples are on two sides: duplicates within the data, or learned before under whatever name."""
-        if not self.world.main:
-            return
-        train = Examples.concat([self.stream.task(i).train for i in range(len(self.stream))]).fingerprints()
-        tests = np.concatenate([test.fingerprints() for test in self.tests])
-        if n := int(np.isin(tests, train).sum()):
-            self.reporter.message(
-                f"{n} of the {len(tests)} samples that are scored have the very content of one that is trained on: "
-                "there are duplicates in the data"
-            )
-        if n := int(np.isin(train, self.learner.used).sum()):
-            self.reporter.message(f"{n} of the {len(train)} training samples were learned from before")
-
-    def _report_cuts(self) -> None:
-        """Say how many training texts lose their end."""
-        backbone = self.learner.method.backbone
-        if not isinstance(backbone, TextBackbone) or self.stream.source.modality != "text":
-            return
-        source, most = self.stream.source.train, backbone.tokenization.length
-        counts = [backbone.tokenization.count(source.load(i)) for i in range(len(source))]
-        if over := sum(n > most for n in counts):
-            self.reporter.message(
-                f"{over} of {len(counts)} training texts have more than {most} tokens (at most {max(counts)}) and lose "
-                "their end; backbone.length says how many are read."
-            )
 
     def event(self, kind: str, **values: Any) -> None:
         """Log an event with its time."""
@@ -385,7 +264,7 @@ class Session:
         if not self.world.main:
             return result | {"run": str(self.dirs.root)}
         title = f"{result['method']} on {result['stream']}"
-        labels = [*(["earlier classes"] if self.old else []), *(str(i) for i in range(len(self.stream)))]
+        labels = [*(["earlier classes"] if self.work.old else []), *(str(i) for i in range(len(self.stream)))]
         incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
         if self.matrix.n_rows:
             accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
@@ -403,7 +282,7 @@ class Session:
         state = learner.method.learned_state()
         final = p.evaluations[-1] if p.evaluations else {}
         # Without samples of the earlier classes nothing can be said about all classes.
-        complete = bool(p.evaluations) and (self.before is None or bool(self.old))
+        complete = bool(p.evaluations) and (self.before is None or bool(self.work.old))
         unknown: dict[str, float | None] = dict.fromkeys(METRICS)
         metrics = summary(self.matrix) if complete else unknown
         shares: dict[str, float | None] = {f"{k}_accuracy": final.get(f"{k}_accuracy") for k in SHARES}
@@ -416,7 +295,7 @@ class Session:
             **metrics,
             **shares,
             "protocol": learner.method.protocol,
-            "scored_on": self.config.eval.split,
+            "scored_on": self.work.split,
             "data_seen": learner.method.data_seen,
             "trainable_parameters": p.trainable,
             "stored_bytes": sum(t.numel() * t.element_size() for t in state.values()),
@@ -426,14 +305,14 @@ class Session:
             "train_images_per_second": p.train_images / p.train_seconds if p.train_seconds else None,
             "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
             "peak_memory_bytes": max(p.peak_memory, peak_memory(learner.settings.device)),
-            "seed": self.config.seed,
+            "seed": learner.settings.seed,
             "warnings": list(p.warnings),
         }
         if self.before is not None:
             values = self.matrix.values() if self.matrix.n_rows else None
-            result["old_accuracy_before"] = float(values[0, 0]) if self.old and values is not None else None
-            result["old_accuracy_after"] = float(values[-1, 0]) if self.old and values is not None else None
-            result["new_accuracy"] = _mean_over_new(self.matrix, skip=len(self.old))
+            result["old_accuracy_before"] = float(values[0, 0]) if self.work.old and values is not None else None
+            result["old_accuracy_after"] = float(values[-1, 0]) if self.work.old and values is not None else None
+            result["new_accuracy"] = _mean_over_new(self.matrix, skip=len(self.work.old))
         return result
 
 
@@ -478,7 +357,7 @@ class _Watcher:
         self.session.reporter.advance(1, f"loss {loss:.3f}")
         lr = optimizer.param_groups[0]["lr"]
         self.session.event("step", stage=position.stage, step=position.step, loss=loss, lr=lr, losses=losses)
-        every = self.session.config.checkpoint.every
+        every = self.session.work.checkpoint_every
         due = every and position.step % every == 0
         asked = self._asked_together()
         if due or asked or position.step == self._steps:
@@ -508,16 +387,3 @@ class _Watcher:
         own = file_of(type(self.session.learner.method))
         named = f" method={own.path}" if own is not None else ""  # a file is run only if it is named
         return f"Stopped; the run is saved. Continue it with: ostinato resume {self.session.dirs.root}{named}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Largest memory of this process so far, in bytes: on the GPU where it is used, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # the counter of getrusage begins at the size of the process that started this one
-        high = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        if high is not None:
-            return int(high.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

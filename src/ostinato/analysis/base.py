@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ostinato.config import build_config
-from ostinato.engine.data import make_stream
-from ostinato.engine.loader import fixed_batches
-from ostinato.engine.precision import compute
-from ostinato.engine.rundir import RunDir
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.base import Method
+from ostinato.runs.build import make_stream
+from ostinato.runs.rundir import RunDir
 from ostinato.streams import Examples
+from ostinato.training.loader import fixed_batches
+from ostinato.training.precision import compute
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import Dataset
 
-from ostinato.engine.divergence import Guard, Seen, Warned
-from ostinato.engine.loader import n_batches, training_batches
-from ostinato.engine.optim import lr_factor, make_optimizer, set_lr
-from ostinato.engine.precision import compute
-from ostinato.engine.seeding import seeded
+from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
-from ostinato.world import ALONE, World
+from ostinato.training.divergence import Guard, Seen, Warned
+from ostinato.training.loader import n_batches, training_batches
+from ostinato.training.optim import lr_factor, make_optimizer, set_lr
+from ostinato.training.precision import compute
+from ostinato.training.seeding import seeded
 
 
 @dataclass(frozen=True)

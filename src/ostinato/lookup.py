@@ -1,21 +1,104 @@
-"""Methods in files of one's own: finding them, running them, and what they said when they were run."""
+"""Find methods by registered name, or in a file of the user's own, which is run."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
 import sys
-from dataclasses import dataclass
+import warnings
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
+import ostinato.methods
 from ostinato import registry
-from ostinato.errors import InputError
+from ostinato.errors import InputError, did_you_mean
+from ostinato.methods.base import Method
 from ostinato.paths import user_path
+from ostinato.quoting import quoted
 
-if TYPE_CHECKING:
-    from ostinato.methods.base import Method
+
+def methods() -> dict[str, type[Method]]:
+    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
+
+    Packages outside register through the entry-point group ``ostinato.methods``.
+    """
+    for module in pkgutil.iter_modules(ostinato.methods.__path__):
+        importlib.import_module(f"ostinato.methods.{module.name}")
+    for point in entry_points(group="ostinato.methods"):
+        try:
+            point.load()
+        except Exception as error:  # of a package that is not ours: its fault must not stop every command
+            warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
+    return registry.registered()
+
+
+def get_method(method: str | type[Method]) -> type[Method]:
+    """Find the class of a method.
+
+    Args:
+        method: a registered name, or the Python file that registers a method, ``my_method.py``; of several in it,
+            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it. A class stands for
+            itself; one that is not registered gets its own name as ``name``.
+
+    Raises:
+        InputError: unknown name, with the closest known ones; no such file, or no such method in it; an object that
+            is no subclass of ``Method``.
+    """
+    if not isinstance(method, str):
+        return _checked_class(method)
+    file, name_there = split_file(method)
+    if file is not None:
+        return method_of_file(file, name_there)
+    known = methods()
+    if method not in known:
+        raise InputError(
+            f"method: there is no {method!r}. {did_you_mean(method, list(known))} One of your own is given by its "
+            "file, my_method.py, or known by name if an installed package has it as an entry point of the group "
+            "'ostinato.methods'."
+        )
+    return known[method]
+
+
+def _checked_class(given: object) -> type[Method]:
+    if not (isinstance(given, type) and issubclass(given, Method)):
+        raise InputError(f"method must be a name, a file or a subclass of ostinato.Method, got {quoted(given)}.")
+    if "name" not in vars(given):  # else messages would show a base class's name
+        given.name = given.__name__
+    return given
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method for a reader.
+
+    Attributes:
+        text: of its module, and of each class whose options belong to it.
+        options: defaults by name.
+        recipe: of its training.
+    """
+
+    text: str
+    options: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def describe(name: str) -> Description:
+    """Describe a method with its options and recipe.
+
+    Args:
+        name: what :func:`get_method` takes.
+    """
+    cls = get_method(name)
+    classes = "\n\n".join(inspect.getdoc(source) or "" for source in registry.sources_of_options(cls))
+    module = (inspect.getmodule(cls).__doc__ or "").strip()
+    options = {key: field.default for key, field in registry.options_schema(cls).model_fields.items()}
+    return Description(f"{module}\n\n{classes}", options, asdict(cls.recipe))
 
 
 @dataclass(frozen=True)
@@ -34,7 +117,7 @@ class MethodFile:
 
     @property
     def reference(self) -> str:
-        """What :func:`ostinato.registry.get_method` finds the method by from any directory."""
+        """What :func:`get_method` finds the method by from any directory."""
         return reference(self.path, self.name)
 
     @property
@@ -100,7 +183,7 @@ def _run(path: Path, text: bytes) -> dict[str, type[Method]]:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     sys.modules[module.__name__] = module  # dataclasses look there
-    known = registry.methods()
+    known = methods()
     # The file may have been imported, too.
     others = {
         n: cls for n, cls in known.items() if getattr(sys.modules.get(cls.__module__), "__file__", None) != str(path)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ostinato.backbones.edits import fused_bf16
-from ostinato.engine.rates import bf16_gain
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
+from ostinato.training.rates import bf16_gain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

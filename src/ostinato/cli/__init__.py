@@ -1,0 +1,72 @@
+"""The command line. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from contextlib import suppress
+from typing import NoReturn
+
+import typer
+
+from ostinato import crash
+from ostinato.cli.app import app
+from ostinato.errors import Interrupted, OstinatoError, explained
+from ostinato.printing import OutputClosedError, say
+
+# Each adds its commands to the application, in the order of the help.
+from ostinato.cli import runs, scoring, tables, about  # isort: skip # noqa: F401
+
+__all__ = ["app", "main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors that a user can act on become one message and an exit code."""
+    from ostinato.training.memory import keep_freed_memory
+    from ostinato.training.threads import wait_asleep
+
+    wait_asleep()
+    keep_freed_memory()
+    # Pillow's own limit of pixels; ours is one of memory, and is an error.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    words = sys.argv[1:] if arguments is None else arguments
+    go_on = " 'ostinato resume RUN' goes on from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
+    interrupted = f"Interrupted.{go_on}"
+    try:
+        code = app(args=arguments, prog_name="ostinato", standalone_mode=False)
+    except OstinatoError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(interrupted, Interrupted.exit_code)
+    except Exception as error:
+        if (known := explained(error)) is not None:
+            _fail(f"{known}{go_on}", known.exit_code)
+        show_usage = getattr(error, "format_message", None)
+        if show_usage is not None:  # Typer's own usage errors
+            _fail(show_usage(), 2)
+        if _lost_the_main_process(error):
+            _fail("Stopped, since the main process did; its message says why.", 3)
+        _fail(f"{crash.report(error, words)}{go_on}", crash.EXIT_CODE)
+    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+        _fail(interrupted, code)
+    if code:
+        sys.exit(code)
+
+
+_RESUMABLE = {"run", "resume", "learn"}
+"""Commands that leave checkpoints."""
+
+
+def _lost_the_main_process(error: Exception) -> bool:
+    """Whether this is one of several processes, and the exchange with the others broke."""
+    text = f"{type(error).__name__}: {error}".lower()
+    exchange = any(word in text for word in ("gloo", "nccl", "connection closed", "connection reset", "distbackend"))
+    return int(os.environ.get("RANK", "0")) > 0 and exchange
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    quiet = code in (Interrupted.exit_code, OutputClosedError.exit_code)
+    with suppress(OutputClosedError, OSError):  # where nobody reads errors either, the exit code is left
+        say(message if quiet else f"error: {message}", err=True)
+    sys.exit(code)

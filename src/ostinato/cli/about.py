@@ -1,0 +1,141 @@
+"""Commands about methods and the program: list, show, check, demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ostinato.cli.app import Json, Options, app, refuse_several, reporting
+from ostinato.errors import InputError
+from ostinato.printing import say, say_json
+
+
+@app.command("list")
+def list_names(as_json: Json = False) -> None:
+    """List methods, data sets and the kinds of backbone."""
+    from ostinato.defaults import DEFAULT_BACKBONE
+    from ostinato.lookup import methods
+    from ostinato.streams import SOURCES
+
+    known = {name: (cls.__doc__ or "").splitlines()[0] for name, cls in methods().items()}
+    if as_json:
+        say_json({"methods": known, "data": list(SOURCES), "default_backbone": DEFAULT_BACKBONE})
+        return
+    say("Methods (details: ostinato show NAME)")
+    for name, line in known.items():
+        say(f"  {name:14s} {line}")
+    say(f"Data\n  {', '.join(SOURCES)}, hub:OWNER/NAME, an image folder, or a folder of tables (parquet, csv,")
+    say("  tsv, jsonl) of images or texts")
+    say(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
+    say("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file. For texts, a")
+    say("  BERT-like encoder such as bert-base-uncased, or the folder of one")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.")], as_json: Json = False) -> None:
+    """Describe a method with its options and recipe, or a run with its configuration."""
+    path = Path(name)
+    if (path / "config.toml").exists():
+        from ostinato.runs.rundir import RunDir
+
+        run = RunDir(path)
+        summary = run.read_summary() if run.summary.exists() else None
+        if as_json:
+            say_json({"config": run.read_config().to_dict(), "summary": summary})
+            return
+        say(run.config.read_text(encoding="utf-8").rstrip())
+        if summary is not None:
+            from ostinato.runs.lifecycle import taught_since
+
+            say_json(summary, indent=2)
+            if since := taught_since(path):
+                say(since)
+        return
+    from ostinato.lookup import describe
+
+    about = describe(name)
+    if as_json:
+        say_json({"method": name, "options": about.options, "recipe": about.recipe})
+        return
+    say(about.text)
+    say("\nOptions and defaults")
+    for key, value in about.options.items():
+        say(f"  method.{key}={_written(value)}")
+    say("Recipe")
+    for key, value in about.recipe.items():
+        say(f"  train.{key}={_written(value)}")
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A method, or a file of your own: my.py.")],
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a method against the contract: one answer per sample, no leak, same seed same run, resumable, and more.
+
+    Everything runs on tiny random encoders, in seconds. Exit code 1 where something is broken.
+
+    Example: ostinato check my_method.py method.length=2
+    """
+    from dataclasses import asdict
+
+    import torch
+
+    from ostinato.config import parse_overrides
+    from ostinato.contract import check_method
+    from ostinato.lookup import get_method
+
+    torch.set_num_threads(1)  # a second one costs such small models more than it gives
+    given = parse_overrides(options or [])
+    own = given.pop("method", {})
+    if given:
+        raise InputError(f"check takes options of the method alone, method.NAME=VALUE, got {next(iter(given))}.")
+    found, kind = [], ""
+    for one in check_method(get_method(method), **own):
+        found.append(one)
+        if as_json:
+            continue
+        if one.kind != kind:
+            kind = one.kind
+            say(f"On a toy encoder, {kind}")
+        say(f"  {one.outcome:14s}  {one.check}{': ' + one.found if one.found else ''}")
+    if as_json:
+        say_json([asdict(one) for one in found])
+    broken = {one.check: one.demand for one in found if one.outcome == "broken"}
+    if broken and not as_json:
+        say("What must hold:")
+        for name, demand in broken.items():
+            say(f"  {name}: {' '.join(demand.split())}")
+    if broken:
+        sys.exit(1)
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Directory for the runs; those of an earlier demo in it are replaced.")
+    ] = Path("runs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""
+    from ostinato.demo import run_demo
+
+    refuse_several("demo")
+    with reporting(as_json) as (console, reporter):
+        summaries = run_demo(out, reporter)
+    if as_json:
+        say_json(summaries)
+        return
+    from ostinato.demo import EXPLANATION
+    from ostinato.report.tables import run_table
+
+    console.print(run_table(summaries))
+    console.print(EXPLANATION.format(out=out), highlight=False)

@@ -1,0 +1,110 @@
+"""The application, and what several commands share: arguments, consoles and reporters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ostinato.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ostinato.distributed import World
+    from ostinato.report.console import Reporter
+
+app = typer.Typer(
+    help="Teach a frozen pre-trained transformer new classes, task after task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Options = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Options such as data=photos/ or train.epochs=5."),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results (fractions) instead of tables.")]
+
+
+class GoesOn(TyperCommand):
+    """A command that goes on from a run; its help ends with the options that it may change."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, with the options as the configuration has them."""
+        from ostinato.config import changeable  # pydantic, which no other help needs
+
+        command: Any = self.name
+        self.help = f"{self.help}\n\nOptions that may change: {', '.join(changeable(command))}"
+        super().format_help(ctx, formatter)
+
+
+def plain_console(as_json: bool) -> Console:
+    """The console of a command, which obeys nothing in names."""
+    from ostinato.report.console import PlainConsole
+
+    # With --json, standard output holds nothing but the result.
+    return PlainConsole(stderr=as_json, quiet=as_json)
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
+    """A console, and a reporter on it that is closed whatever happens."""
+    from ostinato.report.console import ConsoleReporter, Reporter
+
+    console = plain_console(as_json)
+    reporter = Reporter() if as_json else ConsoleReporter(console)
+    try:
+        yield console, reporter
+    finally:
+        reporter.close()
+
+
+def refuse_several(command: str) -> None:
+    """Make sure that no launcher started this command several times, each of which would write the same files."""
+    from ostinato.distributed import launched
+
+    if launched() > 1:
+        raise InputError(f"{command} takes one process; of {launched()}, share single runs: torchrun -m ostinato run.")
+
+
+@contextmanager
+def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, World]]:
+    """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
+    from ostinato.distributed import joined
+
+    with joined(device) as world, reporting(as_json or not world.main) as (console, reporter):
+        yield console, reporter, world
+
+
+def take(tree: dict[str, Any], key: str) -> Any:
+    """Remove a plain top-level option that is not part of the configuration."""
+    value = tree.pop(key, None)
+    if isinstance(value, dict):
+        raise InputError(f"{key}: takes one value, got {key}.{next(iter(value))}.")
+    return value
+
+
+def machine_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Take out of the options the arguments of :meth:`ostinato.Learner.load`.
+
+    Raises:
+        InputError: for another option of the backbone, which belongs to what was learned.
+    """
+    machine = {key: given.pop(key) for key in ("device", "precision") if key in given}
+    method = given.pop("method", {})
+    if set(method) - {"name"}:
+        raise InputError("method: only method=FILE (of a method of your own, if it moved) may be given here.")
+    if method:
+        machine["method"] = method["name"]
+    backbone = given.pop("backbone", {})
+    if set(backbone) - {"weights"}:
+        raise InputError("backbone: only backbone.weights (where the file is now) may be given here.")
+    return machine | backbone

@@ -1,0 +1,101 @@
+"""Commands that learn: run, resume, learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ostinato.cli.app import GoesOn, Json, Options, RunPath, app, running, take
+from ostinato.printing import say_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ostinato.distributed import World
+
+
+@app.command()
+def run(
+    method: Annotated[str, typer.Argument(help="A method, see 'ostinato list', or a file of your own: my.py.")],
+    options: Options = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file with options.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("-p", "--preset", help="Published options: a benchmark, or benchmark/variant.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a stream of tasks and write everything to a run directory.
+
+    Options win over the file, and the file over the preset. 'ostinato reproduce' lists the presets.
+
+    Example: ostinato run dualprompt data=photos/ stream.step=5 out=runs/photos
+    """
+    from ostinato.config import parse_overrides, read_toml
+    from ostinato.runs.options import directory_for, new_run
+
+    given = parse_overrides(options or [])
+    file = read_toml(config) if config else {}
+    out = take(given, "out") or take(file, "out")
+    checked = new_run(method, given, file, preset)
+    out = str(out or directory_for(checked))
+    with running(as_json, checked.device) as (console, reporter, world):
+        from ostinato.runs.lifecycle import start
+
+        result = start(checked, out, reporter, world)
+        show_result(result, console, as_json, world)
+
+
+@app.command(cls=GoesOn)
+def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None:
+    """Go on with a run that was stopped or killed, to the same result.
+
+    Options say where things are now, such as data=PATH, or method=FILE for a method of your own.
+    """
+    from ostinato.config import parse_overrides
+    from ostinato.runs.lifecycle import resume as go_on
+
+    given = parse_overrides(options or [])
+    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
+        result = go_on(run, given, reporter, world)
+        show_result(result, console, as_json, world)
+
+
+@app.command(cls=GoesOn)
+def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
+    """Teach a finished run further classes, from a folder of them alone.
+
+    Example: ostinato learn runs/photos data=more_classes/ eval=old_test_photos/
+    """
+    from ostinato.config import parse_overrides
+
+    given = parse_overrides(options or [])
+    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
+        from ostinato.runs.lifecycle import learn_more
+
+        result = learn_more(run, given, reporter, world)
+        show_result(result, console, as_json, world)
+
+
+def show_result(result: dict[str, Any], console: Console, as_json: bool, world: World) -> None:
+    """Show the result of a run, in the main process alone."""
+    from ostinato.report.tables import percent, run_table
+
+    if not world.main:
+        return
+    if as_json:
+        say_json(result)
+        return
+    console.print(run_table([result]))
+    if "new_accuracy" in result:
+        if result["old_accuracy_before"] is None:
+            console.print("Old classes were not scored: give a labelled folder of them as eval=FOLDER.")
+        else:
+            console.print(
+                f"Earlier classes: {percent(result['old_accuracy_before'])} % before, "
+                f"{percent(result['old_accuracy_after'])} % after."
+            )
+        if result["new_accuracy"] is not None:
+            console.print(f"New classes: {percent(result['new_accuracy'])} %.")
+    console.print(f"Written to {result['run']}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)

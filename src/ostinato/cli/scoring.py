@@ -1,0 +1,203 @@
+"""Commands that use a finished run: predict, protocols, eval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ostinato.cli.app import Json, Options, RunPath, app, machine_of, reporting
+from ostinato.errors import DataError, InputError
+from ostinato.printing import say, say_json
+
+if TYPE_CHECKING:
+    from ostinato.evaluation.evaluator import BatchProtocol
+    from ostinato.learner import Prediction
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Images or folders of them; for texts, files with one a line, csv, tsv, jsonl or parquet. Also "
+            "backbone.weights=FILE (if it moved), device=cpu and precision=fp32.",
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a table; found by name without.")] = None,
+    topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Classify images or texts with what a run has learned, each on its own.
+
+    Example: ostinato predict runs/photos new/*.jpg --topk 3
+
+    Example: ostinato predict runs/intents --text "where is my card" questions.txt
+    """
+    import time
+    from dataclasses import asdict
+
+    from ostinato.config import parse_overrides
+    from ostinato.runs.scoring import load_run, predict_inputs
+
+    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
+    files = [Path(w) for w in inputs or [] if w not in words]
+    if not files and not text:
+        raise InputError("predict: give image files, text files or --text TEXT.")
+    learner = load_run(run, **machine_of(parse_overrides(words)))
+    predictions, bad = [], []
+    began = time.perf_counter()
+    for one in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
+        if isinstance(one, DataError):
+            bad.append(str(one))
+            continue
+        predictions.append(asdict(one))
+        if not as_json:
+            say(f"{one.source}: {_best(one)}")
+    n = len(predictions) + len(bad)
+    if n > learner.settings.eval_batch_size:  # worth a word beside the results
+        seconds = time.perf_counter() - began
+        say(f"{n} inputs in {seconds:.1f} s, {n / seconds:.0f} a second", err=True)
+    if as_json:
+        say_json(predictions)
+    if bad:
+        raise DataError("\n".join(bad))
+
+
+def _best(one: Prediction) -> str:
+    if one.confidences is None:
+        shown = [f"{score:.3f}" for score in one.scores]
+    else:
+        shown = [f"{100 * share:.1f}%" for share in one.confidences]
+    return "  ".join(f"{name} {value}" for name, value in zip(one.classes, shown, strict=True))
+
+
+@app.command()
+def protocols(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs of methods that infer tasks.")],
+    rules: Annotated[
+        str | None, typer.Option(help="How tasks are weighed, with commas; all that a method has.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images per batch.")] = 24,
+    shots: Annotated[str, typer.Option(help="First images of a batch that decide, with commas.")] = "3,5,7",
+    data: Annotated[str | None, typer.Option(help="Where the runs' data are now.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Where the backbone's weights are now.")] = None,
+    method: Annotated[str | None, typer.Option(help="The file of the runs' method, if it moved or changed.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    cache: Annotated[str | None, typer.Option(help="Folder of frozen features shared between runs.")] = None,
+    state_cache: Annotated[float, typer.Option(help="GiB for frozen states.")] = 0.0,
+    collect: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Put the table between its markers in FILE.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score trained models per sample, by the vote of a batch of one task, and by its first images.
+
+    Example: ostinato protocols runs/soft_tf runs/dualprompt
+    """
+    from dataclasses import asdict
+
+    from ostinato.analysis.protocols import markdown, study
+    from ostinato.report.tables import replace_between
+
+    try:
+        counts = [int(k) for k in shots.split(",") if k]
+    except ValueError:
+        raise InputError(f"--shots must be whole numbers with commas, such as 3,5,7; got {shots!r}.") from None
+    studies = []
+    with reporting(as_json) as (_, reporter):
+        for run in runs:
+            reporter.message(f"{run}: evidence for each task, then scores under each task that a protocol gives")
+            studies.append(
+                study(
+                    run,
+                    size=batch,
+                    shots=counts,
+                    rules=rules.split(",") if rules else None,
+                    data=data,
+                    device=device,
+                    weights=weights,
+                    method=method,
+                    cache=cache,
+                    state_cache=state_cache,
+                )
+            )
+    text = markdown(studies)
+    if collect:
+        replace_between(collect, "protocols", text)
+    if as_json:
+        say_json([asdict(s) for s in studies])
+    else:
+        say(text)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunPath,
+    options: Options = None,
+    as_json: Json = False,
+) -> None:
+    """Score a finished run on a labelled folder of classes that it has learned.
+
+    Example: ostinato eval runs/photos data=photos_of_may/
+    """
+    from ostinato.config import parse_overrides
+
+    given = parse_overrides(options or [])
+    data, scoring = given.pop("data", {}), given.pop("eval", {})
+    machine = machine_of(given)
+    stream = given.pop("stream", None)
+    unknown = scoring.pop("unknown", "refuse")
+    wrong = given or set(scoring) - {"protocol", "shots", "batch_size"} or stream not in (None, {"tasks": "folders"})
+    if wrong or "path" not in data or unknown not in ("refuse", "skip"):
+        raise InputError(
+            "eval takes data=FOLDER with further options of data.*, stream.tasks=folders, backbone.weights=FILE, "
+            "device=NAME, precision=fp32, eval.unknown=skip (classes that were not learned), and eval.protocol=batch "
+            "with eval.batch_size=24 and eval.shots=7."
+        )
+    from ostinato.runs.scoring import score_run
+
+    score = score_run(
+        run,
+        data,
+        protocol=_protocol(scoring),
+        task_folders=True if stream else None,
+        skip_unknown=unknown == "skip",
+        tell=lambda note: say(note, err=as_json),
+        **machine,
+    )
+    if as_json:
+        shown = {"accuracy": score.accuracy, "images": score.images}
+        if score.classes is not None:
+            say_json(shown | {"classes": score.classes})
+        else:
+            say_json(shown | {"protocol": score.protocol, "task_id_accuracy": score.task_id_accuracy})
+        return
+    line = f"{100 * score.accuracy:.1f}% of {score.images} {score.modality}s"
+    if score.classes is None:
+        say(f"{line}, protocol {score.protocol}")
+        return
+    say(f"{line}, {len(score.classes)} classes")
+    for name, share in sorted(score.classes.items(), key=lambda item: item[1]):
+        say(f"  {100 * share:5.1f}%  {name}")
+
+
+def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
+    """What ``eval.protocol``, ``eval.batch_size`` and ``eval.shots`` ask for; None for one answer per sample."""
+    from ostinato.evaluation.evaluator import BatchProtocol
+
+    kind = scoring.get("protocol", "sample")
+    if kind not in ("sample", "batch"):
+        raise InputError(f"eval.protocol must be 'sample' or 'batch', got {kind!r}.")
+    if kind == "sample":
+        if len(scoring) > ("protocol" in scoring):
+            raise InputError("eval.batch_size and eval.shots belong to eval.protocol=batch; add it or leave them out.")
+        return None
+    size, shots = scoring.get("batch_size", 24), scoring.get("shots", 0)
+    if not isinstance(size, int) or not isinstance(shots, int):
+        raise InputError(f"eval.batch_size and eval.shots must be whole numbers, got {size!r} and {shots!r}.")
+    return BatchProtocol(size, shots)

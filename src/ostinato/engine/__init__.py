@@ -1,1 +1,0 @@
-"""Training: stages, optimisers, precision, seeds, checkpoints, run directories."""

@@ -1,0 +1,1 @@
+"""Runs: a configuration learned as a stream of tasks in a directory, stopped, resumed and continued."""

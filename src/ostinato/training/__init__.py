@@ -1,0 +1,1 @@
+"""Train a method on one task: loop, loader, optimiser, precision, seeds, divergence."""
