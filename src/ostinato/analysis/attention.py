@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ostinato.analysis.base import Analysis, Findings, Subject
-from ostinato.analysis.figures import Looked, attention_maps
 from ostinato.backbones import Edit, VisionBackbone
 from ostinato.backbones.encoder import Block
 from ostinato.errors import InputError
 from ostinato.learner import Learner
 from ostinato.methods.base import Method
+from ostinato.report.figures import Looked, attention_maps
 from ostinato.streams.decode import decode
 from ostinato.training.precision import compute
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
-from ostinato.analysis.figures import Panel, heat_maps
+from ostinato.report.figures import Panel, heat_maps
 
 MAPS = {"q": 0, "v": 2}
 """Edited maps and their rows of the block weights; row 1 is that of the keys, which are not edited."""

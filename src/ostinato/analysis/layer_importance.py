@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
-from ostinato.analysis.figures import Panel, heat_maps
+from ostinato.report.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ostinato.analysis.base import Findings
-from ostinato.analysis.figures import Series, placements
 from ostinato.errors import InputError
+from ostinato.report.figures import Series, placements
 from ostinato.report.tables import read_summary
 from ostinato.runs.rundir import RunDir
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having
-from ostinato.analysis.figures import histograms
 from ostinato.errors import InputError
+from ostinato.report.figures import histograms
 
 BINS = 101
 """Bins that all layers and maps share; an odd number, so that 1 falls into the middle of one where masks never move."""

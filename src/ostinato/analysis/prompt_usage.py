@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having
-from ostinato.analysis.figures import bar_rows
 from ostinato.methods.base import Method, TaskInferring
+from ostinato.report.figures import bar_rows
 
 
 def supports(method: Method) -> bool:

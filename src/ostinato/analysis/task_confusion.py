@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ostinato.analysis.base import Analysis, Findings, Subject, numbered
-from ostinato.analysis.figures import Panel, heat_maps
 from ostinato.methods.base import TaskInferring
+from ostinato.report.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:
