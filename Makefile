@@ -10,13 +10,23 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test faults check format benchmark golden audit docs lock clean
+.PHONY: demo test test-oldest faults check format benchmark golden audit docs lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The suite with the lowest versions that pyproject.toml allows; about 3 GB of packages. They warn about newer
+# releases of what they need themselves, so that a warning is no failure here.
+OLDEST := .venv/oldest/bin/python
+test-oldest: $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/oldest
+	$(BIN)/uv pip install -q --python $(OLDEST) --resolution lowest-direct --only-binary :all: \
+		-r pyproject.toml --extra build --extra test
+	$(BIN)/uv pip install -q --python $(OLDEST) --no-deps --no-build-isolation -e .
+	$(OLDEST) -m pytest -n 2 --dist worksteal -W default --disable-warnings
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
