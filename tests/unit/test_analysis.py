@@ -17,7 +17,7 @@ from PIL import Image
 from tests.conftest import RECORD
 from torch import nn
 
-from ostinato.analysis import ANALYSES, Subject, analyse, figures, kinds, supported
+from ostinato.analysis import ANALYSES, Subject, analyse, kinds, supported
 from ostinato.analysis.attention import attend, watching
 from ostinato.analysis.layer_sweep import written
 from ostinato.analysis.mask_density import BINS, counts, shared_edges
@@ -29,6 +29,7 @@ from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.lookup import get_method
 from ostinato.registry import check_options
+from ostinato.report import figures
 from ostinato.report.console import Reporter
 from ostinato.runs.lifecycle import start
 from ostinato.runs.rundir import RunDir
