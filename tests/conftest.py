@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import csv
+from torch.utils.flop_counter import flop_registry
 
 from ostinato import lookup, registry
 from ostinato.backbones import Backbone
@@ -102,6 +103,13 @@ def photos(root: Path, classes: dict[str, tuple[int, int, int]], n: int = 6, see
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 YELLOW, WHITE, CYAN = (230, 220, 40), (240, 240, 240), (40, 220, 220)
+
+
+@pytest.fixture
+def counts_attention() -> None:
+    """Skip a test where torch does not count the arithmetic of attention on the CPU."""
+    if torch.ops.aten._scaled_dot_product_flash_attention_for_cpu not in flop_registry:
+        pytest.skip("this release of torch does not count the attention on the CPU")
 
 
 @pytest.fixture

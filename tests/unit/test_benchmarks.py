@@ -66,6 +66,7 @@ def test_every_case_runs_to_its_figure(case: Case, monkeypatch):
     assert took.reference > 0
 
 
+@pytest.mark.usefixtures("counts_attention")
 def test_a_forward_pass_is_counted_as_torch_counts_it():
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -99,6 +99,7 @@ def test_speed_ends_in_time_and_says_what_is_missing(tmp_path):
     assert all("not measured, no time is left" in line for line in failed)
 
 
+@pytest.mark.usefixtures("counts_attention")
 @pytest.mark.parametrize("case", [*MORE, *closed_forms()], ids=lambda c: c.name)
 def test_every_further_case_runs_to_its_figures(case: Case, tiny):
     more: dict[str, Any] = {"with_reference": True, "count": True, "shapes": ((32, 32, 32),)}
@@ -111,6 +112,7 @@ def test_every_further_case_runs_to_its_figures(case: Case, tiny):
         assert took.done >= 0.99 * case.flops(arch, n)
 
 
+@pytest.mark.usefixtures("counts_attention")
 def test_arithmetic_is_counted_in_a_step_with_looked_up_queries(tiny):
     """One pass forward and the gradient for the inputs; with the query it would be a pass more."""
     known, new = CASES[0], CASES[1]
