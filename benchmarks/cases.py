@@ -22,6 +22,7 @@ from ostinato.backbones import Arch, Backbone, Preprocess, VisionBackbone
 from ostinato.contract.toys import random_backbone as toy_backbone
 from ostinato.lookup import get_method, methods
 from ostinato.methods.base import LearnTask, Method, Stage
+from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import compute, prepare
 
@@ -395,16 +396,16 @@ class _Turns:
         return Measured(ours, reference, limit, self.done, self.memory)
 
 
-class _Steps:
+class _Steps(Callback):
     """Times our training steps and takes a turn after each that is not skipped; the last skipped one is counted."""
 
     def __init__(self, turns: _Turns, skip: int) -> None:
         self.turns, self.skip, self.fit = turns, skip, True
 
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
+    def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
         self.fit = stage.name == "fit"  # what comes after it is not measured
 
-    def stepped(self, position: Any, losses: Any, optimizer: Any, n: int) -> None:  # noqa: ARG002
+    def on_step(self, position: Any, losses: Any, optimizer: Any, n: int) -> None:  # noqa: ARG002
         if not self.fit:
             return
         self.turns.counted(n)
@@ -413,9 +414,6 @@ class _Steps:
         elif position.step == self.skip - 1:
             self.turns.count()
         self.turns.begin()
-
-    def warned(self, text: str) -> None:  # random images teach nothing, which is no fault here
-        pass
 
 
 def measure(

@@ -79,7 +79,7 @@ def method_pages() -> dict[str, str]:
     Returns:
         Markdown by path.
     """
-    from ostinato.registry import methods
+    from ostinato.lookup import methods
 
     preset_rows, pages, index = presets(), {}, []
     for name, cls in methods().items():
@@ -121,7 +121,7 @@ def command_page() -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put a page per method into the navigation."""
-    from ostinato.registry import methods
+    from ostinato.lookup import methods
 
     pages = ["methods/index.md", *(f"methods/{name}.md" for name in methods())]
     config.nav = [{"Methods": pages} if entry == {"Methods": "methods/"} else entry for entry in config.nav or []]

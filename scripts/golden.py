@@ -41,6 +41,7 @@ import numpy as np
 import torch
 
 import ostinato
+from ostinato.training.callbacks import Callback
 
 SAMPLES = 50
 """Test samples whose scores are noted, evenly spaced over those of all tasks."""
@@ -247,37 +248,34 @@ class Lesson:
         method: on the CPU, in fp32.
         stream: its tasks.
         view: sees test samples.
-        learn: teaches a task, told to a watcher.
+        learn: teaches a task, told to a callback.
         evaluate: counts over test samples of tasks.
     """
 
     method: Any
     stream: Any
     view: Any
-    learn: Callable[[int, Watcher], Any]
+    learn: Callable[[int, Losses], Any]
     evaluate: Callable[[Sequence[Any]], Any]
 
 
-class Watcher:
+class Losses(Callback):
     """Notes the losses of every step."""
 
     def __init__(self) -> None:
         self.losses: dict[str, dict[str, float]] = {}
         self.stage = ""
 
-    def stage_started(self, task: int, stage: Any, step: int, steps: int) -> None:  # noqa: ARG002 - as it is called
+    def on_stage_start(self, task: int, stage: Any, step: int, steps: int) -> None:  # noqa: ARG002 - as it is called
         """A stage begins."""
         self.stage = f"task {task + 1}, {stage.name}"
 
-    def stepped(self, position: Any, losses: dict[str, float], optimizer: Any, n: int) -> None:  # noqa: ARG002
+    def on_step(self, position: Any, losses: dict[str, float], optimizer: Any, n: int) -> None:  # noqa: ARG002
         """A step is done."""
         key = f"{self.stage}, step {position.step}"
         if key in self.losses:
             raise RuntimeError(f"Two steps are called {key!r}: give the stages of a task different names.")
         self.losses[key] = dict(losses)
-
-    def warned(self, text: str) -> None:
-        """Nothing is noted of warnings."""
 
 
 def begin(row: Row) -> Lesson:
@@ -294,8 +292,8 @@ def _on_digits(row: Row) -> Lesson:
     train = {"epochs": 1} | row.train
     learner = Learner(row.method, device="cpu", precision="fp32", seed=0, train=train, **row.learner, **row.options)
 
-    def learn(i: int, watcher: Watcher) -> None:
-        learner.learn(stream.task(i), watcher=watcher)
+    def learn(i: int, callback: Losses) -> None:
+        learner.learn(stream.task(i), callback=callback)
 
     return Lesson(learner.method, stream, learner.eval_view, learn, partial(learner.evaluate, oracle=True))
 
@@ -310,8 +308,8 @@ def _on_toys(row: Row) -> Lesson:
         raise ValueError(f"{row.name}: the recipe and the learner of toys are fixed.")
     method, stream = make(row.method, row.on, **row.options), toy_stream(row.on)  # pyright: ignore[reportArgumentType]
 
-    def learn(i: int, watcher: Watcher) -> None:
-        learn_task(method, learn_view(method, stream, i), SETTINGS, watcher)
+    def learn(i: int, callback: Losses) -> None:
+        learn_task(method, learn_view(method, stream, i), SETTINGS, callback)
 
     def count(groups: Sequence[Any]) -> Any:
         return evaluate(method, groups, SETTINGS, oracle=True)
@@ -353,17 +351,17 @@ def per_sample(values: torch.Tensor) -> dict[str, Any]:
 
 def results(row: Row) -> dict[str, Any]:
     """Everything that is noted of a row, in the order in which it is computed."""
-    lesson, watcher, accuracy = begin(row), Watcher(), {}
+    lesson, callback, accuracy = begin(row), Losses(), {}
     groups: list[Any] = []
     for i in range(len(lesson.stream)):
-        lesson.learn(i, watcher)
+        lesson.learn(i, callback)
         groups.append(lesson.stream.test(i).with_view(lesson.view))
         counts = lesson.evaluate(groups)
         accuracy[f"after task {i + 1}"] = {name: getattr(counts, name) for name in COUNTS}
     places = [(group, i) for group in groups for i in range(len(group))]
     chosen = [places[i * len(places) // min(SAMPLES, len(places))] for i in range(min(SAMPLES, len(places)))]
     x, y = groups[0].collate([group[i] for group, i in chosen])
-    return {"losses": watcher.losses, "accuracy": accuracy} | outputs(lesson.method, x, y)
+    return {"losses": callback.losses, "accuracy": accuracy} | outputs(lesson.method, x, y)
 
 
 def run(row: Row) -> tuple[dict[str, Any] | str, float]:

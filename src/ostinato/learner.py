@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,9 +38,10 @@ from ostinato.registry import check_options, is_registered
 from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
+from ostinato.training.callbacks import Callback, Position
 from ostinato.training.compiling import compile_layers
 from ostinato.training.loader import fixed_batches
-from ostinato.training.loop import Position, Settings, Watcher, learn_task
+from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
 from ostinato.training.seeding import seeded
 
@@ -215,8 +216,7 @@ class Learner:
         task: Task,
         *,
         augment: str | None = None,
-        watcher: Watcher | None = None,
-        tick: Callable[[int], None] | None = None,
+        callback: Callback | None = None,
         resume: tuple[Position, dict[str, Tensor]] | None = None,
     ) -> float:
         """Learn the classes of a task.
@@ -224,8 +224,7 @@ class Learner:
         Args:
             task: the next task of a stream.
             augment: training augmentation: "photo", "glyph" or "none"; None for what suits the task's source.
-            watcher: told about every training step.
-            tick: called with the number of samples after each batch of a pass without training.
+            callback: told about every training step, and every batch of a pass without training.
             resume: place and optimiser state to go on from, where the learner holds the state of that moment.
 
         Returns:
@@ -234,6 +233,7 @@ class Learner:
         Raises:
             InputError: if the task does not continue what was learned.
         """
+        callback = callback or Callback()
         if resume is None:
             self._check_whole()
         self._remember(task)
@@ -249,8 +249,7 @@ class Learner:
                 workers=self.settings.workers,
             ):
                 yield x, y
-                if tick is not None:
-                    tick(len(y))
+                callback.on_batch(len(y))
 
         view = self.train_view(augment or task.augment)
         seconds = learn_task(
@@ -259,7 +258,7 @@ class Learner:
                 task.index, task.classes, samples.with_view(view), batches, self.settings.world, task.class_names
             ),
             self.settings,
-            watcher,
+            callback,
             resume=resume,
         )
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
@@ -308,7 +307,7 @@ class Learner:
         oracle: bool = False,
         protocol: BatchProtocol | None = None,
         alike: Tensor | None = None,
-        tick: Callable[[int], None] | None = None,
+        callback: Callback | None = None,
     ) -> Evaluation:
         """Accuracy on test samples of classes learned so far, mixed over tasks.
 
@@ -317,7 +316,7 @@ class Learner:
             oracle: also score under the true task, for methods that infer one.
             protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
             alike: for each label, a number that labels share which mean the same answer; None for the learner's own.
-            tick: called with the number of samples after each batch.
+            callback: told about every batch.
 
         Returns:
             Counts per task, with accuracies.
@@ -331,7 +330,7 @@ class Learner:
         with self._explaining_damage():
             return evaluate(
                 self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike,
-                names=self.class_names, tick=tick,
+                names=self.class_names, callback=callback,
             )  # fmt: skip
 
     def answers(self) -> Tensor | None:

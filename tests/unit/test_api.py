@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 import ostinato
-from ostinato.registry import methods
+from ostinato.lookup import methods
 
 ROOT = Path(__file__).parents[2]
 

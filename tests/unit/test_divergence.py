@@ -17,19 +17,20 @@ from ostinato.contract.toys import toy_stream
 from ostinato.errors import OstinatoError
 from ostinato.lookup import methods
 from ostinato.methods.base import Recipe, Stage
-from ostinato.training.divergence import DivergedError, Seen
-from ostinato.training.loop import Position, Silent, learn_task
+from ostinato.training.callbacks import Callback, Position, Seen
+from ostinato.training.divergence import DivergedError
+from ostinato.training.loop import learn_task
 
 STOP = replace(SETTINGS, on_divergence="stop")
 
 
-class Told(Silent):
+class Told(Callback):
     """Keeps what it is warned of."""
 
     def __init__(self):
         self.texts = []
 
-    def warned(self, text):
+    def on_warning(self, text):
         self.texts.append(text)
 
 
@@ -98,7 +99,7 @@ def test_the_way_out_names_what_can_be_changed():
 def test_a_run_may_stop_where_a_loss_explodes():
     method, told = Scripted([1, 2, 3000, 4, 5, 6]), Told()
     before = {}
-    told.stepped = lambda *_: before.update(w=method.w.detach().clone())
+    told.on_step = lambda *_: before.update(w=method.w.detach().clone())
     with pytest.raises(DivergedError, match=r"step 3: the loss explodes, to 3e\+03 after 1 in .* Lower train.lr \(now"):
         learn_task(method, task(), STOP, told)
     assert told.texts == []
@@ -179,7 +180,7 @@ def ending(value):
 @pytest.mark.parametrize("settings", [SETTINGS, STOP])
 def test_parameters_that_the_last_step_breaks_are_not_kept(bad, settings):
     told, reached = Told(), []
-    told.stepped = lambda position, *_: reached.append(position.step)
+    told.on_step = lambda position, *_: reached.append(position.step)
     where = (
         r"task 1, stage 'main': the norm of the trained parameters is not a finite number \((nan|inf)\) after the last"
     )
@@ -198,7 +199,7 @@ def test_parameters_that_explode_are_said():
         "Lower train.lr (now 0.05), or set train.clip."
     ]
     reached = []
-    told.stepped = lambda position, *_: reached.append(position.step)
+    told.on_step = lambda position, *_: reached.append(position.step)
     with pytest.raises(DivergedError, match=r"parameters explode, .* With train.on_divergence=warn training goes on."):
         learn_task(stepping(ending(-101)), task(), STOP, told)
     assert reached == [1, 2, 3, 4, 5]
@@ -256,7 +257,7 @@ def test_a_resumed_stage_warns_of_the_same_as_a_whole_one(values, gradient, n):
             super().__init__(method, n)
             self.texts = []
 
-        def warned(self, text):
+        def on_warning(self, text):
             self.texts.append(text)
 
     first, second, after = Scripted(values, gradient), Scripted(values, gradient), Told()
@@ -274,7 +275,7 @@ def test_a_resumed_stage_warns_of_the_same_as_a_whole_one(values, gradient, n):
 def test_a_resumed_stage_sees_to_its_parameters_as_a_whole_one(n):
     first, second, told = stepping(ending(1e4)), stepping(ending(1e4)), Told()
     cut = StopAt(first, n)
-    cut.warned = told.warned
+    cut.on_warning = told.on_warning
     with pytest.raises(Stop):
         learn_task(first, task(), SETTINGS, cut)
     second.load_learned_state(cut.state)
@@ -297,21 +298,21 @@ class Heard(Exception):
     """What the first warning says."""
 
 
-class Once(Silent):
+class Once(Callback):
     """Stops at the first warning, which is all that is asked for."""
 
-    def warned(self, text):
+    def on_warning(self, text):
         raise Heard(text)
 
 
 def test_what_optimises_nothing_is_left_out_rightly():
-    class Steps(Silent):
-        def stage_started(self, task, stage, step, steps):
+    class Steps(Callback):
+        def on_stage_start(self, task, stage, step, steps):
             raise AssertionError(stage.name)
 
     for name in UNTRAINED:
         kind = kinds_of(methods()[name])[0]
-        learn(make(name, kind), toy_stream(kind), watcher=Steps())
+        learn(make(name, kind), toy_stream(kind), callback=Steps())
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])
@@ -327,7 +328,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
     overrides = {**LESSONS.overrides, "lr": 1e6, "batch_size": size, "epochs": 1 if size > 8 else 2}
     settings = replace(LESSONS, on_divergence=policy, overrides=overrides)
     with pytest.raises((DivergedError, Heard), match=r"task 1, stage '\w+'.*: the .*Lower train.lr") as caught:
-        learn(make(name, kind), toy_stream(kind), upto=1, settings=settings, watcher=Once())
+        learn(make(name, kind), toy_stream(kind), upto=1, settings=settings, callback=Once())
     assert policy == "warn" or caught.type is DivergedError
     assert issubclass(DivergedError, OstinatoError)
 
@@ -336,7 +337,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
 def test_no_method_is_warned_of_where_it_learns(name):
     """Its last task is of a single class."""
     kind, told = kinds_of(methods()[name])[0], Told()
-    learn(make(name, kind), toy_stream(kind), watcher=told)
+    learn(make(name, kind), toy_stream(kind), callback=told)
     assert told.texts == []
 
 

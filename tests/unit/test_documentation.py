@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ostinato
-from ostinato.registry import methods
+from ostinato.lookup import methods
 from ostinato.reproduce.show import FOLDED
 from scripts.documentation import on_page_content, on_page_markdown, options
 

@@ -24,6 +24,7 @@ from ostinato.runs.checkpoint import Checkpoint, Checkpoints
 from ostinato.runs.lifecycle import start
 from ostinato.runs.stopping import stop_on_signal
 from ostinato.tensor_files import read_tensors, write_tensors
+from ostinato.training.callbacks import Callback
 from ostinato.training.divergence import DivergedError
 from ostinato.training.loader import fixed_batches, n_batches, training_batches
 from ostinato.training.loop import (
@@ -291,15 +292,15 @@ class Probe(Method):
         return {"fit": (out.sum(1) - y).square().mean(), "size": 0.01 * self.w.square().sum()}
 
 
-class Watch:
+class Watch(Callback):
     def __init__(self, method, stop_at=None):
         self.method, self.stop_at = method, stop_at
         self.started, self.steps, self.lrs = [], [], []
 
-    def stage_started(self, task, stage, step, steps):
+    def on_stage_start(self, task, stage, step, steps):
         self.started.append((task, stage.name, step, steps))
 
-    def stepped(self, position, losses, optimizer, n):
+    def on_step(self, position, losses, optimizer, n):
         self.steps.append((position.stage, position.step, n))
         self.lrs.append(optimizer.param_groups[0]["lr"])
         self.losses = losses
@@ -309,7 +310,7 @@ class Watch:
             self.position = position
             raise KeyboardInterrupt
 
-    def warned(self, text):
+    def on_warning(self, text):
         raise AssertionError(text)
 
 
@@ -523,7 +524,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step():
     method = Broken(lambda m: [Stage(m.loss, step=lambda o: (o.step(), m.log.append("step")))])
     watch = Watch(method, stop_at=(0, 3))
     kept = {}
-    watch.stepped = lambda position, losses, optimizer, n: kept.update(w=weights(method), at=position)
+    watch.on_step = lambda position, losses, optimizer, n: kept.update(w=weights(method), at=position)
     with pytest.raises(DivergedError, match=r"'odd' is not a finite number \(nan\). Lower train.lr \(now 0.05\)"):
         learn_task(method, task(), SETTINGS, watch)
     assert kept["at"] == Position(0, 3)

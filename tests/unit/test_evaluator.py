@@ -12,6 +12,7 @@ from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate, never_predicted
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import EvalView, StreamOptions, TaskStream, arrays
+from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings
 
 SIDE = 4
@@ -248,11 +249,21 @@ def test_evaluation_leaves_global_generators_and_the_method_alone():
     assert torch.equal(method.table, HAND_SCORES)
 
 
+class Batches(Callback):
+    """Notes the sizes of batches."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def on_batch(self, n):
+        self.sizes.append(n)
+
+
 def test_progress_is_told_after_each_batch():
-    ticks = []
+    batches = Batches()
     settings = Settings(torch.device("cpu"), torch.float32, eval_batch_size=3)
-    evaluate(Table(HAND_SCORES, [2, 2, 1]), groups(stream(HAND_LABELS)), settings, tick=ticks.append)
-    assert ticks == [3, 3, 2]
+    evaluate(Table(HAND_SCORES, [2, 2, 1]), groups(stream(HAND_LABELS)), settings, callback=batches)
+    assert batches.sizes == [3, 3, 2]
 
 
 # Refusals
@@ -285,9 +296,9 @@ BAD = [torch.nan, torch.inf, -torch.inf]
 def test_scores_that_are_not_finite_are_refused(bad):
     scores = HAND_SCORES.clone()
     scores[6, 3] = scores[2, 4] = bad
-    method, ticks = Table(scores, [2, 2, 1]), []
+    method = Table(scores, [2, 2, 1])
     with pytest.raises(InputError, match="table: scores must be finite numbers, but those of class 3 are not"):
-        evaluate(method, groups(stream(HAND_LABELS)), replace(SETTINGS, eval_batch_size=1), tick=ticks.append)
+        evaluate(method, groups(stream(HAND_LABELS)), replace(SETTINGS, eval_batch_size=1))
     with pytest.raises(InputError, match=r"those of class 'd' are not. Training diverged: learn again with a lower tr"):
         evaluate(method, groups(stream(HAND_LABELS)), SETTINGS, names=["a", "b", "c", "d", "e"])
 

@@ -13,6 +13,7 @@ from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.layer_grouped import LayerGrouped, sinusoids
 from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
+from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings, learn_task
 
 D, H, DEPTH, P = 16, 2, 6, 4
@@ -420,26 +421,26 @@ def test_scores_do_not_change_when_a_task_is_closed():
     torch.testing.assert_close(method.scores(x), before, atol=1e-6, rtol=1e-5)
 
 
-class Snapshots:
+class Snapshots(Callback):
     """Keeps the state at the first step of every stage and after every step."""
 
     def __init__(self, method):
         self.method, self.started, self.stepped_to = method, {}, {}
 
-    def stage_started(self, task, stage, step, steps):
+    def on_stage_start(self, task, stage, step, steps):
         self.started[stage.name] = self.state()
         self.steps = steps
 
-    def stepped(self, position, losses, optimizer, n):
+    def on_step(self, position, losses, optimizer, n):
         self.stepped_to[position.stage] = self.state()
 
     def state(self):
         return {k: v.clone() for k, v in self.method.learned_state().items()}
 
 
-def engine_run(method, stream, upto, watcher=None):
+def engine_run(method, stream, upto, callback=None):
     for i in range(upto):
-        learn_task(method, lessons.learn_view(method, stream, i), SETTINGS, watcher if i == upto - 1 else None)
+        learn_task(method, lessons.learn_view(method, stream, i), SETTINGS, callback if i == upto - 1 else None)
     return method
 
 
@@ -451,23 +452,23 @@ def whole(**options):
 def test_training_moves_the_current_task_and_the_alignment_the_head_alone(align):
     stream = toy_stream()
     method = whole(align=align)
-    watcher = Snapshots(method)
-    engine_run(method, stream, 2, watcher)
-    fit, after = watcher.started["fit"], watcher.stepped_to[0]
+    callback = Snapshots(method)
+    engine_run(method, stream, 2, callback)
+    fit, after = callback.started["fit"], callback.stepped_to[0]
     moved = {k for k in fit if fit[k].shape != after[k].shape or not torch.equal(fit[k], after[k])}
     own = {"root", "alpha", "generator.down", "generator.up", "head.weight.1", "head.bias.1"}
     assert moved == own
     if not align:
-        assert set(watcher.started) == {"fit"}
+        assert set(callback.started) == {"fit"}
         assert not len(method.gaussians)
         assert not method.head.weight[0].requires_grad
         return
-    before, after = watcher.started["align"], watcher.stepped_to[1]
+    before, after = callback.started["align"], callback.stepped_to[1]
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {f"head.{part}.{t}" for part in ("weight", "bias") for t in (0, 1)}
     assert len(method.gaussians) == 4
     # 4 classes, 16 draws of each in batches of 16, two epochs
-    assert watcher.steps == 8
+    assert callback.steps == 8
 
 
 def test_the_first_task_needs_no_alignment_but_leaves_gaussians_for_later():
@@ -495,11 +496,11 @@ def test_prompts_and_heads_of_old_tasks_survive_weight_decay():
     assert torch.equal(method.prompts[0], before["prompts"][0])
     aligned = engine_run(whole(), stream, 1)
     before = {k: v.clone() for k, v in aligned.learned_state().items()}
-    watcher = Snapshots(aligned)
-    learn_task(aligned, lessons.learn_view(aligned, stream, 1), settings, watcher)
+    callback = Snapshots(aligned)
+    learn_task(aligned, lessons.learn_view(aligned, stream, 1), settings, callback)
     for name in ("head.weight.0", "head.bias.0"):
-        assert torch.equal(watcher.stepped_to[0][name], before[name]), "the main stage"
-        assert not torch.equal(watcher.stepped_to[1][name], before[name]), "the alignment"
+        assert torch.equal(callback.stepped_to[0][name], before[name]), "the main stage"
+        assert not torch.equal(callback.stepped_to[1][name], before[name]), "the alignment"
 
 
 def test_the_loss_is_local_and_a_task_of_one_class_competes_with_old_rows():
@@ -587,16 +588,16 @@ def test_runs_with_other_options(options):
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
     for steps in (4, 6, 9):
         cut = lessons.learn(whole(**options), stream, upto=1)
-        watcher = lessons.StopAt(cut, steps)
+        callback = lessons.StopAt(cut, steps)
         task = lessons.learn_view(cut, stream, 1)
         if steps == 9 and not options.get("align", True):
             continue  # there is no ninth step
         with pytest.raises(lessons.Stop):
-            learn_task(cut, task, lessons.SETTINGS, watcher)
-        assert watcher.position.stage == (steps > 6)
+            learn_task(cut, task, lessons.SETTINGS, callback)
+        assert callback.position.stage == (steps > 6)
         fresh = whole(**options)
-        fresh.load_learned_state(watcher.state)
-        learn_task(fresh, task, lessons.SETTINGS, resume=(watcher.position, watcher.optimizer))
+        fresh.load_learned_state(callback.state)
+        learn_task(fresh, task, lessons.SETTINGS, resume=(callback.position, callback.optimizer))
         learn_task(fresh, lessons.learn_view(fresh, stream, 2), lessons.SETTINGS)
         assert torch.equal(lessons.scores(fresh, x), together)
 

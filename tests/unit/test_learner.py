@@ -10,6 +10,7 @@ from ostinato.files import read_sealed, write_sealed
 from ostinato.learner import Learner
 from ostinato.methods.simplecil import SimpleCIL
 from ostinato.streams import StreamOptions, TaskStream, arrays
+from ostinato.training.callbacks import Callback
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,12 @@ def test_a_learner_stopped_in_the_middle_says_so(taught, tmp_path):
     learner = Learner("dualprompt", precision="fp32", train={"epochs": 1})
     learner.learn(stream.task(0))
 
-    class Stop:
-        def stage_started(self, *_):
+    class Stop(Callback):
+        def on_stage_start(self, *_):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learner.learn(stream.task(1), watcher=Stop())
+        learner.learn(stream.task(1), callback=Stop())
     image = Image.new("RGB", (8, 8))
     for act in (
         lambda: learner.predict([image]),

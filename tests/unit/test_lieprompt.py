@@ -12,6 +12,7 @@ from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.lieprompt import LiEPrompt, PoolPlan
 from ostinato.nn.pools import PromptPool
+from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings, learn_task
 
 D, H, DEPTH, P = 16, 2, 3, 2
@@ -66,10 +67,10 @@ def begin(method, *sizes, running=(0.2, 0.5, 0.3)):
     return method
 
 
-def learn(method, *sizes, watcher=None, **more):
+def learn(method, *sizes, callback=None, **more):
     for n in sizes:
         task = task_of(method.n_tasks, range(method.n_seen, method.n_seen + n))
-        learn_task(method, task, SETTINGS, watcher, **more)
+        learn_task(method, task, SETTINGS, callback, **more)
     return method.eval()
 
 
@@ -492,17 +493,17 @@ def test_the_pull_moves_keys_towards_the_queries_that_selected_them():
 # Stages
 
 
-class Snapshots:
+class Snapshots(Callback):
     """The learned state after the last step of every stage."""
 
     def __init__(self, method):
         self.method, self.states, self.starts = method, {}, {}
 
-    def stage_started(self, task, stage, step, steps):
+    def on_stage_start(self, task, stage, step, steps):
         self.starts[stage.name] = self._state()
         self.states[stage.name] = None
 
-    def stepped(self, position, losses, optimizer, n):
+    def on_step(self, position, losses, optimizer, n):
         self.states[list(self.states)[position.stage]] = self._state()
 
     def _state(self):
@@ -511,17 +512,17 @@ class Snapshots:
 
 def test_the_main_stage_leaves_other_rows_and_alignment_everything_but_the_head():
     method = learn(make(), 2)
-    watcher = Snapshots(method)
+    callback = Snapshots(method)
     at_rest = {k: v.clone() for k, v in method.learned_state().items()}
     frozen = {k: v.clone() for k, v in method.backbone.state_dict().items()}
-    learn(method, 2, watcher=watcher)
-    assert list(watcher.states) == ["fit", "align"]
-    fit, aligned = watcher.states["fit"], watcher.states["align"]
+    learn(method, 2, callback=callback)
+    assert list(callback.states) == ["fit", "align"]
+    fit, aligned = callback.states["fit"], callback.states["align"]
     for key in ("head.weight.0", "head.bias.0"):
         assert torch.equal(fit[key], at_rest[key])
         assert not torch.equal(aligned[key], fit[key])
-    assert not torch.equal(fit["head.weight.1"], watcher.starts["fit"]["head.weight.1"])
-    start = watcher.starts["align"]
+    assert not torch.equal(fit["head.weight.1"], callback.starts["fit"]["head.weight.1"])
+    start = callback.starts["align"]
     for key, value in aligned.items():
         if not key.startswith("head."):
             assert torch.equal(value, start[key]), key
@@ -532,9 +533,9 @@ def test_the_main_stage_leaves_other_rows_and_alignment_everything_but_the_head(
 
 def test_a_one_class_task_does_not_move_rows_of_other_classes_in_the_main_stage():
     method = learn(make(), 2)
-    watcher, before = Snapshots(method), method.head.weight[0].detach().clone()
-    learn(method, 1, watcher=watcher)
-    assert torch.equal(watcher.states["fit"]["head.weight.0"], before)
+    callback, before = Snapshots(method), method.head.weight[0].detach().clone()
+    learn(method, 1, callback=callback)
+    assert torch.equal(callback.states["fit"]["head.weight.0"], before)
 
 
 def test_the_first_task_has_no_alignment_and_gets_its_statistics_at_the_end():

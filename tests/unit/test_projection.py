@@ -12,6 +12,7 @@ from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.errors import InputError
 from ostinato.methods import dualprompt, l2p
 from ostinato.nn.projection import Covariance, Subspace, Subspaces, sampled
+from ostinato.training.callbacks import Callback
 from ostinato.training.loop import learn_task
 
 D, H = 16, 2
@@ -192,16 +193,16 @@ def test_a_sample_of_a_pass():
 # DualPrompt
 
 
-class Watch:
+class Watch(Callback):
     """Keeps copies of what a function returns, at the start of every stage and after every step."""
 
     def __init__(self, look) -> None:
         self.look, self.seen = look, []
 
-    def stage_started(self, task, stage, step, steps) -> None:
+    def on_stage_start(self, task, stage, step, steps) -> None:
         self.seen.append([v.clone() for v in self.look()])
 
-    def stepped(self, position, losses, optimizer, n) -> None:
+    def on_step(self, position, losses, optimizer, n) -> None:
         self.seen.append([v.clone() for v in self.look()])
 
     def moves(self):
@@ -251,12 +252,12 @@ def test_dualprompt_updates_of_keys_leave_the_directions_of_old_queries_alone(st
     method = learn(make("dualprompt", pgp=0.9, **DUAL), stream, upto=1)
     keys, values = Watch(lambda: prefixes(method, 0)), Watch(lambda: prefixes(method, 1))
 
-    class Both:
-        def stage_started(self, *args):
-            keys.stage_started(*args), values.stage_started(*args)
+    class Both(Callback):
+        def on_stage_start(self, *args):
+            keys.on_stage_start(*args), values.on_stage_start(*args)
 
-        def stepped(self, *args):
-            keys.stepped(*args), values.stepped(*args)
+        def on_step(self, *args):
+            keys.on_step(*args), values.on_step(*args)
 
     bases = [space.basis.clone() for space in method.spaces]
     learn_task(method, learn_view(method, stream, 1), SETTINGS, Both())
@@ -420,13 +421,13 @@ def test_stopping_inside_a_task_and_going_on_changes_nothing(stream, name, optio
     whole = learn(make(name, **options), stream)
     for steps in (1, 4):
         cut = learn(make(name, **options), stream, upto=1)
-        watcher = StopAt(cut, steps)
+        callback = StopAt(cut, steps)
         with pytest.raises(Stop):
-            learn_task(cut, learn_view(cut, stream, 1), SETTINGS, watcher)
+            learn_task(cut, learn_view(cut, stream, 1), SETTINGS, callback)
         fresh = make(name, **options)
-        fresh.load_learned_state(watcher.state)
+        fresh.load_learned_state(callback.state)
         task = learn_view(fresh, stream, 1)
-        learn_task(fresh, task, SETTINGS, resume=(watcher.position, watcher.optimizer))
+        learn_task(fresh, task, SETTINGS, resume=(callback.position, callback.optimizer))
         learn_task(fresh, learn_view(fresh, stream, 2), SETTINGS)
         ours, theirs = fresh.learned_state(), whole.learned_state()
         assert ours.keys() == theirs.keys()

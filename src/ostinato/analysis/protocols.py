@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ostinato.analysis.base import Subject
 from ostinato.evaluation.protocols import SAMPLE, Scored, compare_protocols
 from ostinato.learner import Learner
 from ostinato.report.tables import NOTHING, percent, to_markdown
+from ostinato.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def study(
     method: str | None = None,
     cache: str | None = None,
     state_cache: float = 0.0,
-    tick: Callable[[int], None] | None = None,
+    callback: Callback | None = None,
 ) -> Study:
     """Score a finished run on what it was scored on, under every protocol.
 
@@ -59,7 +60,7 @@ def study(
         method: the file to take the run's method from, if it moved or changed.
         cache: folder of frozen features shared between runs.
         state_cache: GiB for frozen states.
-        tick: called with the number of samples after each batch of a pass.
+        callback: told about every batch of a pass.
 
     Returns:
         The measurements.
@@ -77,7 +78,7 @@ def study(
         shots=shots,
         rules=rules,
         alike=learner.answers(),
-        tick=tick,
+        callback=callback,
     )
     return Study(Path(run).resolve().name, learner.method.name, rows)
 

@@ -26,7 +26,8 @@ from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
 from ostinato.registry import options_schema
 from ostinato.streams import StreamOptions, TaskStream
-from ostinato.training.loop import Position, Settings, Silent, learn_task
+from ostinato.training.callbacks import Callback, Position
+from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import prepare
 
 
@@ -307,15 +308,15 @@ def what_is_said_to_be_trained_is(case: Case) -> None:
             raise Broken(f"{idle[0]} requires a gradient in task {n_tasks}, but no stage trains it.")
 
 
-class _Gradients(Silent):
-    """A watcher that notes which parameters can train when a stage begins, and which of them get a gradient."""
+class _Gradients(Callback):
+    """A callback that notes which parameters can train when a stage begins, and which of them get a gradient."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.able: set[str] = set()
         self.reached: set[str] = set()
 
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
+    def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
         for name, p in self.method.named_parameters():
             if p.requires_grad and name not in self.able:
                 self.able.add(name)
@@ -362,13 +363,13 @@ def same_seed_same_run(case: Case) -> None:
     _same("a second run", scores(second, case.inputs), scores(first, case.inputs), exact=True)
 
 
-class _Steps(Silent):
-    """A watcher that counts the steps of a task."""
+class _Steps(Callback):
+    """A callback that counts the steps of a task."""
 
     def __init__(self) -> None:
         self.n = 0
 
-    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
+    def on_step(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
         self.n += 1
 
 
@@ -386,12 +387,12 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
     for n in sorted({1, 2 * steps.n // 3} - {0}):
         cut = case.after(first)
         task = learn_view(cut, case.stream, first)
-        watcher = StopAt(cut, n)
+        callback = StopAt(cut, n)
         try:
-            learn_task(cut, task, case.settings, watcher)
+            learn_task(cut, task, case.settings, callback)
         except Stop:
-            cut = case.twin(watcher.state)
-            learn_task(cut, task, case.settings, resume=(watcher.position, watcher.optimizer))
+            cut = case.twin(callback.state)
+            learn_task(cut, task, case.settings, resume=(callback.position, callback.optimizer))
         for i in range(first + 1, len(case.stream)):
             learn_task(cut, learn_view(cut, case.stream, i), case.settings)
         _same(f"stopped after step {n} of task {first}", scores(cut, case.inputs), want, exact=True)

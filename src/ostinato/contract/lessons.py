@@ -14,7 +14,8 @@ from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
 from ostinato.registry import check_options
 from ostinato.streams import Examples, TaskStream
-from ostinato.training.loop import Position, Settings, Silent, Watcher, learn_task, optimizer_tensors
+from ostinato.training.callbacks import Callback, Position
+from ostinato.training.loop import Settings, learn_task, optimizer_tensors
 from ostinato.training.precision import prepare
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
@@ -65,12 +66,12 @@ def learn(
     stream: TaskStream,
     upto: int | None = None,
     settings: Settings | None = None,
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
 ) -> Method:
     """Teach all tasks of a stream, or the first ``upto``, by ``SETTINGS`` on the method's device if none are given."""
     settings = settings or settings_on(method.device)
     for i in range(len(stream) if upto is None else upto):
-        learn_task(method, learn_view(method, stream, i), settings, watcher)
+        learn_task(method, learn_view(method, stream, i), settings, callback)
     return method
 
 
@@ -90,8 +91,8 @@ class Stop(Exception):
     """Raised by :class:`StopAt`."""
 
 
-class StopAt(Silent):
-    """A watcher that keeps what a checkpoint would hold after ``n`` steps, and raises :class:`Stop`."""
+class StopAt(Callback):
+    """A callback that keeps what a checkpoint would hold after ``n`` steps, and raises :class:`Stop`."""
 
     position: Position
     state: dict[str, Tensor]
@@ -100,7 +101,7 @@ class StopAt(Silent):
     def __init__(self, method: Method, n: int) -> None:
         self.method, self.left = method, n
 
-    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
+    def on_step(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
         """Count down."""
         self.left -= 1
         if self.left == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from ostinato.errors import InputError
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
+from ostinato.training.callbacks import Callback
 from ostinato.training.loader import cut, given_batches, pack
 from ostinato.training.loop import Settings
 from ostinato.training.precision import compute
@@ -151,7 +152,7 @@ def evaluate(
     protocol: BatchProtocol | None = None,
     alike: Tensor | None = None,
     names: Sequence[str] | None = None,
-    tick: Callable[[int], None] | None = None,
+    callback: Callback | None = None,
 ) -> Evaluation:
     """Score every sample of all groups, mixed and shuffled by a fixed seed unless a protocol says otherwise.
 
@@ -163,7 +164,7 @@ def evaluate(
         protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
         alike: for each label, a number that labels share which mean the same answer; one then counts for the other.
         names: of the classes seen, for messages.
-        tick: called with the number of samples after each batch.
+        callback: told about every batch.
 
     Returns:
         Counts per group.
@@ -172,6 +173,7 @@ def evaluate(
         InputError: if a label is outside the classes seen, there is nothing to score, a batch protocol is asked of a
             method that infers no task, or scores are not finite.
     """
+    callback = callback or Callback()
     began = time.perf_counter()
     samples = Examples.concat(list(groups)) if groups else None
     if samples is None or len(samples) == 0:
@@ -236,13 +238,12 @@ def evaluate(
         for name, hit in hits.items():
             counts[name].index_add_(0, group, hit.long())
         done += len(y)
-        if tick is not None:
-            tick(len(y))
+        callback.on_batch(len(y))
     settings.world.add([*counts.values(), predicted, bad_scores, bad_evidence])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
-    if tick is not None and done < total:  # what other processes scored
-        tick(total - done)
+    if done < total:  # what other processes scored
+        callback.on_batch(total - done)
     lists = {name: count.tolist() for name, count in counts.items()}
     return Evaluation(
         totals=[len(g) for g in groups],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from ostinato.evaluation.evaluator import (
 )
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import Examples
+from ostinato.training.callbacks import Callback
 from ostinato.training.loader import cut, given_batches
 from ostinato.training.loop import Settings
 from ostinato.training.precision import compute
@@ -54,7 +55,7 @@ def compare_protocols(
     shots: Sequence[int] = (3, 5, 7),
     rules: Sequence[str] | None = None,
     alike: Tensor | None = None,
-    tick: Callable[[int], None] | None = None,
+    callback: Callback | None = None,
 ) -> list[Scored]:
     """Score a model per sample, by the vote of a batch, and by the first images of a batch.
 
@@ -69,7 +70,7 @@ def compare_protocols(
         shots: how many first images of a batch decide; the whole batch is added ("m-batch").
         rules: names of the method's rules; None for all that it has.
         alike: as in :func:`ostinato.evaluation.evaluator.evaluate`.
-        tick: called with the number of samples after each batch of a pass.
+        callback: told about every batch of a pass.
 
     Returns:
         Per rule: sample, majority, each number of shots; then the true task once.
@@ -83,6 +84,7 @@ def compare_protocols(
     names = list(known) if rules is None else list(rules)
     if wrong := [name for name in names if name not in known]:
         raise InputError(f"{method.name} has no rule {wrong[0]!r}; it has {list(known)}.")
+    callback = callback or Callback()
     method.eval()
     samples = Examples.concat(list(groups))
     batches = batch_order([len(g) for g in groups], settings.seed, size)
@@ -97,8 +99,7 @@ def compare_protocols(
             for name in names:
                 evidence[name][rows] = known[name](x).float().cpu()
         done += len(x)
-        if tick is not None:
-            tick(len(x))
+        callback.on_batch(len(x))
 
     for name in names:
         check_evidence(method, not_finite(evidence[name]), name)
@@ -114,7 +115,7 @@ def compare_protocols(
     given["-", ORACLE] = true
 
     pairs = torch.stack([torch.cat(list(given.values())), torch.arange(len(samples)).repeat(len(given))])
-    right = _right(method, samples, torch.unique(pairs, dim=1), settings, alike, tick)
+    right = _right(method, samples, torch.unique(pairs, dim=1), settings, alike, callback)
     return [
         Scored(
             rule,
@@ -132,7 +133,7 @@ def _right(
     pairs: Tensor,
     settings: Settings,
     alike: Tensor | None,
-    tick: Callable[[int], None] | None,
+    callback: Callback,
 ) -> Tensor:
     """Whether sample i is right under task t, (T, samples) bool, for the pairs (2, n) of task and sample asked for."""
     right = torch.zeros(method.n_tasks, len(samples), dtype=torch.bool)
@@ -147,7 +148,6 @@ def _right(
         bad += not_finite(scores)
         right[tasks[part], rows[part]] = (answer[scores.argmax(1)] == answer[y]).cpu()
         done += len(x)
-        if tick is not None:
-            tick(len(x))
+        callback.on_batch(len(x))
     check_scores(method, bad)
     return right

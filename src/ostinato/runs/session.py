@@ -27,8 +27,8 @@ from ostinato.runs.notices import notices
 from ostinato.runs.progress import Progress, peak_memory
 from ostinato.runs.rundir import RunDir
 from ostinato.runs.stopping import StopRequest, stop_on_signal
-from ostinato.training.divergence import Seen
-from ostinato.training.loop import Position, Stage, optimizer_tensors
+from ostinato.training.callbacks import Callback, Position, Seen
+from ostinato.training.loop import Stage, optimizer_tensors
 from ostinato.training.precision import precision_name
 
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
@@ -179,12 +179,12 @@ class Session:
         if resumed is not None and self.progress.phase == "inside":
             seen = Seen(**self.progress.seen) if self.progress.seen else Seen()
             at = (Position(self.progress.stage, self.progress.step, seen), resumed.optimizer)
-        watcher = _Watcher(self, stop, f"task {index + 1}/{len(self.stream)}")
+        callback = _RunCallback(self, stop, f"task {index + 1}/{len(self.stream)}")
         self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
-        seconds = self.learner.learn(task, augment=self.work.augment, watcher=watcher, tick=watcher.tick, resume=at)
+        seconds = self.learner.learn(task, augment=self.work.augment, callback=callback, resume=at)
         # Time and images of a part that was done before a restart are in the checkpoint already.
         self.progress.train_seconds += seconds
-        self.progress.train_images += watcher.images
+        self.progress.train_images += callback.images
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.work.old, *self.work.tests[: index + 1]]
@@ -192,10 +192,10 @@ class Session:
             self.reporter.message("There is nothing to score on; the classes are learned all the same.")
             return
         last = index == len(self.stream) - 1
-        watcher = _Watcher(self, stop, "evaluation")
+        callback = _RunCallback(self, stop, "evaluation")
         self.reporter.begin("evaluation", sum(len(g) for g in groups))
-        result: Evaluation = self.learner.evaluate(groups, oracle=last, tick=watcher.tick)
-        watcher.stop_together()
+        result: Evaluation = self.learner.evaluate(groups, oracle=last, callback=callback)
+        callback.stop_together()
         self.matrix.add_row(result.correct, result.totals)
         self.task_incremental.add_row(result.task_incremental, result.totals)
         row = {
@@ -335,7 +335,7 @@ def _promote(sub: RunDir, parent: RunDir, run_id: str) -> None:
     artifact.copy(sub.artifact, parent.artifact)
 
 
-class _Watcher:
+class _RunCallback(Callback):
     """Between the training loop and a session: progress, events, checkpoints, stopping."""
 
     def __init__(self, session: Session, stop: StopRequest, label: str) -> None:
@@ -344,14 +344,14 @@ class _Watcher:
         self._clock, self._began = time.perf_counter, time.perf_counter()
         self._steps = 0
 
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
+    def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:
         self._steps = steps
         parameters = self.session.learner.method.parameters()
         self.session.progress.trainable = sum(p.numel() for p in parameters if p.requires_grad)
         self.session.event("stage", task=task, stage=stage.name, step=step, steps=steps)
         self.session.reporter.begin(f"{self.label}: {stage.name}", steps, step)
 
-    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
+    def on_step(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
         self.images += n
         loss = sum(losses.values())
         self.session.reporter.advance(1, f"loss {loss:.3f}")
@@ -365,10 +365,10 @@ class _Watcher:
         if asked:
             raise Interrupted(self._saved())
 
-    def warned(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         self.session.warn(text)
 
-    def tick(self, n: int) -> None:
+    def on_batch(self, n: int) -> None:
         self.images += n
         self.session.reporter.advance(n)
         # Other processes are elsewhere in their own shares: together they stop where they meet.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ostinato.errors import OstinatoError
 from ostinato.methods.base import Recipe
+from ostinato.training.callbacks import Callback, Seen
 
 FACTOR = 100.0
 """A loss explodes when it is this many times what it was at the stage's first step, or 1 where that is less."""
@@ -27,29 +26,6 @@ class DivergedError(OstinatoError):
     """Training went wrong in a way that no later step mends, or at which the user wants it to stop."""
 
 
-class Warned(Protocol):
-    """Whoever is told what goes wrong."""
-
-    def warned(self, text: str) -> None:
-        """Training goes on although something is wrong with it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a stage saw so far that its later steps are held against; plain numbers, for checkpoints.
-
-    Attributes:
-        first: the loss of the first step; None before it.
-        reached: whether a gradient other than zero reached the trained parameters.
-        exploded: whether the loss exploded.
-    """
-
-    first: float | None = None
-    reached: bool = False
-    exploded: bool = False
-
-
 class Guard:
     """Holds every step of a stage against what must be true of it; warns of the rest, or stops.
 
@@ -60,7 +36,7 @@ class Guard:
         recipe: of the stage.
         fixed: whether the recipe is the method's, so that ``train.*`` does not change it.
         stop: whether training stops where something explodes.
-        watcher: is warned.
+        callback: is warned.
         params: that are trained.
         seen: by the steps before a restart.
     """
@@ -69,7 +45,7 @@ class Guard:
         self,
         where: str,
         recipe: Recipe,
-        watcher: Warned,
+        callback: Callback,
         params: Sequence[Tensor],
         *,
         fixed: bool,
@@ -77,7 +53,7 @@ class Guard:
         seen: Seen,
     ) -> None:
         self.where, self.recipe, self.fixed, self.stop, self.seen = where, recipe, fixed, stop, seen
-        self._watcher, self._params = watcher, params
+        self._callback, self._params = callback, params
 
     def check(self, step: int, losses: Mapping[str, float], norms: Sequence[float]) -> None:
         """Look at a step before the optimiser takes it.
@@ -126,7 +102,7 @@ class Guard:
                 "step."
             )
         if not self.seen.reached:
-            self._watcher.warned(
+            self._callback.on_warning(
                 f"{self.where}: no gradient reached the trained parameters, so that nothing was learned there. The "
                 "loss does not depend on them, or cannot change, as over a single class."
             )
@@ -135,7 +111,7 @@ class Guard:
         text = f"{text} {self._way_out()}"
         if self.stop:
             raise DivergedError(f"{text} With train.on_divergence=warn training goes on.")
-        self._watcher.warned(text)
+        self._callback.on_warning(text)
 
     def _way_out(self) -> str:
         lr, clip = self.recipe.lr, self.recipe.clip

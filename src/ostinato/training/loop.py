@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
-from ostinato.training.divergence import Guard, Seen, Warned
+from ostinato.training.callbacks import Callback, Position
+from ostinato.training.divergence import Guard
 from ostinato.training.loader import n_batches, training_batches
 from ostinato.training.optim import lr_factor, make_optimizer, set_lr
 from ostinato.training.precision import compute
@@ -54,51 +55,11 @@ class Settings:
         return replace(recipe, **(self.overrides or {}))
 
 
-@dataclass(frozen=True)
-class Position:
-    """A place inside a task.
-
-    Attributes:
-        stage: number of the stage.
-        step: steps done in it.
-        seen: what these steps have shown; a resumed stage warns of the same things as a whole one if it is kept.
-    """
-
-    stage: int
-    step: int
-    seen: Seen = field(default=Seen(), compare=False)
-
-
-class Watcher(Warned, Protocol):
-    """What the loop tells the outside; a run uses it for progress, logs and checkpoints."""
-
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
-        """A stage begins or goes on at ``step``."""
-        ...
-
-    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
-        """A step over ``n`` samples is done; raising stops the run here."""
-        ...
-
-
-class Silent:
-    """A watcher that does nothing."""
-
-    def stage_started(self, task: int, stage: Stage, step: int, steps: int) -> None:
-        """Ignore."""
-
-    def stepped(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
-        """Ignore."""
-
-    def warned(self, text: str) -> None:
-        """Ignore."""
-
-
 def learn_task(
     method: Method,
     task: LearnTask,
     settings: Settings,
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
     *,
     resume: tuple[Position, dict[str, Tensor]] | None = None,
 ) -> float:
@@ -108,7 +69,7 @@ def learn_task(
         method: on its device, with the state of the tasks before.
         task: classes and data.
         settings: device, precision, seed, overrides.
-        watcher: told about every step.
+        callback: told about every step.
         resume: position and optimiser state to go on from; the method then holds the state of that moment.
 
     Returns:
@@ -117,7 +78,7 @@ def learn_task(
     Raises:
         DivergedError: a loss, a gradient or a parameter is not finite, or explodes and training is to stop then.
     """
-    watcher = watcher or Silent()
+    callback = callback or Callback()
     began = time.perf_counter()
     method.train()
     if resume is None:
@@ -135,7 +96,7 @@ def learn_task(
             continue
         start = at if number == at.stage else Position(number, 0)
         state = optimizer_state if number == at.stage else None
-        _run_stage(method, task, stage, start, state, settings, watcher)
+        _run_stage(method, task, stage, start, state, settings, callback)
     method.eval()
     seeds = seeded(settings.device, settings.seed, "end", task.index)
     with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
@@ -152,7 +113,7 @@ def _run_stage(
     start: Position,
     optimizer_state: dict[str, Tensor] | None,
     settings: Settings,
-    watcher: Watcher,
+    callback: Callback,
 ) -> None:
     """All steps of a stage from ``start`` on."""
     where = (task.index, start.stage)
@@ -172,10 +133,10 @@ def _run_stage(
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
     guard = Guard(
-        f"task {task.index + 1}, stage {stage.name!r}", recipe, watcher, params,
+        f"task {task.index + 1}, stage {stage.name!r}", recipe, callback, params,
         fixed=stage.recipe is not None, stop=settings.on_divergence == "stop", seen=start.seen,
     )  # fmt: skip
-    watcher.stage_started(task.index, stage, start.step, steps)
+    callback.on_stage_start(task.index, stage, start.step, steps)
     step = start.step
     while step < steps:
         epoch = step // per_epoch
@@ -193,7 +154,7 @@ def _run_stage(
             if step == steps:
                 guard.close()
             # After all warnings of the step, so that what is saved here holds every one so far.
-            watcher.stepped(Position(start.stage, step, guard.seen), losses, optimizer, done)
+            callback.on_step(Position(start.stage, step, guard.seen), losses, optimizer, done)
 
 
 def _step(
