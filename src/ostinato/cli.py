@@ -614,19 +614,24 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     import inspect
     from dataclasses import asdict
 
-    from ostinato.registry import get_method, options_schema, sources_of_options
+    from ostinato.registry import defaults_of, get_method, parts_of, sources_of_options
 
     cls = get_method(name)
-    fields = options_schema(cls).model_fields
-    defaults = {key: field.default for key, field in fields.items()}
+    defaults, parts = defaults_of(cls), parts_of(cls)
     if as_json:
         say_json({"method": name, "options": defaults, "recipe": asdict(cls.recipe)})
         return
     say((inspect.getmodule(cls).__doc__ or "").strip() + "\n")
     say("\n\n".join(inspect.getdoc(source) or "" for source in sources_of_options(cls)))
+    for key, each in parts.items():
+        for part in each:
+            say(f"\nmethod.{key}={part.name}: {inspect.getdoc(type(part))}")
     say("\nOptions and defaults")
     for key, value in defaults.items():
-        say(f"  method.{key}={_written(value)}")
+        say(f"  method.{key}={_written(value['name'] if key in parts else value)}")
+        for part in parts.get(key, ()):
+            for option, default in part.own().items():
+                say(f"    with method.{key}={part.name}: method.{key}.{option}={_written(default)}")
     say("Recipe")
     for key, value in asdict(cls.recipe).items():
         say(f"  train.{key}={_written(value)}")

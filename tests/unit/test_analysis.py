@@ -36,7 +36,7 @@ from ostinato.streams import StreamOptions, TaskStream, open_source
 
 METHODS = {
     "soft_tf": {"layers": [10, 11], "variant": "attn"},
-    "lieprompt": {"align_epochs": 1, "align_samples": 8, "layer_topk": 2, "add_num": 2},
+    "lieprompt": {"align": {"epochs": 1, "samples": 8}, "layer_topk": 2, "add_num": 2},
     "cl_lora": {},
     "l2p": {"pool_size": 6, "top_k": 2},
     "simplecil": {},

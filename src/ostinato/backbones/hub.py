@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ostinato.backbones.tensors import Taken, read_tensors
 from ostinato.backbones.words import growth, of_tokenizers
+from ostinato.choices import describe_validation
 from ostinato.errors import InputError
 from ostinato.quoting import quoted
-from ostinato.registry import describe_validation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -283,6 +283,15 @@ class Method(Growing):
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
 
 
+def collect(method: Method, task: LearnTask, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """:meth:`LearnTask.each` with the method in evaluation mode, so that frozen features are looked up."""
+    training = method.training
+    method.eval()
+    rows, labels = task.each(features)
+    method.train(training)
+    return rows, labels
+
+
 B = TypeVar("B", bound=Backbone)
 
 
@@ -298,15 +307,21 @@ def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
     return backbone
 
 
-def check_layers(option: str, layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def check_layers(option: str, layers: Sequence[int] | None, depth: int, where: str = "method") -> tuple[int, ...]:
     """Layer numbers of an option, each once and inside the encoder; None names all.
+
+    Args:
+        option: its name.
+        layers: as given.
+        depth: layers of the encoder.
+        where: what the option stands under.
 
     Raises:
         InputError: if one is outside [0, depth - 1] or named twice.
     """
     layers = range(depth) if layers is None else layers
     if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
-        raise InputError(f"method.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
+        raise InputError(f"{where}.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
     return tuple(layers)
 
 

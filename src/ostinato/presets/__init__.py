@@ -24,10 +24,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato import tomls
+from ostinato.choices import describe_validation
 from ostinato.errors import InputError, did_you_mean
 from ostinato.paths import user_path
 from ostinato.quoting import quoted, shown
-from ostinato.registry import describe_validation
 
 METRICS = {
     "last": "last_accuracy",

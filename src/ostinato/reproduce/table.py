@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato import tomls
+from ostinato.choices import describe_validation
 from ostinato.config import flat, parse_overrides
 from ostinato.errors import InputError, did_you_mean
 from ostinato.presets import Percent, Preset, read_preset, table_file
 from ostinato.quoting import quoted, shown
-from ostinato.registry import describe_validation
 
 _MOST_RUNS = 10_000
 

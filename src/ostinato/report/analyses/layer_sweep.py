@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             continue
         layers = options.pop("layers")
         variant = str(options.pop("variant", ""))
-        rest = {f"method.{k}": v for k, v in options.items()} | {f"train.{k}": v for k, v in record.recipe.items()}
+        rest = dict(_by_name("method", options)) | dict(_by_name("train", record.recipe))
         points.append(
             Point(
                 name,
@@ -81,6 +81,16 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             )
         )
     return points, without
+
+
+def _by_name(where: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Options under their full names; a part by its own name and the options that it has."""
+    for key, value in options.items():
+        if isinstance(value, dict):
+            yield f"{where}.{key}", value.get("name")
+            yield from _by_name(f"{where}.{key}", {k: v for k, v in value.items() if k != "name"})
+        else:
+            yield f"{where}.{key}", value
 
 
 def written(layers: Sequence[int] | None) -> str:
