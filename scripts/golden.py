@@ -149,7 +149,7 @@ ROWS = (
         
         {"align": ALIGN["align"] | {"covariance": "diagonal"}, "test_gate": "soft_masked"}, on="image"),
     Row("lieprompt, absent", "lieprompt", ALIGN | {"off": "absent"}),
-    Row("lieprompt, absent, soft", "lieprompt", ALIGN | {"off": "absent", "test_gate": "soft"}, on="image"),
+    Row("lieprompt, absent, soft", "lieprompt", ALIGN | {"test_gate": "soft"}, on="image"),
     Row("lieprompt, absent, masked", "lieprompt", ALIGN | {"off": "absent", "test_gate": "soft_masked"}, on="image"),
     Row("lieprompt, CLS", "lieprompt", ALIGN | {"query": "cls", "restrict": True}, on="image"),
     Row("lieprompt, frozen", "lieprompt", ALIGN | {"query": "frozen", "layer_topk": 2, "add_num": 3}, on="image"),

@@ -9,13 +9,14 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
 from ostinato.choices import Choice, Options, choice_of, describe_validation, tuples, widened
 from ostinato.errors import InputError, did_you_mean
+from ostinato.quoting import shown
 
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
@@ -184,6 +185,11 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
     values = {name: getattr(model, name) for name in fields}
     chosen = {name: choice.read(values[name], f"method.{name}") for name in fields
               if (choice := choice_of(fields[name]))}  # fmt: skip
+    for name, (other, without) in cls.no_effect.items():
+        if values[other] in without and values[name] != fields[name].default:
+            one, two = (f"method.{key}={shown(str(values[key]))}" for key in (name, other))
+            hint = _or_choose(fields[other], other, without)
+            raise InputError(f"{one} has no effect with {two}: leave it out{hint}.")
     layers = _Layers(depth)
     values |= layers.placed({k: v for k, v in values.items() if k not in chosen}, given, tuples(fields), "method")
     for name, part in chosen.items():
@@ -192,6 +198,13 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
         own = dict(part)
         values[name] = own | layers.placed(own, said, tuples(type(part).model_fields), f"method.{name}")
     return values
+
+
+def _or_choose(field: FieldInfo, name: str, without: tuple[Any, ...]) -> str:
+    """The other values of an option, where they are few."""
+    values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    others = [f"method.{name}={value}" for value in values if value not in without]
+    return f", or set {' or '.join(others)}" if others else f", or change method.{name}"
 
 
 def _of_parts(fields: Mapping[str, FieldInfo], key: str) -> str:

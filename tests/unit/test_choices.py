@@ -10,7 +10,7 @@ from ostinato.choices import Choice, Options, Part, Share, Size
 from ostinato.config import build_config, parse_overrides
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
-from ostinato.registry import check_options, defaults_of, get_method, parts_of
+from ostinato.registry import check_options, defaults_of, get_method, methods, parts_of
 
 
 class Square(Options, frozen=True):
@@ -157,3 +157,39 @@ def test_no_option_is_without_effect_under_a_base(name):
             for option in set(parts[other]) - set(parts[base]):
                 with pytest.raises(InputError, match=rf"has no effect with method\.base={base}"):
                     check_options(cls, {"base": {"name": base, option: parts[other][option]}})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "layer_grouped",
+            {"fusion": "uniform", "temperature": 0.1},
+            r"=0\.1 has no effect .*method\.fusion=soft_query",
+        ),
+        (
+            "layer_grouped",
+            {"temperature": 0.1},
+            r"method\.temperature=0\.1 has no effect with method\.fusion='soft_model'",
+        ),
+        ("layer_grouped", {"fusion": "sum", "fusion_in_training": False}, r"soft_model or method\.fusion=soft_query"),
+        ("layer_grouped", {"root": False, "bottleneck": 3}, r"method\.bottleneck=3 .*, or change method\.root"),
+        ("lieprompt", {"layer_topk": 0, "add_num": 3}, r"method\.add_num=3 has no effect with method\.layer_topk=0"),
+        ("lieprompt", {"test_gate": "soft", "off": "absent"}, r"or set method\.test_gate=hard or .*=soft_masked"),
+        ("cl_lora", {"kd": 0.0, "tau": 1.0}, r"method\.tau=1\.0 has no effect with method\.kd=0\.0"),
+        ("cl_lora", {"block_weights": False, "ortho": 1.0}, r"method\.ortho=1\.0 has no effect"),
+        ("mbpa", {"adapt": "none", "steps": 3}, r"method\.steps=3 has no effect with method\.adapt=none"),
+    ],
+)
+def test_options_without_effect_beside_another_are_refused(name, options, message):
+    with pytest.raises(InputError, match=message):
+        check_options(get_method(name), options)
+
+
+def test_defaults_without_effect_are_no_error():
+    given = {"fusion": "uniform", "temperature": 0.05}
+    assert check_options(get_method("layer_grouped"), given)["temperature"] == 0.05
+    for name, cls in methods().items():
+        for option, (other, without) in cls.no_effect.items():
+            assert {option, other} <= set(defaults_of(cls)), name
+            assert check_options(cls, {other: without[0]})[option] == defaults_of(cls)[option]

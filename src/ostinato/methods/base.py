@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,8 @@ class Method(Growing):
         data_seen: the training data that a task is learned from, which results say: "current task"; "memory" for
             samples that the method kept of earlier ones as well; "all" of all tasks so far (upper bounds only).
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
+        no_effect: for an option, another one and its values beside which the first has no effect; to set both is an
+            error.
         protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
     """
 
@@ -174,6 +176,7 @@ class Method(Growing):
     data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
+    no_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
 
     task_sizes: Tensor
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,11 @@ class LayerGrouped(Method):
             the task's own prompts, or under the mixture where that is the same for every image. "none": it does not.
     """
 
+    no_effect: ClassVar = {
+        "temperature": ("fusion", ("soft_model", "uniform", "sum")),
+        "fusion_in_training": ("fusion", ("uniform", "sum")),
+        "bottleneck": ("root", (False,)),
+    }
     recipe = Recipe(epochs=20, batch_size=128, lr=1e-3, optimizer="adam", schedule="cosine", clip=1.0)
 
     encoding: Tensor

@@ -26,7 +26,7 @@ for CIFAR-100 with ImageNet-21k weights.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +115,7 @@ class LiEPrompt(TaskInferring):
         readout: scores are the "linear" head's logits, or cosines with class means of q(x) ("proto").
     """
 
+    no_effect: ClassVar = {"add_num": ("layer_topk", (0,)), "off": ("test_gate", ("soft",))}
     recipe = Recipe(epochs=20, batch_size=24, lr=1e-3, optimizer="adam")
 
     running: Tensor
