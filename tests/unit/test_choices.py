@@ -8,6 +8,7 @@ import pytest
 
 from ostinato.choices import Choice, Options, Part, Share, Size
 from ostinato.config import build_config, parse_overrides
+from ostinato.contract.checks import CHECKS, Broken, Case
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
 from ostinato.registry import check_options, defaults_of, get_method, methods, parts_of
@@ -170,7 +171,7 @@ def test_no_option_is_without_effect_under_a_base(name):
         (
             "layer_grouped",
             {"temperature": 0.1},
-            r"method\.temperature=0\.1 has no effect with method\.fusion='soft_model'",
+            r"method\.temperature=0\.1 has no effect with method\.fusion=soft_model",
         ),
         ("layer_grouped", {"fusion": "sum", "fusion_in_training": False}, r"soft_model or method\.fusion=soft_query"),
         ("layer_grouped", {"root": False, "bottleneck": 3}, r"method\.bottleneck=3 .*, or change method\.root"),
@@ -193,3 +194,11 @@ def test_defaults_without_effect_are_no_error():
         for option, (other, without) in cls.no_effect.items():
             assert {option, other} <= set(defaults_of(cls)), name
             assert check_options(cls, {other: without[0]})[option] == defaults_of(cls)[option]
+
+
+def test_the_contract_asks_for_the_options_of_parts_to_be_explained():
+    (check,) = [check for check in CHECKS if check.__name__.startswith("every_option_has_a_default")]
+    with pytest.raises(Broken, match=r"method\.shape\.side is missing from Attributes of Square"):
+        check(Case(Shaped, "image"))
+    for cls in methods().values():
+        check(Case(cls, "image"))

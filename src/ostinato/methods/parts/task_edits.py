@@ -49,9 +49,9 @@ class TaskEdits(TaskInferring):
         layers: edited layers, from 0.
         task_id: how the task of a sample is inferred: "prompt_id", "gradient_id" (where the edits are masks),
             "min_entropy" or "max_score".
-        entropy_over: logits in the entropy of a prediction, in every rule that looks at it: "seen" takes all classes
-            seen, "top" as many of the largest as a task has classes on average, as the public code of
-            Soft-TransFormers does.
+        entropy_over: logits in the entropy of a prediction, in every rule that looks at it (``ostinato protocols``
+            compares all rules): "seen" takes all classes seen, "top" as many of the largest as a task has classes on
+            average, as the public code of Soft-TransFormers does.
         keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
             "classes" has a key per class and "gaussians" a Gaussian.
 
@@ -90,7 +90,7 @@ class TaskEdits(TaskInferring):
             "head": prompts.make_head(),
         }
         for name in dict.fromkeys((*prompts.registered_after, "prompts", *parts)):
-            self.add_module(name, parts[name])
+            self.add_module(name, parts[name])  # in an order that :class:`Prompts` explains
         self.bank = bank(self.layers)
         if task_id == "gradient_id" and not self.bank.superposes:
             raise InputError(

@@ -117,7 +117,8 @@ def find(folder: Path) -> Findings:
     lines: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         peers = [p.rest for p in points if p.method == point.method]
-        other = [f"{k}={v}" for k, v in point.rest.items() if any(p.get(k) != v for p in peers)]
+        # Options that a peer does not have are those of another part, whose name differs already.
+        other = [f"{k}={v}" for k, v in point.rest.items() if any(p[k] != v for p in peers if k in p)]
         key = (point.method, point.variant, point.stream, point.backbone, " ".join(other))
         lines.setdefault(key, []).append(point)
     # The name of a line holds what tells it from the others.
