@@ -13,8 +13,8 @@ batch of one task (``ostinato protocols`` measures how many points that adds). L
 here masks are exactly 1 (``mask_init`` restores its ablation) and biases plain. It also masks fc1 and fc2
 (``variant=ff``), which the paper's main rows do not. Over L2P, which knows no tasks, the masks bring their own keys.
 A task's key is the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). The
-experts' layers follow the masked ones unless ``e_layers`` says otherwise. Projections (``pgp``) take their statistics
-under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B;
+experts' layers follow the masked ones unless ``base.e_layers`` says otherwise. Projections (``base.pgp``) take their
+statistics under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B;
 exact are 2,359,296 / 4,718,592 / 7,077,888.
 """
 
