@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dualprompt": {},
     "cl_lora": {},
     "soft_tf": {},
-    "layer_grouped": {"align": False},
+    "layer_grouped": {"align": "none"},
 }
 HEAD = (
     "method",

@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.cases import ARCHS, random_backbone, tokens
 from benchmarks.limits import seconds
 from benchmarks.machine import LIMITED, PAGE, machine, markdown
+from ostinato.report.tables import replace_between
 from ostinato.training.memory import keep_freed_memory
 from ostinato.training.precision import choose_precision, precision_name
-from ostinato.report.tables import replace_between
 
 CPU = torch.device("cpu")
 HEAD = ("operations", "forward ms", "share", "forward and backward ms", "share")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from ostinato.backbones import Backbone
 from ostinato.methods.cl_lora import CLLoRA
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.lieprompt import LiEPrompt
+from ostinato.methods.parts.prefixes import Prefixes
 from ostinato.methods.soft_tf import SoftTF
+from ostinato.nn.keys import LearnedKeys
 from ostinato.nn.proxy import distillation
 
 
@@ -80,27 +83,28 @@ def _attention(attn: torch.nn.Module, x: Tensor, layer: Layer) -> Tensor:
 # DualPrompt
 
 
-def _prompted(method: DualPrompt, experts: Tensor) -> Layers:
+def _prompted(method: DualPrompt | SoftTF, experts: Tensor) -> Layers:
     """Layers under experts (B | 1, E layers, 2, P, D)."""
-    general = {i: Layer(g[None, 0], g[None, 1]) for i, g in zip(method.g_layers, method.general, strict=True)}
-    return general | {i: Layer(experts[:, j, 0], experts[:, j, 1]) for j, i in enumerate(method.e_layers)}
+    prompts = cast(Prefixes, method.prompts)
+    general = {i: Layer(g[None, 0], g[None, 1]) for i, g in zip(prompts.g_layers, prompts.general, strict=True)}
+    return general | {i: Layer(experts[:, j, 0], experts[:, j, 1]) for j, i in enumerate(prompts.e_layers)}
 
 
 def dualprompt_loss(method: DualPrompt, x: Tensor, y: Tensor) -> Tensor:
     """The loss of a batch of the newest task."""
     with torch.no_grad():
         query = encode(method.backbone, x)
-    features = encode(method.backbone, x, _prompted(method, method.experts[-1][None]))
-    pull = F.cosine_similarity(query, method.keys[-1][None]).mean()
-    return method.head.loss(features, y) - method.pull * pull
+    features = encode(method.backbone, x, _prompted(method, method.prompts.experts[-1][None]))
+    pull = F.cosine_similarity(query, cast(LearnedKeys, method.keys).keys[-1][None]).mean()
+    return method.head.loss(features, y) - cast(LearnedKeys, method.keys).weight * pull
 
 
 def dualprompt_scores(method: DualPrompt, x: Tensor) -> Tensor:
     """Scores (B, n_seen)."""
     query = F.normalize(encode(method.backbone, x), dim=1)
-    keys = F.normalize(torch.stack(list(method.keys)), dim=1)
+    keys = F.normalize(torch.stack(list(cast(LearnedKeys, method.keys).keys)), dim=1)
     tasks = (query @ keys.T).argmax(1)
-    return method.head(encode(method.backbone, x, _prompted(method, torch.stack(list(method.experts))[tasks])))
+    return method.head(encode(method.backbone, x, _prompted(method, torch.stack(list(method.prompts.experts))[tasks])))
 
 
 # CL-LoRA
@@ -149,7 +153,7 @@ def cl_lora_scores(method: CLLoRA, x: Tensor) -> Tensor:
 
 def _masked(method: SoftTF, task: int) -> Layers:
     """Layers under the prompts and masks of a task."""
-    layers = dict(_prompted(method, method.experts[task][None]))
+    layers = dict(_prompted(method, cast(Prefixes, method.prompts).experts[task][None]))
     for i, maps in method.linear(task).items():
         masks = {name: edit.mask for name, edit in maps.items() if edit.mask is not None}
         layers[i] = Layer(layers[i].keys, layers[i].values, masks)

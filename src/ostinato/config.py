@@ -224,14 +224,21 @@ def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
             f"{shown(source)}: the name of an option has at most {_MOST_PARTS} parts, none of them empty, got "
             f"{quoted(key)}. For example: stream.step"
         )
-    node = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise InputError(f"{shown(source)}: {quoted(part)} already has the plain value {quoted(node)}.")
-    if parts[-1] in node:
+    node: dict[str, Any] = tree
+    for depth, part in enumerate(parts[:-1]):
+        inner = node.setdefault(part, {})
+        if isinstance(inner, str) and parts[0] == "method" and depth > 0:  # method.base=l2p before method.base.top_k=5
+            inner = node[part] = _named(inner)
+        if not isinstance(inner, dict):
+            raise InputError(f"{shown(source)}: {quoted(part)} already has the plain value {quoted(inner)}.")
+        node = inner
+    last, there = parts[-1], node.get(parts[-1])
+    if parts[0] == "method" and isinstance(there, dict) and isinstance(value, str) and "name" not in there:
+        there["name"] = value
+    elif last in node:
         raise InputError(f"{shown(source)}: {dotted(*parts)} is given twice; keep one.")
-    node[parts[-1]] = value
+    else:
+        node[last] = value
 
 
 def _parts(key: str) -> list[str]:
@@ -280,12 +287,35 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over`` in place of its own, section by section."""
+    """``base`` with the values of ``over`` in place of its own, section by section.
+
+    Options of a part that a method is made of (``method.base.top_k``) go with the part: where ``over`` chooses another
+    one, those of ``base`` are dropped.
+    """
     out = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = merge(out[key], value) if both else value
+        out[key] = (_merge_method if key == "method" else merge)(out[key], value) if both else value
     return out
+
+
+def _merge_method(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``method.*`` of two layers; a part may be given by its name alone."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if not any(isinstance(part, dict) for part in (old, value)) or key == "name":
+            out[key] = value
+            continue
+        before, after = _named(old), _named(value)
+        other = "name" in before and after.get("name", before["name"]) != before["name"]
+        out[key] = value if other or not after else before | after
+    return out
+
+
+def _named(part: Any) -> dict[str, Any]:
+    """A part's name and options, where only the name is given; empty for what is no part."""
+    return {"name": part} if isinstance(part, str) else part if isinstance(part, dict) else {}
 
 
 def build_config(*layers: dict[str, Any]) -> RunConfig:

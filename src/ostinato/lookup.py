@@ -78,13 +78,15 @@ class Description:
     """A method for a reader.
 
     Attributes:
-        text: of its module, and of each class whose options belong to it.
-        options: defaults by name.
+        text: of its module, of each class whose options belong to it, and of the parts that an option chooses.
+        options: defaults by name; of a chosen part, its name and options.
+        parts: the options that choose a part, each with the options of every part by its name.
         recipe: of its training.
     """
 
     text: str
     options: dict[str, Any]
+    parts: dict[str, dict[str, dict[str, Any]]]
     recipe: dict[str, Any]
 
 
@@ -95,10 +97,14 @@ def describe(name: str) -> Description:
         name: what :func:`get_method` takes.
     """
     cls = get_method(name)
-    classes = "\n\n".join(inspect.getdoc(source) or "" for source in registry.sources_of_options(cls))
-    module = (inspect.getmodule(cls).__doc__ or "").strip()
-    options = {key: field.default for key, field in registry.options_schema(cls).model_fields.items()}
-    return Description(f"{module}\n\n{classes}", options, asdict(cls.recipe))
+    parts = registry.parts_of(cls)
+    texts = [
+        (inspect.getmodule(cls).__doc__ or "").strip(),
+        *(inspect.getdoc(source) or "" for source in registry.sources_of_options(cls)),
+        *(f"method.{key}={part.name}: {inspect.getdoc(type(part))}" for key, each in parts.items() for part in each),
+    ]
+    own = {key: {part.name: part.own() for part in each} for key, each in parts.items()}
+    return Description("\n\n".join(texts), registry.defaults_of(cls), own, asdict(cls.recipe))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstra
 from ostinato.errors import DataError
 from ostinato.files import read_json, read_sealed
 
-ARTIFACT_FORMAT = 3
+ARTIFACT_FORMAT = 4
 RECORD_FORMAT = 1
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def _any_text(value: object) -> str:
@@ -107,7 +107,7 @@ class BackboneRecord(Record):
 class ArtifactRecord(Record):
     """``artifact.json``: a learned model, and the files with its tensors."""
 
-    format: Literal[3]
+    format: Literal[4]
     run_id: RunId | None
     method: PlainName
     method_file: MethodFileRecord | None
@@ -263,7 +263,7 @@ class CheckpointRecord(Record):
         files: what every file must be.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     run_id: RunId
     learned: dict[str, FileName]
     files: list[StoredFile]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
+from ostinato.choices import Choice, Options, choice_of, tuples, widened
 from ostinato.errors import InputError
+from ostinato.quoting import shown
 from ostinato.validation import describe_validation
 
 if TYPE_CHECKING:
@@ -75,14 +78,31 @@ def sources_of_options(cls: type[Method]) -> list[type]:
 
 
 def options_schema(cls: type[Method]) -> type[BaseModel]:
-    """Pydantic model of a method's keyword-only options; the constructor is the schema."""
+    """Pydantic model of a method's keyword-only options; the constructor is the schema.
+
+    An option that chooses a part (:func:`ostinato.choices.choice_of`) is checked by its choice alone.
+    """
     fields: dict[str, Any] = {}
     for base in sources_of_options(cls):
         hints = inspect.get_annotations(base.__init__, eval_str=True)
         for p in inspect.signature(base.__init__).parameters.values():
             if p.kind is p.KEYWORD_ONLY and p.name not in fields:
-                fields[p.name] = (hints[p.name], ... if p.default is p.empty else p.default)
+                hint, default = hints[p.name], ... if p.default is p.empty else p.default
+                choices = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Choice)]
+                fields[p.name] = (Annotated[Any, choices[0]], choices[0].default) if choices else (hint, default)
     return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def parts_of(cls: type[Method]) -> dict[str, tuple[Options, ...]]:
+    """The options that choose a part, each with the defaults of all its parts."""
+    fields = options_schema(cls).model_fields
+    return {name: tuple(choice.parts.values()) for name, field in fields.items() if (choice := choice_of(field))}
+
+
+def defaults_of(cls: type[Method]) -> dict[str, Any]:
+    """The default of every option as plain values."""
+    fields = options_schema(cls).model_fields
+    return {k: dict(f.default) if isinstance(f.default, Options) else f.default for k, f in fields.items()}
 
 
 PAPER_DEPTH = 12
@@ -103,35 +123,88 @@ def check_options(cls: type[Method], options: dict[str, Any], depth: int = PAPER
     Args:
         cls: the method.
         options: as given.
-        depth: layers of the encoder; defaults that name layers (``layers``, ``e_layers``, ...) are taken
+        depth: layers of the encoder; defaults that name layers (``layers``, ``base.g_layers``, ...) are taken
             :func:`in_proportion`, less those that an option before it has where the paper keeps the two apart; what
             was given stays as it is.
 
     Returns:
-        Every option's value.
+        Every option's value, as plain values; of a chosen part, its name and all its options.
 
     Raises:
-        InputError: unknown key or wrong value, naming it.
+        InputError: unknown key or wrong value, naming it; an option that has no effect, naming where it has one.
     """
     schema = options_schema(cls)
-    # One layer is written method.e_layers=5 as well as [5].
-    fields = schema.model_fields.items()
-    tuples = {k for k, f in fields if any(get_origin(a) is tuple for a in (f.annotation, *get_args(f.annotation)))}
-    given = {k: (v,) if k in tuples and type(v) in (int, float) else v for k, v in options.items()}
+    fields = schema.model_fields
+    given = widened(fields, options)
+    for key in given:
+        if key not in fields and (nested := _of_parts(fields, key)):
+            raise InputError(f"method.{key}: unknown key. It is an option of a part: {nested}.")
     try:
         model = schema(**given)
     except ValidationError as error:
-        raise InputError(describe_validation(error, "method", list(schema.model_fields))) from None
-    values = {name: getattr(model, name) for name in schema.model_fields}
-    placed: dict[str, tuple[int, ...]] = {}
-    for name, value in values.items():
-        if name in tuples and name not in given and name.endswith("layers") and value is not None:
-            apart = [other for other in placed if not set(values[other]) & set(value)]
-            taken = {layer for other in apart for layer in placed[other]}
-            placed[name] = tuple(layer for layer in in_proportion(value, depth) if layer not in taken)
-            if value and not placed[name]:
+        raise InputError(describe_validation(error, "method", list(fields))) from None
+    values = {name: getattr(model, name) for name in fields}
+    chosen = {name: choice.read(values[name], f"method.{name}") for name in fields
+              if (choice := choice_of(fields[name]))}  # fmt: skip
+    for name, (other, without) in cls.no_effect.items():
+        if values[other] in without and values[name] != fields[name].default:
+            one, two = (f"method.{key}={shown(str(values[key]))}" for key in (name, other))
+            hint = _or_choose(fields[other], other, without)
+            raise InputError(f"{one} has no effect with {two}: leave it out{hint}.")
+    layers = _Layers(depth)
+    values |= layers.placed({k: v for k, v in values.items() if k not in chosen}, given, tuples(fields), "method")
+    for name, part in chosen.items():
+        of_part = options.get(name)
+        said = dict(part) if isinstance(of_part, Options) else of_part if isinstance(of_part, Mapping) else {}
+        own = dict(part)
+        values[name] = own | layers.placed(own, said, tuples(type(part).model_fields), f"method.{name}")
+    return values
+
+
+def _or_choose(field: FieldInfo, name: str, without: tuple[Any, ...]) -> str:
+    """The other values of an option, where they are few."""
+    values = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    others = [f"method.{name}={value}" for value in values if value not in without]
+    return f", or set {' or '.join(others)}" if others else f", or change method.{name}"
+
+
+def _of_parts(fields: Mapping[str, FieldInfo], key: str) -> str:
+    """Where the parts that a method chooses between have an option of this name; empty if nowhere."""
+    return " or ".join(
+        f"method.{name}={part.name} method.{name}.{key}=VALUE"
+        for name, field in fields.items()
+        if (choice := choice_of(field))
+        for part in choice.parts.values()
+        if key in part.own()
+    )
+
+
+class _Layers:
+    """Default layers of options, in an encoder of another depth than the papers'."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.seen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # of the paper, and here
+
+    def placed(
+        self, values: Mapping[str, Any], given: Mapping[str, Any], lists: set[str], where: str
+    ) -> dict[str, tuple[int, ...]]:
+        """The options that name layers by default, each with its layers here.
+
+        Raises:
+            InputError: if none are left for one.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for name, value in values.items():
+            if name not in lists or name in given or not name.endswith("layers") or value is None:
+                continue
+            apart = [key for key, (paper, _) in self.seen.items() if not set(paper) & set(value)]
+            taken = {layer for key in apart for layer in self.seen[key][1]}
+            found[name] = tuple(layer for layer in in_proportion(value, self.depth) if layer not in taken)
+            if value and not found[name]:
                 raise InputError(
-                    f"method.{name}: an encoder of {depth} layers leaves none for it by default (method.{apart[0]} has "
-                    f"{list(placed[apart[0]])}). Say which layers, counted from 0: method.{name}=..."
+                    f"{where}.{name}: an encoder of {self.depth} layers leaves none for it by default ({apart[0]} has "
+                    f"{list(self.seen[apart[0]][1])}). Say which layers, counted from 0: {where}.{name}=..."
                 )
-    return values | placed
+            self.seen[f"{where}.{name}"] = (value, found[name])
+        return found

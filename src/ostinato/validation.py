@@ -18,7 +18,7 @@ def describe_validation(error: ValidationError, where: str, known: list[str]) ->
     """
     first = error.errors(include_url=False, include_context=False)[0]
     loc = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a wrong key itself
-    key = dotted(*filter(None, [where]), *loc) or "it"
+    key = dotted(*filter(None, where.split(".")), *loc) or "it"
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(shown(str(loc[-1])), known) if known else "Leave it out."
         return f"{key}: unknown key. {hint}"

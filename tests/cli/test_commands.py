@@ -61,8 +61,8 @@ def test_help_does_not_import_torch():
 def test_list_and_show():
     assert "dualprompt" in ostinato("list").stdout
     shown = ostinato("show", "soft_tf").stdout
-    for option in ("variant", "task_id", "e_length"):  # its own, its base's, and those of the prompts below
-        assert f"{option}:" in shown
+    for option in ("variant", "task_id", "base.e_length", "keys.pull"):  # its own, its base class's, those of parts
+        assert f"{option.rpartition('.')[2]}:" in shown
         assert f"method.{option}=" in shown
     assert "simplecil" in json.loads(ostinato("list", "--json").stdout)["methods"]
     text = ostinato("show", "l2p").stdout

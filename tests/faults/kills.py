@@ -25,8 +25,8 @@ _VARYING = {"time", "seconds", "sha256", "run_id", "run"}
 
 IMAGES = {
     "finetune": (), "joint": (), "simplecil": (), "l2p": ("method.pool_size=4", "method.top_k=1"), "dualprompt": (),
-    "coda_prompt": (), "lieprompt": ("method.align_epochs=1", "method.align_samples=4"),
-    "layer_grouped": ("method.align_epochs=1", "method.align_samples=4"), "soft_tf": ("method.layers=10,11",),
+    "coda_prompt": (), "lieprompt": ("method.align.epochs=1", "method.align.samples=4"),
+    "layer_grouped": ("method.align.epochs=1", "method.align.samples=4"), "soft_tf": ("method.layers=10,11",),
     "wsn": ("method.layers=10,11",), "adapter": (), "lora": (), "cl_lora": (), "slm": (), "mbpa": (),
 }  # fmt: skip
 """Methods on images, with options that keep a run short."""

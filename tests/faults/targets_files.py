@@ -25,7 +25,7 @@ _ABOUT = {
     "backbone_sha256": None, "preprocess": {"mean": [0.5]}, "alike": None, "class_names": ["a", "b"],
     "task_sizes": [2], "protocol": "sample", "seed": 0, "crop": 1.0, "precision": "auto", "train": {"epochs": 1},
 }  # fmt: skip
-_WORDS = (b'"format": 3', b'"sha256": ', b"null", b"true", b"../", b'"learned": ', b"{}", b"1e400", b'"\\ud800"')
+_WORDS = (b'"format": 4', b'"sha256": ', b"null", b"true", b"../", b'"learned": ', b"{}", b"1e400", b'"\\ud800"')
 
 
 @cache

@@ -83,11 +83,11 @@ TARGETS = [
     Target(
         "method options",
         _told(
-            "[method]\ng_layers = [0, 1]\ne_layers = [2, 3]\ne_length = 5\npull = 0.5\n",
-            "[method]\ng_length = 3\ne_layers = 2\npgp = 0.9\n",
+            "[method]\ng_layers = [0, 1]\ne_layers = [2]\n[method.keys]\nname = 'learned'\npull = 0.5\n",
+            "[method]\ng_length = 3\ne_layers = 2\npgp = 0.9\nkeys = 'mean'\n",
         ),
         _options,
-        (*WORDS, b"g_length", b"e_layers", b"pull"),
+        (*WORDS, b"g_length", b"e_layers", b"pull", b"keys", b"learned", b"{}"),
         cost=4,
     ),
     Target(

@@ -37,7 +37,7 @@ from ostinato.streams import StreamOptions, TaskStream, open_source
 
 METHODS = {
     "soft_tf": {"layers": [10, 11], "variant": "attn"},
-    "lieprompt": {"align_epochs": 1, "align_samples": 8, "layer_topk": 2, "add_num": 2},
+    "lieprompt": {"align": {"epochs": 1, "samples": 8}, "layer_topk": 2, "add_num": 2},
     "cl_lora": {},
     "l2p": {"pool_size": 6, "top_k": 2},
     "simplecil": {},
@@ -229,15 +229,14 @@ def test_usage_of_a_pool(runs, tests):
     for task in (0, 1):
         x = pixels(learner, tests[task])
         with torch.inference_mode():
-            ids = Counter(learner.method.select(x)[0].flatten().tolist())
+            ids = Counter(learner.method.pool.select(learner.method.query(x))[0].flatten().tolist())
         mine = [r for r in table if r["true_task"] == str(task)]
         assert [float(r["chosen"]) for r in mine] == [ids[m] for m in range(6)]
         assert {r["images"] for r in mine} == {str(len(x))}
         assert sum(float(r["per_image"]) for r in mine) == pytest.approx(2)
 
 
-def test_usage_hook_comes_first(runs, tests):
-    """A method that tells its usage itself is not asked for a selection."""
+def test_usage_is_what_the_method_says(runs, tests):
     learner = Learner.load(runs("l2p"), precision="fp32")
     learner.method.usage = lambda x: torch.full((len(x), 3), 0.25)
     findings = ANALYSES["prompt_usage"].find(Subject(runs("l2p"), learner))

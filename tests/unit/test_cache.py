@@ -279,9 +279,8 @@ def test_training_from_looked_up_states_is_the_same_run():
     from ostinato.contract.toys import toy_stream
 
     stream = toy_stream()
-    for base in ("none", "dualprompt"):
-        options = {"base": base} | ({"g_layers": ()} if base == "dualprompt" else {})
-        plain, fast = make("soft_tf", **options), make("soft_tf", **options)
+    for base in ("none", {"name": "dualprompt", "g_layers": ()}):
+        plain, fast = make("soft_tf", base=base), make("soft_tf", base=base)
         fast.state_cache = StateCache(2**22)
         assert fast.plain_below
         x = inputs_of(stream)

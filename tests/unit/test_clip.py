@@ -12,8 +12,8 @@ from ostinato.contract.lessons import SETTINGS, inputs_of, learn, learn_view, ma
 from ostinato.contract.toys import random_backbone, random_clip_backbone, toy_stream
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
-from ostinato.methods.class_texts import names_of
 from ostinato.methods.clip_pgp import ClipPGP
+from ostinato.methods.parts.class_texts import ClassTexts, names_of
 from ostinato.methods.soft_tf import SoftTF
 from ostinato.methods.zero_shot import ZeroShot
 from ostinato.training.loop import learn_task
@@ -67,8 +67,8 @@ def test_the_image_prompt_stands_behind_cls_before_the_first_norm():
     backbone = random_clip_backbone()
     method = ClipPGP(backbone, length=3)
     x = inputs_of(toy_stream("clip"))[:4]
-    got = method.enter(x)[0].h
-    prompt = (method.prompt + backbone.pos_embed[0, 0]).expand(4, -1, -1)
+    got = method.prompts.enter(x, method.query)[0].h
+    prompt = (method.prompts.prompt + backbone.pos_embed[0, 0]).expand(4, -1, -1)
     plain = backbone.placed(x).h
     want = backbone.norm_pre(torch.cat([plain[:, :1], prompt, plain[:, 1:]], 1))
     torch.testing.assert_close(got, want)
@@ -106,9 +106,9 @@ def test_projected_updates_leave_old_tokens_alone():
     for pgp, moves in ((0.9, True), (1.0, False), (0.0, True)):
         with torch.enable_grad():
             method = learn(make("clip_pgp", "clip", pgp=pgp), stream, upto=1, settings=settings)
-            before = method.prompt.detach().clone()
+            before = method.prompts.prompt.detach().clone()
             learn_task(method, learn_view(method, stream, 1), settings)
-        update = method.prompt - before
+        update = method.prompts.prompt - before
         assert (update.abs().max() > 1e-4) == moves, pgp
         if pgp == 0.9:
             x = inputs_of(stream, 1)
@@ -128,23 +128,24 @@ def test_training_begins_at_clip_pgp(name):
     method = make(name, "clip", base="clip_pgp")
     method.begin_task(task_of("0", "1"))
     x = inputs_of(toy_stream("clip"))[:4]
-    below = method.below
-    assert isinstance(below, ClipPGP)
-    want = below.texts(below.read(below.enter(x)[0]))
+    plain = make("clip_pgp", "clip")
+    plain.prompts, plain.texts = method.prompts, method.head
+    assert isinstance(plain, ClipPGP)
+    want = plain.scores(x)
     torch.testing.assert_close(method.scores_given_task(x, torch.zeros(4, dtype=torch.int64)), want)
 
 
 @pytest.mark.parametrize("task_id", ["prompt_id", "gradient_id", "min_entropy", "max_score"])
 def test_tasks_are_inferred_per_image(task_id):
     stream = toy_stream("clip")
-    method = learn(make("soft_tf", "clip", base="clip_pgp", pgp=0.9, task_id=task_id), stream)
+    method = learn(make("soft_tf", "clip", base={"name": "clip_pgp", "pgp": 0.9}, task_id=task_id), stream)
     x = inputs_of(stream)
     together = scores(method, x)
     assert together.shape == (len(x), 5)
     torch.testing.assert_close(torch.cat([scores(method, row[None]) for row in x]), together, atol=1e-4, rtol=1e-4)
-    masks = [method.masks[str(i)]["q"] for i in method.layers]
+    masks = [method.bank.masks[str(i)]["q"] for i in method.layers]
     assert all(not torch.equal(bank[0], bank[1]) for bank in masks)
-    assert len(method.head.weight) == 0, "texts are the head"
+    assert isinstance(method.head, ClassTexts), "texts are the head"
 
 
 def test_all_tasks_side_by_side_are_each_task_alone():

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from ostinato.lookup import methods
-from ostinato.registry import check_options, options_schema, sources_of_options
+from ostinato.registry import check_options, options_schema, parts_of, sources_of_options
 from scripts import golden
 
 CHEAP = "^(dualprompt on CLIP|simplecil on texts)$"
@@ -128,15 +128,28 @@ def test_every_method_has_rows_of_one_name_each_and_options_that_exist():
         check_options(methods()[row.method], row.options)
 
 
+def choices(kind):
+    """Values that an option of this kind can take, where they are few."""
+    return (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def test_every_choice_of_an_option_is_in_a_row():
-    """Options that several methods share count together."""
-    missing, seen = set(), {}
+    """Options that several methods share count together, and so do the options of a part."""
+    wanted, seen = set(), set()
     for name, cls in methods().items():
-        for option, about in options_schema(cls).model_fields.items():
-            chosen = get_args(about.annotation) if get_origin(about.annotation) is Literal else ()
-            choices = (True, False) if about.annotation is bool else chosen
+        fields, parts = options_schema(cls).model_fields, parts_of(cls)
+        used = [check_options(cls, row.options) for row in golden.ROWS if row.method == name]
+        for option, about in fields.items():
             owner = next(c for c in sources_of_options(cls) if option in getattr(c.__init__, "__kwdefaults__", {}))
-            used = {row.options.get(option, about.default) for row in golden.ROWS if row.method == name}
-            seen.setdefault((owner.__name__, option), set()).update(used)
-            missing |= {(owner.__name__, option, choice) for choice in choices}
-    assert not [(*key, choice) for *key, choice in missing if choice not in seen[tuple(key)]]
+            if option not in parts:
+                wanted |= {(owner.__name__, option, choice) for choice in choices(about.annotation)}
+                seen |= {(owner.__name__, option, values[option]) for values in used}
+                continue
+            for part in parts[option]:
+                kinds = type(part).model_fields
+                wanted |= {(owner.__name__, option, part.name)}
+                wanted |= {(type(part).__name__, key, c) for key in part.own() for c in choices(kinds[key].annotation)}
+                chosen = [values[option] for values in used if values[option]["name"] == part.name]
+                seen |= {(owner.__name__, option, part.name) for _ in chosen}
+                seen |= {(type(part).__name__, key, values[key]) for values in chosen for key in part.own()}
+    assert not wanted - seen

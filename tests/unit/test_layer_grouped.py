@@ -26,7 +26,7 @@ def images(n, seed=0):
 
 def make(**options):
     torch.manual_seed(3)
-    options = {"length": P, "bottleneck": 3, "align_epochs": 2, "align_samples": 8} | options
+    options = {"length": P, "bottleneck": 3, "align": {"epochs": 2, "samples": 8}} | options
     return LayerGrouped(random_backbone(depth=DEPTH), **options).eval()
 
 
@@ -59,8 +59,8 @@ def taught(method, *sizes):
         if (prepare := next(iter(method.stages(task))).prepare) is not None:
             prepare()
         nudge(method, seed=task.index)
-        if method.align and task.index > 0:
-            method._collect_gaussians(task)
+        if method.alignment is not None and task.index > 0:
+            method._collect_gaussians(task, method.alignment)
         with torch.no_grad():
             method.end_task(task)
     return method
@@ -445,28 +445,28 @@ def engine_run(method, stream, upto, callback=None):
 
 
 def whole(**options):
-    return lessons.make("layer_grouped", **({"length": 3, "align_epochs": 2, "align_samples": 16} | options))
+    return lessons.make("layer_grouped", **({"length": 3, "align": {"epochs": 2, "samples": 16}} | options))
 
 
-@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("align", ["gaussians", "none"])
 def test_training_moves_the_current_task_and_the_alignment_the_head_alone(align):
     stream = toy_stream()
-    method = whole(align=align)
+    method = whole() if align == "gaussians" else whole(align="none")
     callback = Snapshots(method)
     engine_run(method, stream, 2, callback)
     fit, after = callback.started["fit"], callback.stepped_to[0]
     moved = {k for k in fit if fit[k].shape != after[k].shape or not torch.equal(fit[k], after[k])}
     own = {"root", "alpha", "generator.down", "generator.up", "head.weight.1", "head.bias.1"}
     assert moved == own
-    if not align:
+    if align == "none":
         assert set(callback.started) == {"fit"}
-        assert not len(method.gaussians)
+        assert method.alignment is None
         assert not method.head.weight[0].requires_grad
         return
     before, after = callback.started["align"], callback.stepped_to[1]
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {f"head.{part}.{t}" for part in ("weight", "bias") for t in (0, 1)}
-    assert len(method.gaussians) == 4
+    assert len(method.alignment.gaussians) == 4
     # 4 classes, 16 draws of each in batches of 16, two epochs
     assert callback.steps == 8
 
@@ -478,7 +478,7 @@ def test_the_first_task_needs_no_alignment_but_leaves_gaussians_for_later():
     assert [stage.name for stage in method.stages(task)] == ["fit"]
     with torch.no_grad():
         method.end_task(task)
-    assert len(method.gaussians) == 2
+    assert len(method.alignment.gaussians) == 2
     task = task_of(1, range(2, 4))
     method.begin_task(task)
     assert [stage.name for stage in method.stages(task)] == ["fit", "align"]
@@ -486,7 +486,7 @@ def test_the_first_task_needs_no_alignment_but_leaves_gaussians_for_later():
 
 def test_prompts_and_heads_of_old_tasks_survive_weight_decay():
     stream = toy_stream()
-    method = engine_run(whole(align=False), stream, 1)
+    method = engine_run(whole(align="none"), stream, 1)
     before = {k: v.clone() for k, v in method.learned_state().items()}
     overrides = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "weight_decay": 0.1}
     settings = Settings(torch.device("cpu"), torch.float32, seed=3, overrides=overrides)
@@ -521,7 +521,7 @@ def test_the_loss_is_local_and_a_task_of_one_class_competes_with_old_rows():
 def test_gaussians_are_of_features_under_fixed_weights(fusion, weights):
     method = begun(taught(make(fusion=fusion), 2, 1))
     task = task_of(2, range(3, 5))
-    method._collect_gaussians(task)
+    method._collect_gaussians(task, method.alignment)
     rows, labels = [], []
     for xs, ys in task.batches():
         labels += ys.tolist()
@@ -531,9 +531,9 @@ def test_gaussians_are_of_features_under_fixed_weights(fusion, weights):
             else:
                 rows.append(prefixed(method, x, {layer: mixed(method, weights, layer) for layer in range(DEPTH)}))
     rows, labels = torch.stack(rows).detach(), torch.tensor(labels)
-    assert len(method.gaussians) == 5
+    assert len(method.alignment.gaussians) == 5
     for c in (3, 4):
-        torch.testing.assert_close(method.gaussians.means[c], rows[labels == c].mean(0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(method.alignment.gaussians.means[c], rows[labels == c].mean(0), atol=1e-5, rtol=1e-4)
 
 
 def test_trainable_parameters_of_the_published_size():
@@ -556,7 +556,7 @@ def test_trainable_parameters_of_the_published_size():
 
 def test_state_grows_by_the_outputs_of_a_task():
     sizes = []
-    method = make(align=False)
+    method = make(align="none")
     for _ in range(3):
         taught(method, 2)
         state = method.learned_state()
@@ -571,8 +571,8 @@ OPTIONS = [
     {"fusion": "soft_query"},
     {"fusion": "sum"},
     {"fusion": "uniform", "groups": 12, "root": False, "position": False},
-    {"fusion_in_training": False, "layers": (2, 3, 7), "covariance": "diagonal"},
-    {"align": False, "warm_start": False},
+    {"fusion_in_training": False, "layers": (2, 3, 7), "align": {"epochs": 2, "samples": 16, "covariance": "diagonal"}},
+    {"align": "none", "warm_start": False},
 ]
 
 
@@ -590,7 +590,7 @@ def test_runs_with_other_options(options):
         cut = lessons.learn(whole(**options), stream, upto=1)
         callback = lessons.StopAt(cut, steps)
         task = lessons.learn_view(cut, stream, 1)
-        if steps == 9 and not options.get("align", True):
+        if steps == 9 and options.get("align") == "none":
             continue  # there is no ninth step
         with pytest.raises(lessons.Stop):
             learn_task(cut, task, lessons.SETTINGS, callback)
@@ -614,11 +614,12 @@ def test_runs_with_other_options(options):
         ({"length": -1}, r"method\.length must not be negative, got -1"),
         ({"bottleneck": 0}, r"method\.bottleneck must be at least 1, got 0"),
         ({"root_std": 0.0}, r"method\.root_std must be positive, got 0\.0"),
-        ({"align_lr": -1.0}, r"method\.align_lr must be positive, got -1\.0"),
-        ({"align_epochs": 0}, r"method\.align_epochs must be at least 1"),
-        ({"align_samples": 0}, r"method\.align_samples must be at least 1"),
+        ({"align": {"lr": -1.0}}, r"method\.align\.lr: .*greater than 0, got -1\.0"),
+        ({"align": {"epochs": 0}}, r"method\.align\.epochs: .*greater than or equal to 1"),
+        ({"align": {"samples": 0}}, r"method\.align\.samples: .*greater than or equal to 1"),
         ({"fusion": "mean"}, r"method\.fusion must be one of \['soft_model', .*\], got 'mean'"),
-        ({"covariance": "tied"}, r"method\.covariance must be one of"),
+        ({"align": {"covariance": "tied"}}, r"method\.align\.covariance: .*got 'tied'"),
+        ({"align": {"name": "none", "lr": 0.1}}, r"method\.align\.lr has no effect with method\.align=none"),
     ],
 )
 def test_options(options, message):

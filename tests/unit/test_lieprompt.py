@@ -16,7 +16,7 @@ from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings, learn_task
 
 D, H, DEPTH, P = 16, 2, 3, 2
-SMALL = {"pool_size": 4, "length": P, "layer_topk": 1, "add_num": 3, "align_epochs": 2, "align_samples": 10}
+SMALL = {"pool_size": 4, "length": P, "layer_topk": 1, "add_num": 3, "align": {"epochs": 2, "samples": 10}}
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
 
 
@@ -526,7 +526,7 @@ def test_the_main_stage_leaves_other_rows_and_alignment_everything_but_the_head(
     for key, value in aligned.items():
         if not key.startswith("head."):
             assert torch.equal(value, start[key]), key
-    assert len(start["gaussians.means"]) == 4
+    assert len(start["alignment.gaussians.means"]) == 4
     for key, value in method.backbone.state_dict().items():
         assert torch.equal(value, frozen[key]), key
 
@@ -542,19 +542,19 @@ def test_the_first_task_has_no_alignment_and_gets_its_statistics_at_the_end():
     method = begin(make(), 2)
     assert [stage.name for stage in method.stages(task_of(0, range(2)))] == ["fit"]
     method = learn(make(), 3)
-    assert len(method.gaussians) == 3
+    assert len(method.alignment.gaussians) == 3
     data = task_of(0, range(3)).train
     features = method.features(data.x, method.infer_task(data.x)).detach()
     for c in range(3):
         own = features[data.y == c]
-        torch.testing.assert_close(method.gaussians.means[c], own.mean(0), atol=1e-5, rtol=1e-5)
-        factor = method.gaussians.factors[c]
+        torch.testing.assert_close(method.alignment.gaussians.means[c], own.mean(0), atol=1e-5, rtol=1e-5)
+        factor = method.alignment.gaussians.factors[c]
         want = own.T.cov() + 2e-4 * torch.eye(D)
         torch.testing.assert_close(factor @ factor.T, want, atol=1e-5, rtol=1e-4)
 
 
 def test_alignment_recipe():
-    method = begin(make(align_epochs=7, align_lr=0.02, align_samples=11), 2, 3)
+    method = begin(make(align={"epochs": 7, "lr": 0.02, "samples": 11}), 2, 3)
     fit, align = method.stages(task_of(1, range(2, 5)))
     assert fit.recipe is None
     assert (align.recipe.epochs, align.recipe.batch_size, align.recipe.lr) == (7, 11, 0.02)
@@ -638,7 +638,7 @@ def test_numbers_of_parameters_on_a_vit_b(vit_b, options, start, growth):
         ({"add_num": 0}, r"method.add_num must be at least 1"),
         ({"pool_size": 0}, r"method.pool_size must be at least 1"),
         ({"length": 0}, r"method.length must be at least 1"),
-        ({"align_lr": 0.0}, r"method.align_lr must be positive"),
+        ({"align": {"lr": 0.0}}, r"method.align.lr: .*greater than 0, got 0.0"),
         ({"key_pull": 0.1}, r"method.key_pull pulls selected keys; set method.top_k"),
     ],
 )

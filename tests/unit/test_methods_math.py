@@ -119,8 +119,8 @@ def test_learned_state_holds_the_backbone_only_where_it_is_trained():
 
 def test_a_state_of_another_method_is_refused():
     state = begin(make(L2P), 2).learned_state()
-    with pytest.raises(InputError, match=r"does not fit l2p: missing \['keys'\], unknown \['other'\]"):
-        make(L2P).load_learned_state({("other" if k == "keys" else k): v for k, v in state.items()})
+    with pytest.raises(InputError, match=r"does not fit l2p: missing \['pool.keys'\], unknown \['other'\]"):
+        make(L2P).load_learned_state({("other" if k == "pool.keys" else k): v for k, v in state.items()})
 
 
 # L2P
@@ -130,12 +130,12 @@ def test_l2p_selects_the_top_k_by_cosine_per_sample():
     method, x = make(L2P, pool_size=7, top_k=3, length=2), images(6)
     query = method.query(x)
     with torch.no_grad():  # random features are much alike: keys that tell them apart
-        method.keys[:6] = query - query.mean(0)
-    ids, similarity = method.select(x)
+        method.pool.keys[:6] = query - query.mean(0)
+    ids, similarity = method.pool.select(method.query(x))
     assert ids.shape == similarity.shape == (6, 3)
     chosen = set()
     for i in range(6):
-        own = [cos(query[i], key) for key in method.keys]
+        own = [cos(query[i], key) for key in method.pool.keys]
         best = sorted(range(7), key=lambda m: -own[m])[:3]
         assert ids[i].tolist() == best
         assert similarity[i].tolist() == pytest.approx([own[m] for m in best], abs=1e-5)
@@ -152,21 +152,21 @@ def test_l2p_puts_prompts_after_cls_with_its_position(readout, backbone_reads):
     backbone = method.backbone
     plain = backbone.embed(x).h
     for i in range(2):
-        prompts = torch.cat([method.prompts[m] for m in ids[i]]) + backbone.pos_embed[0, 0]
+        prompts = torch.cat([method.pool.prompts[m] for m in ids[i]]) + backbone.pos_embed[0, 0]
         sequence = torch.cat([plain[i, :1], prompts, plain[i, 1:]])
         assert sequence.shape == (1 + 6 + 4, D)
         out = backbone.encoder.norm(backbone.run(Tokens(sequence[None])).h[0])
         want = out[1:7].mean(0) if readout == "prompt" else out[0]
-        torch.testing.assert_close(method.read(method.tokens(x, ids))[i], want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(method.features(x, ids)[i], want, atol=1e-5, rtol=1e-4)
 
 
 def test_l2p_loss_terms():
     method, x = begin(make(L2P, pool_size=5, top_k=2, pull=0.3), 3, 2), images(4)
     y = torch.tensor([3, 4, 4, 3])
     losses = method.loss(x, y)
-    ids, similarity = method.select(x)
+    ids, similarity = method.pool.select(method.query(x))
     rows, bias = method.head.weight[1], method.head.bias[1]
-    logits = method.read(method.tokens(x, ids)) @ rows.T + bias
+    logits = method.features(x, ids) @ rows.T + bias
     want = -sum(F.log_softmax(logits[i], 0)[y[i] - 3] for i in range(4)) / 4
     assert set(losses) == {"ce", "pool"}
     torch.testing.assert_close(losses["ce"], want)
@@ -175,22 +175,22 @@ def test_l2p_loss_terms():
 
 def test_l2p_trains_chosen_prompts_and_keys_only_and_pulls_them_closer():
     method, x = begin(make(L2P, pool_size=8, top_k=2), 2), images(3)
-    ids, before = method.select(x)
+    ids, before = method.pool.select(method.query(x))
     chosen = torch.zeros(8, dtype=torch.bool)
     chosen[ids.flatten()] = True
     assert not chosen.all()
     losses = method.loss(x, torch.tensor([0, 1, 0]))
     (losses["ce"] + losses["pool"]).backward()
-    assert torch.equal(method.keys.grad.abs().amax(1) > 0, chosen)
-    assert torch.equal(method.prompts.grad.abs().amax((1, 2)) > 0, chosen)
+    assert torch.equal(method.pool.keys.grad.abs().amax(1) > 0, chosen)
+    assert torch.equal(method.pool.prompts.grad.abs().amax((1, 2)) > 0, chosen)
     with torch.no_grad():
-        method.keys -= 0.1 * method.keys.grad
-    assert method.select(x)[1].sum() > before.sum()
+        method.pool.keys -= 0.1 * method.pool.keys.grad
+    assert method.pool.select(method.query(x))[1].sum() > before.sum()
 
 
 def test_l2p_scores_are_the_head_on_the_selected_prompts():
     method, x = begin(make(L2P), 2, 3), images(4)
-    want = method.head(method.read(method.tokens(x, method.select(x)[0])))
+    want = method.head(method.features(x, method.pool.select(method.query(x))[0]))
     assert want.shape == (4, 5)
     torch.testing.assert_close(method.scores(x), want)
 
@@ -211,51 +211,50 @@ def dual(**options):
 def test_dualprompt_plan_layers_and_prefixes():
     method = begin(dual(), 2, 2)
     nudge(method)
-    experts = method.experts.stacked()[torch.tensor([1, 0, 1])]
-    plan = method.plan(experts)
-    assert sorted(plan.edits) == [0, 1, 2]
+    edits = method.prompts.under_each(torch.tensor([1, 0, 1]))
+    assert sorted(edits) == [0, 1, 2]
     for role in (0, 1):
-        general = plan.edits[0].prefix[role]
+        general = edits[0].prefix[role]
         assert general.shape == (3, H, 3, D // H)
         for head in range(H):
             part = slice(head * D // H, (head + 1) * D // H)
             for sample in range(3):
-                assert torch.equal(general[sample, head], method.general[0, role, :, part])
+                assert torch.equal(general[sample, head], method.prompts.general[0, role, :, part])
             for i, layer in enumerate((1, 2)):
-                expert = plan.edits[layer].prefix[role]
+                expert = edits[layer].prefix[role]
                 assert expert.shape == (3, H, 4, D // H)
                 for sample, task in enumerate((1, 0, 1)):
-                    assert torch.equal(expert[sample, head], method.experts[task][i, role, :, part])
+                    assert torch.equal(expert[sample, head], method.prompts.experts[task][i, role, :, part])
 
 
 def test_dualprompt_without_general_prompts():
     method = begin(dual(g_layers=()), 2)
-    assert sorted(method.plan(method.experts[-1][None]).edits) == [1, 2]
+    assert sorted(method.prompts.under(-1)) == [1, 2]
     assert method.scores(images(2)).shape == (2, 2)
 
 
 def test_dualprompt_new_experts_are_copies_with_a_life_of_their_own():
     method = begin(dual(), 2)
     nudge(method)
-    old = method.experts[0].detach().clone()
+    old = method.prompts.experts[0].detach().clone()
     begin(method, 2)
-    assert torch.equal(method.experts[1], old)
-    assert not torch.equal(method.keys[1], method.keys[0])
+    assert torch.equal(method.prompts.experts[1], old)
+    assert not torch.equal(method.keys.keys[1], method.keys.keys[0])
     nudge(method)
-    assert torch.equal(method.experts[0], old)
-    assert not torch.equal(method.experts[1], old)
+    assert torch.equal(method.prompts.experts[0], old)
+    assert not torch.equal(method.prompts.experts[1], old)
     cold = begin(dual(warm_start=False), 2, 2)
-    assert not torch.equal(cold.experts[1], cold.experts[0])
-    assert cold.experts[1].abs().max() <= 1
+    assert not torch.equal(cold.prompts.experts[1], cold.prompts.experts[0])
+    assert cold.prompts.experts[1].abs().max() <= 1
 
 
 def test_dualprompt_infers_the_task_of_the_nearest_key():
     method, x = begin(dual(), 2, 1, 2), images(12)
     query = method.query(x)
-    want = [max(range(3), key=lambda t: cos(query[i], method.keys[t])) for i in range(12)]
+    want = [max(range(3), key=lambda t: cos(query[i], method.keys.keys[t])) for i in range(12)]
     assert method.infer_task(x).tolist() == want
     with torch.no_grad():
-        method.keys[2].copy_(5 * query[4])
+        method.keys.keys[2].copy_(5 * query[4])
     assert method.infer_task(x)[4] == 2
     assert isinstance(method, TaskInferring)
     assert torch.equal(method.scores(x), method.scores_given_task(x, method.infer_task(x)))
@@ -266,26 +265,26 @@ def test_dualprompt_scores_each_sample_under_its_own_expert():
     tasks = torch.tensor([1, 0, 0, 1])
     got = method.scores_given_task(x, tasks)
     for i, t in enumerate(tasks.tolist()):
-        alone = method.head(method.backbone(x[i : i + 1], method.plan(method.experts[t][None])))
+        alone = method.head(method.features(x[i : i + 1], method.prompts.under(t)))
         torch.testing.assert_close(got[i : i + 1], alone, atol=1e-5, rtol=1e-4)
     assert (got - method.scores_given_task(x, 1 - tasks)).abs().amax(1).min() > 1e-4
 
 
 def test_dualprompt_trains_the_current_expert_and_the_general_prompt():
-    method, x = begin(dual(pull=0.5), 2, 2), images(4)
+    method, x = begin(dual(keys={"pull": 0.5}), 2, 2), images(4)
     y = torch.tensor([2, 3, 3, 2])
     losses = method.loss(x, y)
     query = method.query(x)
-    want = sum(cos(query[i], method.keys[1].detach()) for i in range(4)) / 4
+    want = sum(cos(query[i], method.keys.keys[1].detach()) for i in range(4)) / 4
     assert losses["pull"].item() == pytest.approx(-0.5 * want, rel=1e-5)
-    features = method.backbone(x, method.plan(method.experts[1][None]))
+    features = method.features(x, method.prompts.under(1))
     logits = features @ method.head.weight[1].T + method.head.bias[1]
     torch.testing.assert_close(losses["ce"], F.cross_entropy(logits, y - 2))
     (losses["ce"] + losses["pull"]).backward()
-    for bank in (method.experts, method.keys, method.head.weight):
+    for bank in (method.prompts.experts, method.keys.keys, method.head.weight):
         assert bank[0].grad is None
         assert bank[1].grad.abs().max() > 0
-    assert method.general.grad.abs().max() > 0
+    assert method.prompts.general.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -295,7 +294,7 @@ def test_dualprompt_trains_the_current_expert_and_the_general_prompt():
         ({"e_layers": (-1, 1)}, r"must name layers in \[0, 2\], each once, got \[-1, 1\]"),
         ({"g_layers": (1,)}, r"both have \[1\]"),
         ({"g_layers": (0, 0)}, "each once"),
-        ({"e_length": 0}, "at least 1"),
+        ({"e_length": 0}, r"method\.e_length: .*greater than or equal to 1, got 0"),
         ({"e_layers": ()}, "at least one layer"),
     ],
 )

@@ -83,7 +83,7 @@ def test_values_as_the_sources_state_them():
     assert (cl_lora.method.options()["rank"], cl_lora.stream.order) == (10, "seed1993")
     soft = options("imagenet_r/soft_tf")
     assert soft.train.overrides()["lr"] == pytest.approx(0.005 * 24 / 256)
-    assert (soft.train.overrides()["epochs"], soft.method.options()["e_length"]) == (50, 20)
+    assert (soft.train.overrides()["epochs"], soft.method.options()["base"]["e_length"]) == (50, 20)
     assert soft.backbone.name == "vit_base_patch16_224.orig_in21k", "Google's own checkpoint"
     lie = options("cifar100_b5_5/lieprompt-in1k")
     assert (lie.train.overrides()["lr"], lie.train.overrides()["weight_decay"]) == (0.01, 0.005)

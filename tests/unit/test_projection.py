@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores
 from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.errors import InputError
-from ostinato.methods import dualprompt, l2p
-from ostinato.nn.projection import Covariance, Subspace, Subspaces, sampled
+from ostinato.methods.dualprompt import DualPrompt
+from ostinato.methods.parts.prompts import Prompts
+from ostinato.nn.projection import Covariance, GradientProjection, Subspace, sampled
 from ostinato.training.callbacks import Callback
 from ostinato.training.loop import learn_task
 
@@ -138,12 +139,12 @@ def test_projection_removes_the_subspace_and_nothing_else():
 
 
 def test_a_subspace_loads_at_any_size():
-    full, fresh = Subspaces(2, D), Subspaces(2, D)
-    full.add([covariance(rows_of(30, 5)), covariance(rows_of(30, 7))], [0.5, 1.0])
+    full, fresh = GradientProjection([0.5, 1.0], D), GradientProjection([0.5, 1.0], D)
+    full.collect([torch.zeros(1)], lambda _: [rows_of(30, 5), rows_of(30, 7)])
     fresh.load_state_dict(full.state_dict())
     for a, b in zip(full, fresh, strict=True):
         assert torch.equal(a.basis, b.basis)
-    full.load_state_dict(Subspaces(2, D).state_dict())
+    full.load_state_dict(GradientProjection([0.5, 1.0], D).state_dict())
     assert full[0].basis.shape == (D, 0)
 
 
@@ -160,8 +161,8 @@ def test_a_step_moves_constrained_parts_outside_their_subspace_only(optimizer):
             step(opt, p)
         return p.detach()
 
-    spaces = Subspaces(1, D)
-    spaces.add([covariance(rows_of(30, 6))], [1.0])
+    spaces = GradientProjection([1.0], D)
+    spaces.collect([torch.zeros(1)], lambda _: [rows_of(30, 6)])
     basis = spaces[0].basis
     start, free = draw(2, 3, D), run(lambda opt, _: opt.step())
     got = run(lambda opt, p: spaces.step(opt, [p.detach()[0]]))
@@ -210,7 +211,7 @@ class Watch(Callback):
 
 
 def prefixes(method, half):
-    return [*method.general.detach()[:, half], *method.experts[-1].detach()[:, half]]
+    return [*method.prompts.general.detach()[:, half], *method.prompts.experts[-1].detach()[:, half]]
 
 
 def queries_of(method, stream, i):
@@ -227,16 +228,16 @@ def queries_of(method, stream, i):
     x = torch.cat([x for x, _ in learn_view(method, stream, i).batches()])
     with torch.no_grad():
         # The plain read-out computes the last layer for the CLS token only; none is prompted here.
-        method.backbone(x, method.plan(method.experts[i][None]))
+        method.features(x, method.prompts.under(i))
     for hook in hooks:
         hook.remove()
-    return [seen[layer] for layer in (*method.g_layers, *method.e_layers)]
+    return [seen[layer] for layer in (*method.prompts.g_layers, *method.prompts.e_layers)]
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9])
 def test_dualprompt_directions_are_those_of_the_queries_under_the_trained_prompts(stream, energy):
     method = learn(make("dualprompt", pgp=energy, **DUAL), stream, upto=1)
-    for space, query in zip(method.spaces, queries_of(method, stream, 0), strict=True):
+    for space, query in zip(method.prompts.projection, queries_of(method, stream, 0), strict=True):
         heads = query.double().unflatten(-1, (H, -1))
         apart = np.zeros((H, heads[..., 0, 0].numel(), D))
         for head in range(H):
@@ -259,7 +260,7 @@ def test_dualprompt_updates_of_keys_leave_the_directions_of_old_queries_alone(st
         def on_step(self, *args):
             keys.on_step(*args), values.on_step(*args)
 
-    bases = [space.basis.clone() for space in method.spaces]
+    bases = [space.basis.clone() for space in method.prompts.projection]
     learn_task(method, learn_view(method, stream, 1), SETTINGS, Both())
     assert len(keys.moves()) > 2
     for moves in keys.moves():
@@ -269,7 +270,7 @@ def test_dualprompt_updates_of_keys_leave_the_directions_of_old_queries_alone(st
     for moves in values.moves():
         for move, basis in zip(moves, bases, strict=True):
             assert (move @ basis).abs().max() > 1e-4
-    for space, basis in zip(method.spaces, bases, strict=True):
+    for space, basis in zip(method.prompts.projection, bases, strict=True):
         r = basis.shape[1]
         assert torch.equal(space.basis[:, :r], basis), "directions only come, none goes"
 
@@ -306,7 +307,7 @@ def test_dualprompt_with_a_full_share_old_attention_does_not_change():
         per_head = torch.einsum("bnhd,phd->bnhp", query.unflatten(-1, (H, -1)), moved.unflatten(-1, (H, -1)))
         change[energy] = float(per_head.abs().max())
         if energy:
-            assert [space.basis.shape[1] for space in method.spaces] == [8, 8]
+            assert [space.basis.shape[1] for space in method.prompts.projection] == [8, 8]
     assert change[1.0] < 1e-5
     assert change[0.0] > 1e-2
 
@@ -315,8 +316,7 @@ def test_statistics_take_a_bounded_number_of_images(stream, monkeypatch):
     seen = []
     add = Covariance.add
     monkeypatch.setattr(Covariance, "add", lambda self, rows: (seen.append(len(rows)), add(self, rows)))
-    monkeypatch.setattr(dualprompt, "IMAGES", 10)
-    monkeypatch.setattr(l2p, "IMAGES", 10)
+    monkeypatch.setattr(Prompts, "images", 10)
     learn(make("dualprompt", pgp=0.9, **DUAL), stream, upto=1)
     assert sum(seen) == 4 * 10 * 5  # layers, images, tokens
     seen.clear()
@@ -328,11 +328,11 @@ def test_dualprompt_mean_keys_are_the_optimum_of_the_pull(stream):
     method = make("dualprompt", keys="mean", **DUAL)
     for i in range(len(stream)):
         task = learn_view(method, stream, i)
-        watch = Watch(lambda: [method.keys[-1].detach()])
+        watch = Watch(lambda: [method.keys.keys[-1].detach()])
         learn_task(method, task, SETTINGS, watch)
         assert all(torch.equal(seen[0], watch.seen[0][0]) for seen in watch.seen), "no step moves a key"
-        assert not method.keys[-1].requires_grad
-    for i, key in enumerate(method.keys):
+        assert not method.keys.keys[-1].requires_grad
+    for i, key in enumerate(method.keys.keys):
         x = torch.cat([x for x, _ in learn_view(method, stream, i).batches()])
         query = method.backbone(x).double()
         want = (query / query.norm(dim=1, keepdim=True)).mean(0)
@@ -356,9 +356,9 @@ def test_dualprompt_mean_keys_change_nothing_but_the_keys_where_nothing_is_clipp
     """Key and prefixes meet in the gradient norm alone."""
     settings = SETTINGS.__class__(CPU, torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8, "clip": 1e9})
     a, b = (learn(make("dualprompt", keys=keys, **DUAL), stream, settings=settings) for keys in ("learned", "mean"))
-    torch.testing.assert_close(a.general, b.general, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(a.experts.stacked(), b.experts.stacked(), atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(a.keys.stacked(), b.keys.stacked())
+    torch.testing.assert_close(a.prompts.general, b.prompts.general, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(a.prompts.experts.stacked(), b.prompts.experts.stacked(), atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(a.keys.keys.stacked(), b.keys.keys.stacked())
 
 
 # L2P
@@ -368,32 +368,32 @@ def test_l2p_directions_and_updates(stream):
     method = learn(make("l2p", pgp=0.9, pgp_keys=0.9999, pool_size=6, top_k=2, length=3), stream, upto=1)
     x = torch.cat([x for x, _ in learn_view(method, stream, 0).batches()])
     with torch.no_grad():
-        ids, _ = method.select(x)
+        ids, _ = method.pool.select(method.query(x))
         patches = method.backbone.embed(x).h[:, 1:]
-        prompts = (method.prompts[ids] + method.backbone.pos_embed[0, 0]).flatten(1, 2)
+        prompts = (method.pool.prompts[ids] + method.backbone.pos_embed[0, 0]).flatten(1, 2)
         rows = torch.cat([patches, prompts], dim=1).flatten(0, 1).double().numpy()
         want = [gpm(np.zeros((D, 0)), rows, 0.9), gpm(np.zeros((D, 0)), method.query(x).double().numpy(), 0.9999)]
         fewer = gpm(np.zeros((D, 0)), method.query(x).double().numpy(), 0.9)
     assert fewer.shape[1] < want[1].shape[1], "the shares must be told apart"
-    bases = [space.basis.clone() for space in method.spaces]
+    bases = [space.basis.clone() for space in method.pool.projection]
     for got, w in zip(bases, want, strict=True):
         assert 0 < w.shape[1] < D
         assert got.shape == w.shape
         np.testing.assert_allclose((got @ got.T).numpy(), w @ w.T, atol=1e-4)
-    watch = Watch(lambda: [method.prompts.detach(), method.keys.detach()])
+    watch = Watch(lambda: method.pool.protected())
     learn_task(method, learn_view(method, stream, 1), SETTINGS, watch)
     assert len(watch.moves()) > 2
     for moves in watch.moves():
         for move, basis in zip(moves, bases, strict=True):
             assert (move @ basis).abs().max() < 1e-6
             assert move.abs().max() > 1e-4
-    assert method.spaces[0].basis.shape[1] >= bases[0].shape[1]
+    assert method.pool.projection[0].basis.shape[1] >= bases[0].shape[1]
 
 
 def test_l2p_features_take_a_plan(stream):
     method = make_begun("l2p", stream)
     x = inputs_of(stream, 1)
-    ids, _ = method.select(x)
+    ids, _ = method.pool.select(method.query(x))
     layers = []
 
     class Plan:
@@ -402,7 +402,7 @@ def test_l2p_features_take_a_plan(stream):
         def __call__(self, layer, tokens):
             layers.append((layer, tokens.h.shape[1]))
 
-    assert torch.equal(method.read(method.tokens(x, ids), Plan()), method.read(method.tokens(x, ids)))
+    assert torch.equal(method.pool.read(method.pool.tokens(x, ids), Plan()), method.features(x, ids))
     assert layers == [(layer, 1 + 25 + 4) for layer in range(12)]
 
 
@@ -412,7 +412,7 @@ def test_l2p_features_take_a_plan(stream):
 @pytest.mark.parametrize("name", ["dualprompt", "l2p"])
 def test_off_keeps_no_state(stream, name):
     state = learn(make(name), stream).learned_state()
-    assert not [key for key in state if "spaces" in key]
+    assert not [key for key in state if "projection" in key]
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -452,7 +452,7 @@ def test_state_of_any_length_loads_and_old_private_parameters_stay(stream, name,
     fresh.load_learned_state(snapshots[-1])
     torch.testing.assert_close(scores(fresh, x), scores(method, x), atol=1e-6, rtol=1e-5)
     assert all(v.dtype in (torch.float32, torch.int64) for v in snapshots[-1].values())
-    for key in ("keys.0", "experts.0"):
+    for key in ("keys.keys.0", "prompts.experts.0"):
         if name == "dualprompt":
             assert torch.equal(snapshots[0][key], snapshots[-1][key]), key
 
@@ -467,13 +467,14 @@ def test_a_score_does_not_depend_on_its_batch(stream, name, options):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dualprompt", {"pgp": -0.1}, r"method\.pgp must be 0 \(off\) or a share of energy in \(0, 1\], got -0.1"),
-        ("dualprompt", {"pgp": 1.1}, r"method\.pgp must"),
+        ("dualprompt", {"pgp": -0.1}, r"method\.pgp: .*greater than or equal to 0, got -0.1"),
+        ("dualprompt", {"pgp": 1.1}, r"method\.pgp: .*less than or equal to 1"),
         ("dualprompt", {"pgp": 0.5, "warm_start": False}, r"method\.warm_start=true"),
         ("dualprompt", {"keys": "median"}, r"method\.keys"),
-        ("l2p", {"pgp": 1.5}, r"method\.pgp must"),
-        ("l2p", {"pgp": 0.5, "pgp_keys": 0.0}, r"method\.pgp_keys must be a share of energy in \(0, 1\], got 0.0"),
-        ("l2p", {"pgp_keys": 2.0}, r"method\.pgp_keys"),
+        ("l2p", {"pgp": 1.5}, r"method\.pgp: .*less than or equal to 1"),
+        ("l2p", {"pgp": 0.5, "pgp_keys": 0.0}, r"method\.pgp_keys: .*greater than 0, got 0.0"),
+        ("l2p", {"pgp": 0.5, "pgp_keys": 2.0}, r"method\.pgp_keys: .*less than or equal to 1"),
+        ("l2p", {"pgp_keys": 0.9}, r"method\.pgp_keys has no effect with method\.pgp=0"),
     ],
 )
 def test_options(name, options, message):
@@ -483,4 +484,4 @@ def test_options(name, options, message):
 
 def test_options_of_the_constructor():
     with pytest.raises(InputError, match=r"method\.keys must be .*, got 'median'"):
-        dualprompt.DualPrompt(random_backbone(depth=5), keys="median")
+        DualPrompt(random_backbone(depth=5), keys="median")

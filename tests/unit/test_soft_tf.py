@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ostinato.backbones import Arch, LinearEdit, Preprocess, Tokens, VisionBackbone
+from ostinato.backbones import Arch, LayerPlan, LinearEdit, Preprocess, Tokens, VisionBackbone
 from ostinato.backbones.edits import edited_linear, per_task
 from ostinato.contract.lessons import SETTINGS, learn, learn_view, make
 from ostinato.contract.toys import random_backbone, toy_stream
 from ostinato.errors import InputError
 from ostinato.methods.adapter import Adapter
 from ostinato.methods.lora import LoRA
+from ostinato.methods.parts.task_edits import edited
 from ostinato.methods.soft_tf import SoftTF
-from ostinato.methods.task_edits import banked
 from ostinato.methods.wsn import WSN
 from ostinato.nn import entropy
 from ostinato.nn.discriminant import LinearDiscriminant
@@ -72,9 +72,8 @@ def taught(name="soft_tf", tasks=3, **options):
 )
 def test_masks_of_vit_b_have_the_published_sizes(layers, variant, count):
     method = SoftTF(vit_b(), layers=layers, variant=variant)
-    for _, name, bank in banked(method.masks):
-        bank.add(initial_mask(*method.backbone.arch.shape_of(name), "ones", device=CPU))
-    assert sum(p.numel() for p in method.masks.parameters()) == count
+    method.bank.begin_task(CPU)
+    assert sum(p.numel() for p in method.bank.parameters()) == count
 
 
 class Only:
@@ -98,14 +97,13 @@ class Only:
 def test_budgets_of_the_baselines_on_vit_b(cls, options, count):
     method = cls(vit_b(), **options)
     method.begin_task(Only())
-    banks = (method.a, method.b) if cls is LoRA else (method.inner, method.outer)
-    assert sum(p.numel() for bank in banks for p in bank.parameters()) == count
+    assert sum(p.numel() for p in method.bank.parameters()) == count
 
 
 def test_dualprompt_below_has_its_published_size():
     method = SoftTF(vit_b())
     method.begin_task(Only())
-    prompts = sum(p.numel() for p in (method.general, *method.experts, *method.keys))
+    prompts = sum(p.numel() for p in (method.prompts.general, *method.prompts.experts, *method.keys.keys))
     assert prompts == 39_168
 
 
@@ -119,11 +117,12 @@ def test_training_begins_at_the_prompt_method(name, base):
     with torch.no_grad():
         method.begin_task(learn_view(method, toy_stream(), 0))
         x = pixels(3)
-        edited = method._read(method.enter(x)[0], method._edited(method.experts[-1][None], method.linear(-1)), 0)
-        plain = method._read(method.enter(x)[0], method.plan(method.experts[-1][None]), 0)
-    torch.testing.assert_close(edited, plain, rtol=0, atol=1e-6)
+        prompts, tokens = method.prompts, method.prompts.enter(x, method.query)[0]
+        changed = prompts.read(tokens, edited(prompts.under(-1), method.linear(-1)))
+        plain = prompts.read(tokens, LayerPlan(prompts.under(-1)))
+    torch.testing.assert_close(changed, plain, rtol=0, atol=1e-6)
     if base == "none":
-        torch.testing.assert_close(edited, method.backbone(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(changed, method.backbone(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "xavier", "kaiming", "normal"])
@@ -145,12 +144,15 @@ def test_private_parts_of_old_tasks_and_their_rows_are_bit_equal(name):
     method = learn(make(name, base="dualprompt"), stream, upto=1)
     before = [e.mask if e.mask is not None else e.outer if e.outer is not None else e.up for e in edits_of(method, 0)]
     before = [t.detach().clone() for t in before]
-    own = [t.detach().clone() for t in (method.experts[0], method.keys[0], method.head.weight[0], method.head.bias[0])]
+    own = [t.detach().clone() for t in private(method)]
     learn_task(method, learn_view(method, stream, 1), SETTINGS)
     after = [e.mask if e.mask is not None else e.outer if e.outer is not None else e.up for e in edits_of(method, 0)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    moved = (method.experts[0], method.keys[0], method.head.weight[0], method.head.bias[0])
-    assert all(torch.equal(a, b) for a, b in zip(own, moved, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(own, private(method), strict=True))
+
+
+def private(method):
+    return method.prompts.experts[0], method.keys.keys[0], method.head.weight[0], method.head.bias[0]
 
 
 def edits_of(method, task):
@@ -192,7 +194,7 @@ def test_samples_of_mixed_tasks_equal_each_under_its_own(name, base):
 def test_chunks_of_samples_change_nothing(monkeypatch):
     method = taught().eval()
     whole = method.scores_all_tasks(pixels(6))
-    monkeypatch.setattr("ostinato.methods.task_edits.ROWS", 4)
+    monkeypatch.setattr("ostinato.methods.parts.task_edits.ROWS", 4)
     torch.testing.assert_close(method.scores_all_tasks(pixels(6)), whole, atol=1e-5, rtol=1e-4)
 
 
@@ -225,9 +227,9 @@ def alpha_gradient(method, x, top=None):
             }
             for layer in each[0]
         }
-        key = torch.nn.functional.cosine_similarity(method.query(x[i : i + 1]), method.keys.stacked()).argmax()
-        plan = method._edited(method.experts[int(key)][None], linear)
-        logits = method.head(method._read(Tokens(method.shared(x[i : i + 1]).h), plan, method.split))
+        key = torch.nn.functional.cosine_similarity(method.query(x[i : i + 1]), method.keys.keys.stacked()).argmax()
+        plan = edited(method.prompts.under(int(key)), linear)
+        logits = method.head(method.prompts.read(Tokens(method.shared(x[i : i + 1]).h), plan, start=method.split))
         (grad,) = torch.autograd.grad(entropy(logits, top).sum(), alpha)
         rows.append(-grad)
     rows = torch.stack(rows)
@@ -297,7 +299,7 @@ def test_stored_masks_are_the_learned_ones(kind):
     stream = toy_stream()
     method = make("wsn", kind=kind, keep=0.7)
     learn(method, stream, upto=1)
-    bank = method.maps["11"]["proj"]
+    bank = method.bank.maps["11"]["proj"]
     live = keep_largest(bank.scores, 0.7)
     assert torch.equal(bank.masks[0], live > 0)
     mask = method.linear(0)[11]["proj"].mask
@@ -320,19 +322,18 @@ def test_stored_masks_are_the_learned_ones(kind):
 @pytest.mark.parametrize("base", ["dualprompt", "l2p"])
 def test_projected_prompts_below_masks(base):
     stream = toy_stream()
-    method = learn(make("soft_tf", base=base, pgp=0.9), stream, upto=1)
-    prompts = method.below.prompts if base == "l2p" else method.general
-    before = prompts.detach().clone()
-    spaces = method.below.spaces if base == "l2p" else method.spaces
+    method = learn(make("soft_tf", base={"name": base, "pgp": 0.9}), stream, upto=1)
+    before = [part.clone() for part in method.prompts.protected()]
+    bases = [space.basis.clone() for space in method.prompts.projection]
     learn_task(method, learn_view(method, stream, 1), replace(SETTINGS, overrides={"epochs": 1, "batch_size": 8}))
-    moved = (prompts.detach() - before).flatten(0, -2)
-    assert moved.abs().max() > 1e-4
-    assert len(spaces)
+    for part, old, basis in zip(method.prompts.protected(), before, bases, strict=True):
+        assert (part - old).abs().max() > 1e-4
+        assert ((part - old) @ basis).abs().max() < 1e-6
 
 
 def test_no_prompts_nothing_to_project():
-    with pytest.raises(InputError, match="there are none"):
-        SoftTF(random_backbone(), base="none", pgp=0.5)
+    with pytest.raises(InputError, match=r"method\.base\.pgp has no effect with method\.base=none"):
+        SoftTF(random_backbone(), base={"name": "none", "pgp": 0.5})
 
 
 # Options
@@ -360,12 +361,14 @@ def test_wrong_options_are_named(cls, options, message):
 
 
 def test_options_of_the_prompts_belong_to_the_method():
-    options = check_options(SoftTF, {"g_length": 3, "layers": 5})
-    assert options["g_length"] == 3
+    options = check_options(SoftTF, {"base": {"g_length": 3}, "layers": 5})
+    assert options["base"]["g_length"] == 3
     assert options["layers"] == (5,)
-    assert options["keys"] == "mean"
-    with pytest.raises(InputError, match="g_lenght"):
-        check_options(SoftTF, {"g_lenght": 3})
+    assert options["keys"] == {"name": "mean"}
+    with pytest.raises(InputError, match=r"method\.base\.g_lenght: unknown key. Did you mean 'g_length'"):
+        check_options(SoftTF, {"base": {"g_lenght": 3}})
+    with pytest.raises(InputError, match=r"method\.g_length: .*method\.base=dualprompt method\.base\.g_length="):
+        check_options(SoftTF, {"g_length": 3})
 
 
 # Keys per class
@@ -387,7 +390,7 @@ def test_keys_per_class_find_the_task_of_the_nearest_class_mean(name):
         nearest = (query @ torch.nn.functional.normalize(torch.stack(means), dim=-1).float().T).argmax(1)
         task_of = torch.tensor([0, 0, 1, 1, 2])
         assert torch.equal(method.infer_task(x), task_of[nearest])
-    assert [len(k) for k in method.class_keys] == [2, 2, 1]
+    assert [len(k) for k in method.keys.keys] == [2, 2, 1]
 
 
 def test_keys_that_are_set_are_not_optimised():
@@ -398,9 +401,8 @@ def test_keys_that_are_set_are_not_optimised():
     for i in range(2):
         task = learn_view(fresh, stream, i)
         fresh.begin_task(task)
-        fresh._set_keys(task)
-    assert all(torch.equal(a, b) for a, b in zip(method.class_keys, fresh.class_keys, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(method.keys, fresh.keys, strict=True))
+        fresh.stages(task)[0].prepare()
+    assert all(torch.equal(a, b) for a, b in zip(method.keys.keys, fresh.keys.keys, strict=True))
 
 
 @pytest.mark.parametrize("name", ["dualprompt", "soft_tf"])
@@ -419,7 +421,7 @@ def test_gaussians_find_the_task_of_the_likeliest_class(name):
     whole = LinearDiscriminant(features.shape[1])
     whole.add(features, labels, 5)
     covariance = whole.covariance()
-    torch.testing.assert_close(method.discriminant.weight, whole.weight, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(method.keys.discriminant.weight, whole.weight, rtol=1e-3, atol=1e-3)
     likelihood = [
         torch.distributions.MultivariateNormal(features[labels == c].mean(0), covariance).log_prob(query)
         for c in range(5)
@@ -437,6 +439,6 @@ def test_a_method_with_gaussians_goes_on_from_its_state():
         task = learn_view(each, stream, 2)
         torch.manual_seed(0)
         each.begin_task(task)
-        each._set_keys(task)
-    assert torch.equal(method.discriminant.weight, fresh.discriminant.weight)
-    assert len(fresh.discriminant) == 5
+        each.stages(task)[0].prepare()
+    assert torch.equal(method.keys.discriminant.weight, fresh.keys.discriminant.weight)
+    assert len(fresh.keys.discriminant) == 5

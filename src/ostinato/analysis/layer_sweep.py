@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             continue
         layers = options.pop("layers")
         variant = str(options.pop("variant", ""))
-        rest = {f"method.{k}": v for k, v in options.items()} | {f"train.{k}": v for k, v in record.recipe.items()}
+        rest = dict(_by_name("method", options)) | dict(_by_name("train", record.recipe))
         points.append(
             Point(
                 name,
@@ -81,6 +81,16 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             )
         )
     return points, without
+
+
+def _by_name(where: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Options under their full names; a part by its own name and the options that it has."""
+    for key, value in options.items():
+        if isinstance(value, dict):
+            yield f"{where}.{key}", value.get("name")
+            yield from _by_name(f"{where}.{key}", {k: v for k, v in value.items() if k != "name"})
+        else:
+            yield f"{where}.{key}", value
 
 
 def written(layers: Sequence[int] | None) -> str:
@@ -107,7 +117,8 @@ def find(folder: Path) -> Findings:
     lines: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         peers = [p.rest for p in points if p.method == point.method]
-        other = [f"{k}={v}" for k, v in point.rest.items() if any(p.get(k) != v for p in peers)]
+        # Options that a peer does not have are those of another part, whose name differs already.
+        other = [f"{k}={v}" for k, v in point.rest.items() if any(p[k] != v for p in peers if k in p)]
         key = (point.method, point.variant, point.stream, point.backbone, " ".join(other))
         lines.setdefault(key, []).append(point)
     # The name of a line holds what tells it from the others.

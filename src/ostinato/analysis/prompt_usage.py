@@ -16,20 +16,17 @@ from ostinato.report.figures import bar_rows
 
 def supports(method: Method) -> bool:
     """Whether the method tells which prompts an image gets, or has those of an inferred task."""
-    return isinstance(method, TaskInferring) or having("usage")(method) or having("select")(method)
+    return isinstance(method, TaskInferring) or having("usage")(method)
 
 
 def usage(method: Method, x: Tensor) -> Tensor:
     """How much of each prompt each image gets, (B, M); 1 for a prompt that is chosen.
 
-    The first of these that the method has: ``usage(x)`` itself; ``select(x)``, which begins with the numbers (B, k)
-    of entries in a pool with ``keys`` (M, D); the one prompt of the task that ``infer_task(x)`` tells.
+    The method's own ``usage(x)``, or else the one prompt of the task that ``infer_task(x)`` tells.
     """
     of = cast(Any, method)
     if having("usage")(method):
         return of.usage(x).float()
-    if having("select")(method):
-        return F.one_hot(of.select(x)[0], len(of.keys)).sum(1).float()
     return F.one_hot(of.infer_task(x), method.n_tasks).float()
 
 
@@ -40,7 +37,7 @@ def find(subject: Subject) -> Findings:
     for i, values in subject.each_batch(groups, lambda x: usage(subject.method, x).sum(0)):
         parts[i] = parts[i] + values if len(parts[i]) else values
     used = [(i, len(group), part) for i, (group, part) in enumerate(zip(groups, parts, strict=True)) if len(part)]
-    of_task = not having("usage")(subject.method) and not having("select")(subject.method)
+    of_task = not having("usage")(subject.method)
     kind = "prompt of the inferred task" if of_task else "prompt"
 
     def draw(path: Path) -> None:

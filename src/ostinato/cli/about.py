@@ -63,7 +63,11 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     say(about.text)
     say("\nOptions and defaults")
     for key, value in about.options.items():
-        say(f"  method.{key}={_written(value)}")
+        parts = about.parts.get(key, {})
+        say(f"  method.{key}={_written(value['name'] if parts else value)}")
+        for part, own in parts.items():
+            for option, default in own.items():
+                say(f"    with method.{key}={part}: method.{key}.{option}={_written(default)}")
     say("Recipe")
     for key, value in about.recipe.items():
         say(f"  train.{key}={_written(value)}")

@@ -24,7 +24,7 @@ from ostinato.contract.toys import BACKBONES, Kind, toy_stream, unpadded
 from ostinato.lookup import executed_anew, file_of
 from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
-from ostinato.registry import options_schema
+from ostinato.registry import options_schema, parts_of
 from ostinato.streams import StreamOptions, TaskStream
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.loop import Settings, learn_task
@@ -432,13 +432,21 @@ def _text(method: type[Method]) -> str:
 
 @_check
 def every_option_has_a_default_and_is_explained(case: Case) -> None:
-    """Options run without being given, and stand under Args of the class's docstring as ``option: what it does``."""
+    """Options run without being given, and stand under Args of the class's docstring as ``option: what it does``.
+
+    Those of a part stand under Attributes of its options.
+    """
     docs = [cls.__doc__ or "" for cls in case.method.__mro__]  # **more passes on the base's options
     for option, told in options_schema(case.method).model_fields.items():
         if told.is_required():
             raise Broken(f"method.{option} has no default.")
         if not any(f"{option}:" in doc for doc in docs):
             raise Broken(f"method.{option} is missing from Args.")
+    for option, parts in parts_of(case.method).items():
+        for part in parts:
+            for key in part.own():
+                if f"{key}:" not in (type(part).__doc__ or ""):
+                    raise Broken(f"method.{option}.{key} is missing from Attributes of {type(part).__name__}.")
 
 
 @_check

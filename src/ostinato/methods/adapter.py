@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ostinato.backbones import Backbone, LinearEdit
-from ostinato.methods.base import LearnTask, check_positive
-from ostinato.methods.task_edits import LinearEdits, TaskEdits, bank_of, banked
+from ostinato.backbones import Backbone
+from ostinato.methods.base import check_positive
+from ostinato.methods.parts.banks import Adapters
+from ostinato.methods.parts.task_edits import TaskEdits
 from ostinato.registry import register
 
 MAPS = ("fc1", "fc2")
@@ -26,7 +27,7 @@ MAPS = ("fc1", "fc2")
 
 @register("adapter")
 class Adapter(TaskEdits):
-    """Serial bottleneck adapters per task over a prompt method.
+    """Serial bottleneck adapters per task over prompts.
 
     Args:
         backbone: the frozen encoder.
@@ -34,20 +35,8 @@ class Adapter(TaskEdits):
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 
+    bank: Adapters
+
     def __init__(self, backbone: Backbone, *, rank: int = 4, **more: Any) -> None:
-        super().__init__(backbone, **more)
         check_positive(rank=rank)
-        self.rank = rank
-        self.inner, self.outer = self.banks(MAPS), self.banks(MAPS)  # T of (r, out) and of (out, r)
-
-    def begin_task(self, task: LearnTask) -> None:
-        """Add the task's adapters."""
-        super().begin_task(task)
-        self.add_factors(self.inner, self.outer, self.rank, on_output=True)
-
-    def linear(self, task: int) -> LinearEdits:
-        """The adapters of a task."""
-        edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, inner in banked(self.inner):
-            edits[i][name] = LinearEdit(inner=inner[task], outer=bank_of(self.outer, i, name)[task])
-        return edits
+        super().__init__(backbone, lambda layers: Adapters(backbone.arch, layers, MAPS, rank), **more)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,8 @@ class Method(Growing):
         data_seen: the training data that a task is learned from, which results say: "current task"; "memory" for
             samples that the method kept of earlier ones as well; "all" of all tasks so far (upper bounds only).
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
+        no_effect: for an option, another one and its values beside which the first has no effect; to set both is an
+            error.
         protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
     """
 
@@ -174,6 +176,7 @@ class Method(Growing):
     data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
+    no_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
 
     task_sizes: Tensor
 
@@ -283,6 +286,15 @@ class Method(Growing):
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
 
 
+def collect(method: Method, task: LearnTask, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """:meth:`LearnTask.each` with the method in evaluation mode, so that frozen features are looked up."""
+    training = method.training
+    method.eval()
+    rows, labels = task.each(features)
+    method.train(training)
+    return rows, labels
+
+
 B = TypeVar("B", bound=Backbone)
 
 
@@ -298,15 +310,21 @@ def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
     return backbone
 
 
-def check_layers(option: str, layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def check_layers(option: str, layers: Sequence[int] | None, depth: int, where: str = "method") -> tuple[int, ...]:
     """Layer numbers of an option, each once and inside the encoder; None names all.
+
+    Args:
+        option: its name.
+        layers: as given.
+        depth: layers of the encoder.
+        where: what the option stands under.
 
     Raises:
         InputError: if one is outside [0, depth - 1] or named twice.
     """
     layers = range(depth) if layers is None else layers
     if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
-        raise InputError(f"method.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
+        raise InputError(f"{where}.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
     return tuple(layers)
 
 

@@ -24,7 +24,7 @@ orthogonality term sees, and class means that are not refreshed while the shared
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class CLLoRA(Method):
         teacher_detached: keep the gradient of distillation out of the head where the teacher passes through it.
     """
 
+    no_effect: ClassVar = {
+        "tau": ("kd", (0,)), "reassign": ("kd", (0,)), "teacher_detached": ("kd", (0,)),
+        "ortho": ("block_weights", (False,)),
+    }  # fmt: skip
     recipe = Recipe(
         epochs=30, batch_size=64, lr=0.03, optimizer="sgd", momentum=0.9, weight_decay=1e-4, schedule="cosine"
     )

@@ -21,18 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ostinato.backbones import ClipBackbone, Plan, Tokens
-from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_positive, plain_step
-from ostinato.methods.class_texts import ClassTexts
-from ostinato.nn.projection import Covariance, Subspaces, sampled
+from ostinato.backbones import ClipBackbone
+from ostinato.choices import built
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
+from ostinato.methods.parts.words import WordOptions, Words
 from ostinato.registry import register
-
-IMAGES = 768
-"""Training images of a task whose tokens are collected for the projection."""
 
 
 @register("clip_pgp")
@@ -54,51 +49,32 @@ class ClipPGP(Method):
 
     def __init__(self, backbone: ClipBackbone, *, length: int = 10, context: int = 16, pgp: float = 0.9) -> None:
         super().__init__(backbone)
-        check_positive(length=length, context=context)
-        if not 0 <= pgp <= 1:
-            raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
-        self.pgp = pgp
-        self.prompt = nn.Parameter(torch.randn(length, backbone.dim) * 0.02)
-        self.texts = ClassTexts(backbone, context)
-        self.spaces = Subspaces(1 if pgp else 0, backbone.dim)
+        self.prompts = Words(backbone, built(WordOptions, "method", length=length, context=context, pgp=pgp))
+        self.texts = self.prompts.make_head()
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's learned words."""
         super().begin_task(task)
-        self.texts.open(task)
+        self.texts.open(task, device=self.device)
 
-    def enter(self, x: Tensor) -> tuple[Tokens, Losses]:
-        """States that enter layer 0 with the image prompt, and no loss term of its own."""
-        return self.backbone.embed(x).insert(self.backbone.as_tokens(self.prompt)[None], at=1), {}
-
-    def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
-        """Features (B, D) of states that enter layer ``start``, with the edits of a plan where one is given."""
-        return self.backbone.features(tokens, plan, start=start)
+    def features(self, x: Tensor) -> Tensor:
+        """Features (B, D) of images with the prompt among their tokens."""
+        tokens, _ = self.prompts.enter(x, self.query)
+        return self.prompts.read(tokens)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; its updates are projected from the second task on."""
-        return [Stage(self.loss, step=self._step if self.pgp and task.index else plain_step)]
-
-    def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimiser's step, projected for the image prompt."""
-        self.spaces.step(optimizer, [self.prompt.detach()])
+        return [Stage(self.loss, step=self.prompts.step(task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes."""
-        return {"ce": self.texts.loss(self.read(self.enter(x)[0]), y)}
+        return {"ce": self.texts.loss(self.features(x), y)}
 
     def end_task(self, task: LearnTask) -> None:
-        """Fix the task's texts; add the directions of its tokens, and of the prompt beside them."""
+        """Fix the task's texts; keep the directions of its tokens, and of the prompt beside them."""
         self.texts.close()
-        if not self.pgp:
-            return
-        rows = Covariance(self.backbone.dim, device=self.device)
-        prompt = self.backbone.placed_prompts(self.prompt)
-        n = len(task.train)  # pyright: ignore[reportArgumentType]
-        for x in sampled(task.batches(), n, IMAGES):
-            rows.add(self.backbone.placed(x).insert(prompt[None]).real())
-        self.spaces.add([rows], [self.pgp])
+        self.prompts.end_task(task)
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""
-        return self.texts(self.read(self.enter(x)[0]))
+        return self.texts(self.features(x))

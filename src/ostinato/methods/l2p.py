@@ -27,19 +27,17 @@ the subspace.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from ostinato.backbones import Backbone, Plan, Tokens
-from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_positive, plain_step
-from ostinato.nn import TaskHeads, cosine
-from ostinato.nn.projection import Covariance, Subspaces, sampled
+from ostinato.backbones import Backbone
+from ostinato.choices import built
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
+from ostinato.methods.parts.pool import Pool, PoolOptions
+from ostinato.nn import TaskHeads
 from ostinato.registry import register
-
-IMAGES = 256
-"""Training images of a task whose tokens are collected for the projection."""
 
 
 @register("l2p")
@@ -54,7 +52,7 @@ class L2P(Method):
         pull: weight of the key term (lambda in eq. 5).
         readout: "prompt" classifies the mean of the prompt tokens, "cls" the CLS token.
         pgp: share of the energy of old tokens that updates of prompts must leave alone, in (0, 1]; 0 is off.
-        pgp_keys: the same for keys and old q(x), in (0, 1]; only used with ``pgp``.
+        pgp_keys: the same for keys and old q(x), in (0, 1]; None is 0.97. It needs ``pgp``.
     """
 
     recipe = Recipe(epochs=5, batch_size=16, lr=0.03 * 16 / 256, optimizer="adam", clip=1.0)
@@ -67,92 +65,46 @@ class L2P(Method):
         length: int = 5,
         top_k: int = 5,
         pull: float = 0.1,
-        readout: str = "prompt",
+        readout: Literal["prompt", "cls"] = "prompt",
         pgp: float = 0.0,
-        pgp_keys: float = 0.97,
+        pgp_keys: float | None = None,
     ) -> None:
         super().__init__(backbone)
-        check_positive(length=length)
-        if not 1 <= top_k <= pool_size:
-            raise InputError(f"method.top_k ({top_k}) must lie in [1, pool_size = {pool_size}].")
-        if readout not in ("prompt", "cls"):
-            raise InputError(f"method.readout must be 'prompt' or 'cls', got {readout!r}.")
-        if not 0 <= pgp <= 1:
-            raise InputError(f"method.pgp must be 0 (off) or a share of energy in (0, 1], got {pgp}.")
-        if not 0 < pgp_keys <= 1:
-            raise InputError(f"method.pgp_keys must be a share of energy in (0, 1], got {pgp_keys}.")
-        self.top_k, self.pull, self.readout = top_k, pull, readout
-        self.pgp, self.pgp_keys = pgp, pgp_keys
-        self.prompts = nn.Parameter(torch.empty(pool_size, length, backbone.dim).uniform_(-1, 1))
-        self.keys = nn.Parameter(torch.empty(pool_size, backbone.dim).uniform_(-1, 1))
+        options = built(
+            PoolOptions, "method", pool_size=pool_size, length=length, top_k=top_k, pull=pull, readout=readout,
+            pgp=pgp, pgp_keys=pgp_keys,
+        )  # fmt: skip
+        self.pool = Pool(backbone, options)
         self.head = TaskHeads(backbone.dim)
-        self.spaces = Subspaces(2 if pgp else 0, backbone.dim)  # of the prompts, of the keys
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's rows to the head; the pool is shared."""
         super().begin_task(task)
         self.head.grow(len(task.classes), device=self.device)
 
-    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The pool entries of each sample (eq. 3).
-
-        Returns:
-            ids (B, k), and their cosines (B, k), differentiable in the keys.
-        """
-        return self._select(self.query(x))
-
-    def _select(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for queries (B, D)."""
-        similarity = cosine(query, self.keys)
-        ids = similarity.topk(self.top_k, dim=1).indices
-        return ids, similarity.gather(1, ids)
-
-    def tokens(self, x: Tensor, ids: Tensor) -> Tokens:
-        """Tokens (B, 1 + k P + patches, D) to encode: prompts ``ids`` (B, k) before the patches (eq. 2)."""
-        # As in the public code, every prompt token carries the position of the CLS token.
-        prompts = self.backbone.as_tokens(self.prompts[ids].flatten(1, 2))
-        return self.backbone.embed(x).insert(prompts, at=1)
-
-    def enter(self, x: Tensor) -> tuple[Tokens, Losses]:
-        """States that enter layer 0 under the chosen prompts, and the pull of the chosen keys (eq. 5)."""
-        ids, similarity = self.select(x)
-        return self.tokens(x, ids), {"pool": -self.pull * similarity.sum(1).mean()}
-
-    def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
-        """Features (B, D) of states that enter layer ``start``, with the edits of a plan where one is given."""
-        prompts = slice(1, 1 + self.top_k * self.prompts.shape[1])
-        # Never the mean over the tokens that some encoders read: prompts are among them here.
-        read = slice(0, 1) if self.readout == "cls" else prompts
-        return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=read), at=slice(None))
+    def features(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Features (B, D) with the prompts ``ids`` (B, k) before the patches (eq. 2)."""
+        return self.pool.read(self.pool.tokens(x, ids))
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage; with ``pgp`` its updates are projected from the second task on."""
-        return [Stage(self.loss, step=self._step if self.pgp and task.index else plain_step)]
-
-    def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimiser's step, projected for prompts and keys."""
-        self.spaces.step(optimizer, [self.prompts.detach(), self.keys.detach()])
+        return [Stage(self.loss, step=self.pool.step(task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes and the pull of the chosen keys (eq. 5)."""
-        tokens, losses = self.enter(x)
-        return {"ce": self.head.loss(self.read(tokens), y)} | losses
+        ids, similarity = self.pool.select(self.query(x))
+        return {"ce": self.head.loss(self.features(x, ids), y)} | self.pool.pull(similarity)
 
     def end_task(self, task: LearnTask) -> None:
-        """With ``pgp``, add the directions of the task's tokens and of its queries to the subspaces."""
-        super().end_task(task)
-        if not self.pgp:
-            return
-        tokens, queries = (Covariance(self.backbone.dim, device=self.device) for _ in range(2))
-        n = len(task.train)  # pyright: ignore[reportArgumentType]
-        for x in sampled(task.batches(), n, IMAGES):
-            # Computed, not looked up: a feature from another batch differs by rounding, and after a resumed run it
-            # would no longer come from the same one.
-            query = self.backbone(x)
-            tokens.add(self.tokens(x, self._select(query)[0]).after(1).real())
-            queries.add(query)
-        self.spaces.add((tokens, queries), (self.pgp, self.pgp_keys))
+        """With ``pgp``, keep the directions of the task's tokens and of its queries."""
+        self.pool.end_task(task)
+
+    def usage(self, x: Tensor) -> Tensor:
+        """Which prompts (B, M) each input is given; 1 for a chosen one."""
+        ids, _ = self.pool.select(self.query(x))
+        return F.one_hot(ids, len(self.pool.keys)).sum(1)
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""
-        return self.head(self.read(self.enter(x)[0]))
+        ids, _ = self.pool.select(self.query(x))
+        return self.head(self.features(x, ids))

@@ -28,23 +28,28 @@ the generator are kept instead of generators. A task of one class competes with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
+from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
-from ostinato.methods.alignment import RECIPE, alignment_stage, collect
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
-from ostinato.nn import ClassGaussians, ClassMeans, TaskHeads, cosine
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive, collect
+from ostinato.methods.parts.alignment import Alignment, AlignmentOptions, NoAlignmentOptions
+from ostinato.nn import ClassMeans, TaskHeads, cosine
 from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
 from ostinato.registry import register
 
 ALPHA = 0.02
 """First scale of the position encoding: that of a root prompt, which a larger one would drown."""
+
+ALIGNMENT = Choice(AlignmentOptions(samples=256), NoAlignmentOptions())
+"""Whether and how the head is aligned."""
 
 
 def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
@@ -126,15 +131,16 @@ class LayerGrouped(Method):
         warm_start: begin a task with the root, generator and alpha of the one before. The sum begins anew all the
             same, except for its only alpha.
         root_std: standard deviation of a new root.
-        align: train the head of all classes again after each task from the second on, on features drawn from
-            class Gaussians. These are of features under the task's own prompts, or under the mixture where that
-            is the same for every image.
-        align_epochs: epochs of the alignment.
-        align_lr: its learning rate.
-        align_samples: draws per class and epoch, and batch size.
-        covariance: of the Gaussians: "full" or "diagonal" per class, "shared" halfway to the mean of the task's.
+        align: "gaussians" trains the head of all classes again after each task from the second on, on features drawn
+            from class Gaussians, with the options of :class:`AlignmentOptions`. The Gaussians are of features under
+            the task's own prompts, or under the mixture where that is the same for every image. "none": it does not.
     """
 
+    no_effect: ClassVar = {
+        "temperature": ("fusion", ("soft_model", "uniform", "sum")),
+        "fusion_in_training": ("fusion", ("uniform", "sum")),
+        "bottleneck": ("root", (False,)),
+    }
     recipe = Recipe(epochs=20, batch_size=128, lr=1e-3, optimizer="adam", schedule="cosine", clip=1.0)
 
     encoding: Tensor
@@ -156,11 +162,7 @@ class LayerGrouped(Method):
         fusion_in_training: bool = True,
         warm_start: bool = True,
         root_std: float = 0.02,
-        align: bool = True,
-        align_epochs: int = 30,
-        align_lr: float = 0.005,
-        align_samples: int = 256,
-        covariance: Literal["full", "shared", "diagonal"] = "full",
+        align: Annotated[Part, ALIGNMENT] = "gaussians",
     ) -> None:
         super().__init__(backbone)
         d, depth = backbone.dim, backbone.arch.depth
@@ -173,16 +175,15 @@ class LayerGrouped(Method):
             )
         if length < 0:
             raise InputError(f"method.length must not be negative, got {length}.")
-        check_positive(bottleneck=bottleneck, align_epochs=align_epochs, align_samples=align_samples)
-        for option, value in (("root_std", root_std), ("align_lr", align_lr), ("temperature", temperature)):
+        check_positive(bottleneck=bottleneck)
+        for option, value in (("root_std", root_std), ("temperature", temperature)):
             if value <= 0:
                 raise InputError(f"method.{option} must be positive, got {value}.")
         if fusion not in (known := ("soft_model", "soft_query", "uniform", "sum")):
             raise InputError(f"method.fusion must be one of {list(known)}, got {fusion!r}.")
         self.fusion, self.fusion_in_training, self.warm_start = fusion, fusion_in_training, warm_start
         self.temperature = temperature
-        self.root_std, self.position, self.align, self.align_samples = root_std, position, align, align_samples
-        self.align_recipe = replace(RECIPE, epochs=align_epochs, lr=align_lr, batch_size=align_samples)
+        self.root_std, self.position = root_std, position
         n = len(self.layers)
         self.places = {layer: (i, i * groups // n) for i, layer in enumerate(self.layers)}
         # What trains, of the current task alone.
@@ -195,9 +196,10 @@ class LayerGrouped(Method):
         self.register_buffer("alphas", torch.zeros(0, 2))
         self.register_buffer("encoding", sinusoids(self.layers, d), persistent=False)
         self.means = ClassMeans(d)
-        self.gaussians = ClassGaussians(d, covariance=covariance)
+        chosen = ALIGNMENT.read(align, "method.align")
+        self.alignment = Alignment(d, chosen) if isinstance(chosen, AlignmentOptions) else None
         # The alignment trains all rows, the main stage those of the task alone.
-        self.head = TaskHeads(d, freeze_old=not align)
+        self.head = TaskHeads(d, freeze_old=self.alignment is None)
 
     @torch.no_grad()
     def begin_task(self, task: LearnTask) -> None:
@@ -222,24 +224,17 @@ class LayerGrouped(Method):
             params=[p for p in trained if p.requires_grad],
             prepare=(lambda: self._collect_means(task)) if self.fusion == "soft_query" else None,
         )
-        if not self.align or task.index == 0:
+        if self.alignment is None or task.index == 0:
             return [fit]
-        align = alignment_stage(
-            self.head,
-            self.gaussians,
-            self.n_seen,
-            recipe=self.align_recipe,
-            per_class=self.align_samples,
-            prepare=lambda: self._collect_gaussians(task),
-        )
-        return [fit, align]
+        prepare = partial(self._collect_gaussians, task, self.alignment)
+        return [fit, self.alignment.stage(self.head, self.n_seen, prepare=prepare)]
 
     def _collect_means(self, task: LearnTask) -> None:
         """Class means of frozen features."""
         self.means.grow(len(task.classes))
         self.means.update(*collect(self, task, self.query))
 
-    def _collect_gaussians(self, task: LearnTask) -> None:
+    def _collect_gaussians(self, task: LearnTask, alignment: Alignment) -> None:
         """Gaussians of the newest classes, under weights that are the same for every sample."""
         if self.fusion in ("uniform", "sum"):
             weights = self._fixed_weights()
@@ -250,7 +245,7 @@ class LayerGrouped(Method):
         def features(x: Tensor) -> Tensor:
             return self.backbone.features(self._tokens(x), plan, start=plan.first)
 
-        self.gaussians.add(*collect(self, task, features), len(task.classes))
+        alignment.gaussians.add(*collect(self, task, features), len(task.classes))
 
     def _generated(self) -> Tensor:
         """Group prompts (G, 2, P, D) of the current task."""
@@ -311,8 +306,8 @@ class LayerGrouped(Method):
 
     def end_task(self, task: LearnTask) -> None:
         """Keep the group prompts and alpha; they are constants from now on."""
-        if self.align and len(self.gaussians) < self.n_seen:  # the first task, which needs no alignment
-            self._collect_gaussians(task)
+        if self.alignment is not None and task.index == 0:  # which needs no alignment
+            self._collect_gaussians(task, self.alignment)
         self.prompts = torch.cat([self.prompts, self._generated().detach()[None]])
         self.alphas = torch.cat([self.alphas, self.alpha.detach()[None]])
 

@@ -26,22 +26,26 @@ for CIFAR-100 with ImageNet-21k weights.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
+from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
-from ostinato.methods.alignment import alignment_stage, collect
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
-from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive, collect
+from ostinato.methods.parts.alignment import Alignment, AlignmentOptions
+from ostinato.nn import ClassMeans, PerTask, TaskHeads, cosine
 from ostinato.nn.matching import nearest_per_task
 from ostinato.nn.pools import PromptPool, shares
 from ostinato.registry import register
 
 RIDGE = 2e-4
 """On the diagonal of class covariances: 1e-4 where they are estimated and 1e-4 where they are drawn from."""
+
+ALIGNMENT = Choice(AlignmentOptions(weight_decay=0.0))
+"""How the head is aligned; the public code has no weight decay there."""
 
 
 class PoolPlan:
@@ -107,13 +111,11 @@ class LiEPrompt(TaskInferring):
             "frozen" feature q(x); what fills up a batch of texts does not count.
         key_pull: weight of a pull of selected keys towards their queries, mean(1 - cosine); needs ``top_k``.
         restrict: at test, use only prompts that were there when the inferred task was learned.
-        align_epochs: passes of the alignment.
-        align_lr: its learning rate at the start (SGD, momentum 0.9, cosine).
-        align_samples: draws per class and epoch, and samples per step.
-        covariance: of the class Gaussians: "full", "shared" or "diagonal".
+        align: options of the alignment of the head, see :class:`AlignmentOptions`.
         readout: scores are the "linear" head's logits, or cosines with class means of q(x) ("proto").
     """
 
+    no_effect: ClassVar = {"add_num": ("layer_topk", (0,)), "off": ("test_gate", ("soft",))}
     recipe = Recipe(epochs=20, batch_size=24, lr=1e-3, optimizer="adam")
 
     running: Tensor
@@ -136,23 +138,16 @@ class LiEPrompt(TaskInferring):
         query: Literal["max", "cls", "frozen"] = "max",
         key_pull: float = 0.0,
         restrict: bool = False,
-        align_epochs: int = 30,
-        align_lr: float = 0.005,
-        align_samples: int = 120,
-        covariance: Literal["full", "shared", "diagonal"] = "full",
+        align: Annotated[Part, ALIGNMENT] = "gaussians",
         readout: Literal["linear", "proto"] = "linear",
     ) -> None:
         super().__init__(backbone)
         depth, d = backbone.arch.depth, backbone.dim
-        check_positive(
-            pool_size=pool_size, length=length, add_num=add_num, align_epochs=align_epochs, align_samples=align_samples
-        )
+        check_positive(pool_size=pool_size, length=length, add_num=add_num)
         if not 0 <= top_k <= pool_size:
             raise InputError(f"method.top_k must lie in [0, pool_size = {pool_size}], got {top_k}.")
         if not 0 <= layer_topk <= depth:
             raise InputError(f"method.layer_topk must lie in [0, {depth}], the layers there are, got {layer_topk}.")
-        if align_lr <= 0:
-            raise InputError(f"method.align_lr must be positive, got {align_lr}.")
         if key_pull and not top_k:
             raise InputError("method.key_pull pulls selected keys; set method.top_k to at least 1, or leave it at 0.")
         self.heads, self.top_k, self.layer_topk, self.add_num = backbone.arch.heads, top_k, layer_topk, add_num
@@ -160,9 +155,6 @@ class LiEPrompt(TaskInferring):
         self.test_gate, self.off, self.match, self.restrict = test_gate, off, query, restrict
         self.readout = readout
         self.scores_are_logits = readout == "linear"  # pyright: ignore[reportAttributeAccessIssue] - of this object
-        self.align = Recipe(
-            epochs=align_epochs, batch_size=align_samples, lr=align_lr, optimizer="sgd", schedule="cosine"
-        )
         self.pools = nn.ModuleList(PromptPool(pool_size, length, d) for _ in range(depth))
         # T routers (layers, D) and (layers,): the newest trains, the others are the memory of routing patterns.
         self.weight, self.bias = PerTask(), PerTask()
@@ -171,7 +163,7 @@ class LiEPrompt(TaskInferring):
         self.register_buffer("importance", torch.zeros(0, depth))
         self.register_buffer("sizes", torch.zeros(0, depth, dtype=torch.int64))
         self.classes = ClassMeans(d)
-        self.gaussians = ClassGaussians(d, covariance=covariance, ridge=RIDGE)
+        self.alignment = Alignment(d, ALIGNMENT.read(align, "method.align"), ridge=RIDGE)
         self.head = TaskHeads(d, freeze_old=False)
 
     def begin_task(self, task: LearnTask) -> None:
@@ -212,10 +204,7 @@ class LiEPrompt(TaskInferring):
         )
         if task.index == 0:
             return [fit]
-        align = alignment_stage(
-            self.head, self.gaussians, self.n_seen, recipe=self.align, per_class=self.align.batch_size,
-            prepare=lambda: self._collect_gaussians(task),
-        )  # fmt: skip
+        align = self.alignment.stage(self.head, self.n_seen, prepare=lambda: self._collect_gaussians(task))
         return [fit, align]
 
     def _collect_means(self, task: LearnTask) -> None:
@@ -225,7 +214,7 @@ class LiEPrompt(TaskInferring):
     def _collect_gaussians(self, task: LearnTask) -> None:
         """Gaussians of features as they are at test: inferred task, gate of the test."""
         features, labels = collect(self, task, lambda x: self.features(x, self.infer_task(x)))
-        self.gaussians.add(features, labels, len(task.classes))
+        self.alignment.gaussians.add(features, labels, len(task.classes))
 
     def training_gate(self, frozen: Tensor) -> Tensor:
         """Shares (B, layers) of the newest router on q(x), (B, D), with noise of a learned size on its logits."""

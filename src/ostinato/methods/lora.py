@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ostinato.backbones import Backbone, LinearEdit
+from ostinato.backbones import Backbone
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, check_positive
-from ostinato.methods.task_edits import LinearEdits, TaskEdits, bank_of, banked
+from ostinato.methods.base import check_positive
+from ostinato.methods.parts.banks import LowRank
+from ostinato.methods.parts.task_edits import TaskEdits
 from ostinato.registry import register
 
 MAPS = ("q", "v", "proj")
@@ -27,7 +28,7 @@ MAPS = ("q", "v", "proj")
 
 @register("lora")
 class LoRA(TaskEdits):
-    """Low-rank updates per task over a prompt method.
+    """Low-rank updates per task over prompts.
 
     Args:
         backbone: the frozen encoder.
@@ -36,22 +37,10 @@ class LoRA(TaskEdits):
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 
+    bank: LowRank
+
     def __init__(self, backbone: Backbone, *, rank: int = 4, scale: float = 8.0, **more: Any) -> None:
-        super().__init__(backbone, **more)
         check_positive(rank=rank)
         if scale <= 0:
             raise InputError(f"method.scale must be positive, got {scale}.")
-        self.rank, self.scale = rank, scale
-        self.a, self.b = self.banks(MAPS), self.banks(MAPS)  # T of (r, in) and of (out, r)
-
-    def begin_task(self, task: LearnTask) -> None:
-        """Add the task's factors: A from U(-1/sqrt(r in), 1/sqrt(r in)), B zero."""
-        super().begin_task(task)
-        self.add_factors(self.a, self.b, self.rank, on_output=False)
-
-    def linear(self, task: int) -> LinearEdits:
-        """The low-rank updates of a task."""
-        edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, a in banked(self.a):
-            edits[i][name] = LinearEdit(down=a[task], up=self.scale * bank_of(self.b, i, name)[task])
-        return edits
+        super().__init__(backbone, lambda layers: LowRank(backbone.arch, layers, MAPS, rank, scale), **more)

@@ -22,7 +22,7 @@ over the task's; the paper keeps all in its main results.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class MBPA(Finetune):
         adapt: what takes the local steps: "head", "all" or "none".
     """
 
+    no_effect: ClassVar = dict.fromkeys(("neighbours", "steps", "adapt_lr", "adapt_l2"), ("adapt", ("none",)))
     recipe = Recipe(epochs=1, batch_size=32, lr=3e-5, optimizer="adamw", clip=1.0)
     data_seen = "memory"
     keys: Tensor

@@ -29,8 +29,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit
 from ostinato.errors import InputError
-from ostinato.methods.alignment import collect
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive, collect
 from ostinato.nn import PerTask, TaskHeads, cosine
 from ostinato.nn.clusters import centres
 from ostinato.nn.pools import shares

@@ -13,36 +13,28 @@ batch of one task (``ostinato protocols`` measures how many points that adds). L
 here masks are exactly 1 (``mask_init`` restores its ablation) and biases plain. It also masks fc1 and fc2
 (``variant=ff``), which the paper's main rows do not. Over L2P, which knows no tasks, the masks bring their own keys.
 A task's key is the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). The
-experts' layers follow the masked ones unless ``e_layers`` says otherwise. Projections (``pgp``) take their statistics
-under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B;
-exact are 2,359,296 / 4,718,592 / 7,077,888.
+experts' layers follow the masked ones unless ``base.e_layers`` says otherwise. Projections (``base.pgp``) take their
+statistics under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers
+of ViT-B; exact are 2,359,296 / 4,718,592 / 7,077,888.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from ostinato.backbones import Backbone, LinearEdit
+from ostinato.backbones import Backbone
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask
-from ostinato.methods.task_edits import LinearEdits, TaskEdits, banked
-from ostinato.nn.masks import INITS, initial_mask
+from ostinato.methods.parts.banks import VARIANTS, Masks
+from ostinato.methods.parts.task_edits import TaskEdits
+from ostinato.nn.masks import INITS
 from ostinato.registry import register
-
-VARIANTS = {
-    "attn": ("q", "k", "v"),
-    "attn+proj": ("q", "k", "v", "proj"),
-    "ff": ("q", "k", "v", "proj", "fc1", "fc2"),
-}
-"""Masked maps of a layer: the paper's "w/ only ATTN", "w/o FF" and "w/ FF"."""
 
 
 @register("soft_tf")
 class SoftTF(TaskEdits):
-    """Multiplicative masks per task over a prompt method.
+    """Multiplicative masks per task over prompts.
 
     Args:
         backbone: the frozen encoder.
@@ -51,7 +43,7 @@ class SoftTF(TaskEdits):
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 
-    superposes = True
+    bank: Masks
 
     def __init__(
         self,
@@ -61,29 +53,12 @@ class SoftTF(TaskEdits):
         mask_init: Literal["ones", "uniform", "xavier", "kaiming", "normal"] = "ones",
         **more: Any,
     ) -> None:
-        super().__init__(backbone, **more)
         if variant not in VARIANTS:
             raise InputError(f"method.variant must be one of {list(VARIANTS)}, got {variant!r}.")
         if mask_init not in INITS:
             raise InputError(f"method.mask_init must be one of {list(INITS)}, got {mask_init!r}.")
-        self.mask_init = mask_init
-        self.masks = self.banks(VARIANTS[variant])  # T masks (out, in)
+        super().__init__(backbone, lambda layers: Masks(backbone.arch, layers, VARIANTS[variant], mask_init), **more)
 
-    def begin_task(self, task: LearnTask) -> None:
-        """Add the task's masks."""
-        super().begin_task(task)
-        for _, name, bank in banked(self.masks):
-            shape = self.backbone.arch.shape_of(name)
-            bank.add(initial_mask(*shape, self.mask_init, device=self.device))
-
-    def linear(self, task: int) -> LinearEdits:
-        """The masks of a task."""
-        edits: LinearEdits = {i: {} for i in self.layers}
-        for i, name, bank in banked(self.masks):
-            edits[i][name] = LinearEdit(mask=bank[task])
-        return edits
-
-    @torch.no_grad()
     def mask_values(self, task: int) -> dict[str, Tensor]:
         """The learned masks of a task by ``layer.map``, for histograms."""
-        return {f"{i}.{name}": bank[task].detach() for i, name, bank in banked(self.masks)}
+        return self.bank.values(task)

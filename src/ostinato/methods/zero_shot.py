@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ostinato.backbones import ClipBackbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Method, Stage
-from ostinato.methods.class_texts import names_of
+from ostinato.methods.parts.class_texts import names_of
 from ostinato.registry import register
 
 

@@ -7,7 +7,7 @@ for Continual Learning", ICLR 2024, https://openreview.net/forum?id=EH2O3h7sBI, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,21 +83,40 @@ class Subspace(Growing):
         return update - (update @ self.basis) @ self.basis.T
 
 
-class Subspaces(nn.ModuleList):
-    """A subspace for each of ``n`` parts of a method's parameters.
+class GradientProjection(nn.ModuleList):
+    """A subspace for each part of a method's parameters, which updates of the part must leave alone.
 
     Args:
-        n: parts.
-        dim: width D of each.
+        shares: of the energy of old rows that a part must leave alone, in (0, 1], for each; none switches it off.
+        dim: width D of each part and of its rows.
+        blocks: of a row, see :class:`Covariance`.
     """
 
-    def __init__(self, n: int, dim: int) -> None:
-        super().__init__(Subspace(dim) for _ in range(n))
+    def __init__(self, shares: Sequence[float], dim: int, *, blocks: int = 1) -> None:
+        super().__init__(Subspace(dim) for _ in shares)
+        self.shares, self.dim, self.blocks = tuple(shares), dim, blocks
 
-    def add(self, covariances: Iterable[Covariance], energies: Iterable[float]) -> None:
-        """Give each subspace its rows and its share, see :meth:`Subspace.add`."""
-        for space, rows, energy in zip(self, covariances, energies, strict=True):
-            space.add(rows.matrix(), energy)  # pyright: ignore[reportCallIssue]
+    @property
+    def on(self) -> bool:
+        """Whether anything is projected."""
+        return bool(self.shares)
+
+    @torch.no_grad()
+    def collect(self, batches: Iterable[Tensor], rows: Callable[[Tensor], Iterable[Tensor]]) -> None:
+        """Add the directions of a task that ends, see :meth:`Subspace.add`.
+
+        Args:
+            batches: inputs of the task.
+            rows: from inputs to rows (n, D) for each part, which multiply the part in the forward pass.
+        """
+        sums: list[Covariance] = []
+        for x in batches:
+            found = list(rows(x))
+            sums = sums or [Covariance(self.dim, device=part.device, blocks=self.blocks) for part in found]
+            for covariance, part in zip(sums, found, strict=True):
+                covariance.add(part)
+        for space, covariance, share in zip(self, sums, self.shares, strict=True):
+            space.add(covariance.matrix(), share)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, parts: Sequence[Tensor]) -> None:

@@ -51,12 +51,12 @@ class ClassTexts(Growing):
         self.register_buffer("ids", torch.zeros(0, 0, dtype=torch.int64))  # tokens of the open task's classes
         self.register_buffer("closed", torch.zeros(0, backbone.joint_dim))  # texts of all others
 
-    def open(self, task: LearnTask) -> None:
+    def open(self, task: LearnTask, *, device: torch.device) -> None:
         """Begin with the classes of a task; vectors from N(0, 0.02^2)."""
         tower = self.backbone.text
         texts = [f"{name}." for name in names_of(task)]
-        self.ids = tower.ids(texts, room=self.length).to(self.closed.device)
-        self.contexts.add(torch.randn(self.length, tower.arch.dim, device=self.closed.device) * 0.02)
+        self.ids = tower.ids(texts, room=self.length).to(device)
+        self.contexts.add(torch.randn(self.length, tower.arch.dim, device=device) * 0.02)
 
     @torch.no_grad()
     def close(self) -> None:

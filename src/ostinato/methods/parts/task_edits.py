@@ -1,0 +1,228 @@
+"""Edits of linear maps per task over prompts: what Soft-TransFormers and its rivals share.
+
+Prompts, keys and a bank of edits are parts; a method names its bank. At test the task of every sample is inferred by
+
+- ``prompt_id``: the key nearest to the frozen feature q(x);
+- ``gradient_id``: with the weights of all tasks superposed in equal shares alpha, the share whose increase lowers
+  the entropy of the prediction fastest (SupSup; Wortsman et al., NeurIPS 2020, https://arxiv.org/abs/2006.14769);
+- ``min_entropy`` or ``max_score``: the sample is run under every task; the surest prediction wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Annotated, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.backbones.edits import per_task
+from ostinato.choices import Choice, Part
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_layers, collect
+from ostinato.methods.parts.banks import Bank, LinearEdits
+from ostinato.methods.parts.pool import PoolOptions
+from ostinato.methods.parts.prefixes import PrefixOptions
+from ostinato.methods.parts.prompts import Edits, Head, NoPromptOptions, Prompts
+from ostinato.methods.parts.words import WordOptions
+from ostinato.nn import entropy
+from ostinato.nn.keys import MEAN_KEYS, TaskKeys
+
+PROMPTS = Choice(PrefixOptions(), PoolOptions(), WordOptions(), NoPromptOptions())
+"""Prompts under the edits."""
+
+TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
+
+ROWS = 256
+"""Samples times tasks that run side by side when a sample is run under every task."""
+
+
+class TaskEdits(TaskInferring):
+    """Edits of linear maps per task over prompts.
+
+    Args:
+        backbone: the frozen encoder.
+        bank: makes the edits, given the edited layers.
+        base: the prompts: "dualprompt", "l2p", "clip_pgp" (on CLIP models) or "none".
+        layers: edited layers, from 0.
+        task_id: how the task of a sample is inferred: "prompt_id", "gradient_id" (where the edits are masks),
+            "min_entropy" or "max_score".
+        entropy_over: logits in the entropy of a prediction, in every rule that looks at it (``ostinato protocols``
+            compares all rules): "seen" takes all classes seen, "top" as many of the largest as a task has classes on
+            average, as the public code of Soft-TransFormers does.
+        keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
+            "classes" has a key per class and "gaussians" a Gaussian.
+
+    Attributes:
+        split: the lowest layer that differs between tasks; below it all tasks compute the same.
+    """
+
+    recipe = Recipe(epochs=20, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
+
+    prompts: Prompts
+    keys: TaskKeys
+    head: Head
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        bank: Callable[[tuple[int, ...]], Bank],
+        *,
+        base: Annotated[Part, PROMPTS] = "dualprompt",
+        layers: tuple[int, ...] = (9, 10, 11),
+        task_id: TaskId = "prompt_id",
+        entropy_over: Literal["seen", "top"] = "seen",
+        keys: Annotated[Part, MEAN_KEYS] = "mean",
+    ) -> None:
+        if task_id not in get_args(TaskId):
+            raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
+        if not layers:
+            raise InputError("method.layers must name at least one layer.")
+        super().__init__(backbone)
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
+        self.task_id, self.entropy_over = task_id, entropy_over
+        prompts: Prompts = PROMPTS.read(base, "method.base").build(backbone, self.layers, "method.base")
+        parts = {
+            "prompts": prompts,
+            "keys": MEAN_KEYS.read(keys, "method.keys").build(backbone.dim),
+            "head": prompts.make_head(),
+        }
+        for name in dict.fromkeys((*prompts.registered_after, "prompts", *parts)):
+            self.add_module(name, parts[name])  # in an order that :class:`Prompts` explains
+        self.bank = bank(self.layers)
+        if task_id == "gradient_id" and not self.bank.superposes:
+            raise InputError(
+                f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id."
+            )
+        self.split = min((*self.layers, *prompts.task_layers))
+
+    def linear(self, task: int) -> LinearEdits:
+        """What the linear maps of each edited layer do differently under a task; -1 is the newest."""
+        return self.bank.edits(task % self.n_tasks)
+
+    # Training
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Add the task's prompts, keys, classes and edits."""
+        super().begin_task(task)
+        self.prompts.begin_task()
+        self.keys.begin(len(task.classes), device=self.device)
+        self.head.open(task, device=self.device)
+        self.bank.begin_task(self.device)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """One stage, before which keys that are not learned are set."""
+        prepare = None if self.keys.learned else lambda: self.keys.fit(*collect(self, task, self.query), task.classes)
+        return [Stage(self.loss, prepare=prepare, step=self.prompts.step(task))]
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the task's classes, the terms of the prompts, and the pull of keys that are learned."""
+        start = self.split if self.plain_below else 0
+        tokens, losses = (self.states(x, start), {}) if self.plain_below else self.prompts.enter(x, self.query)
+        features = self.prompts.read(tokens, edited(self.prompts.under(-1), self.linear(-1)), start=start)
+        return {"ce": self.head.loss(features, y)} | losses | self.keys.pull(x, self.query)
+
+    def end_task(self, task: LearnTask) -> None:
+        """Close the task's classes, prompts and edits."""
+        self.head.close()
+        self.prompts.end_task(task)
+        self.bank.end_task()
+
+    # One pass
+
+    @property
+    def plain_below(self) -> bool:
+        """Whether the plain backbone's states enter the first layer that differs between tasks."""
+        return self.prompts.first >= self.split
+
+    def shared(self, x: Tensor) -> Tokens:
+        """States that enter the first layer that differs between tasks."""
+        if self.plain_below:
+            return self.states(x, self.split)
+        tokens, _ = self.prompts.enter(x, self.query)
+        return self.backbone.run(tokens, LayerPlan(self.prompts.under(-1)), stop=self.split)
+
+    # Scoring
+
+    def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
+        """Logits (B, n_seen) under the edits of ``tasks``; samples of one task run together."""
+        states = self.shared(x)
+        features = torch.empty(len(x), self.backbone.dim, device=x.device)
+        for task in tasks.unique().tolist():
+            rows = (tasks == task).nonzero().flatten()
+            plan = edited(self.prompts.under(task), self.linear(task))
+            features[rows] = self.prompts.read(states.take(rows), plan, start=self.split)
+        return self.head(features)
+
+    def scores_all_tasks(self, x: Tensor) -> Tensor:
+        """Logits (T, B, n_seen) under the edits of every task; the layers below the first edit run once."""
+        states = self.shared(x)
+        size = max(1, ROWS // self.n_tasks)
+        parts = [self._all_tasks(states.take(slice(i, i + size))) for i in range(0, len(x), size)]
+        return self.head(torch.cat(parts, dim=1))
+
+    def _all_tasks(self, states: Tokens) -> Tensor:
+        each = [self.linear(task) for task in range(self.n_tasks)]
+        linear = {i: {name: per_task([e[i][name] for e in each]) for name in each[0][i]} for i in each[0]}
+        plan = edited(self.prompts.under_all(), linear)
+        return self.prompts.read(states.under(self.n_tasks), plan, start=self.split)
+
+    # Which task
+
+    def match(self, query: Tensor) -> Tensor:
+        """Evidence (B, T) of the keys for q(x), (B, D)."""
+        return self.keys.match(query, self.task_sizes.tolist())
+
+    def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The ways to weigh tasks that the module's docstring lists, gradients for masks alone."""
+        gradient = {"gradient_id": self.gradient_evidence} if self.bank.superposes else {}
+        return {
+            "prompt_id": lambda x: self.match(self.query(x)),
+            **gradient,
+            "min_entropy": lambda x: -self._entropy(self.scores_all_tasks(x)).T,
+            "max_score": lambda x: self.scores_all_tasks(x).max(-1).values.T,
+        }
+
+    def task_scores(self, x: Tensor) -> Tensor:
+        """Evidence (B, T) for every task by the rule that ``task_id`` names."""
+        return self.rules()[self.task_id](x)
+
+    def _entropy(self, scores: Tensor) -> Tensor:
+        top = max(2, self.n_seen // self.n_tasks) if self.entropy_over == "top" else None
+        return entropy(scores, top)
+
+    def gradient_evidence(self, x: Tensor) -> Tensor:
+        """-dH/d alpha (B, T) at equal shares, less its mean over tasks, for every sample alone.
+
+        One pass forward and one backward, whatever the number of tasks. Prompts are those of the nearest key, as
+        in the public code.
+        """
+        nearest = self.match(self.query(x)).argmax(1)
+        # Evaluation runs in inference mode, where nothing can be differentiated.
+        with torch.inference_mode(False), torch.enable_grad():
+            with torch.no_grad():
+                states = self.shared(x.clone())
+                states = states._replace(h=states.h.clone())
+                prefixes = self.prompts.under_each(nearest.clone())
+            probe = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
+            plan = edited(prefixes, self.superposed(probe))
+            surprise = self._entropy(self.head(self.prompts.read(states, plan, start=self.split))).sum()
+            return -torch.autograd.grad(surprise, probe)[0]
+
+    def superposed(self, probe: Tensor) -> LinearEdits:
+        """The mean of all tasks' masks, with ``probe`` (B, T) on each one's deviation from it."""
+        each = [self.linear(task) for task in range(self.n_tasks)]
+        edits: LinearEdits = {i: {} for i in each[0]}
+        for i, maps in each[0].items():
+            for name in maps:
+                stacked = torch.stack([cast(Tensor, e[i][name].mask).detach() for e in each])
+                mean = stacked.mean(0)
+                edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=stacked - mean)
+        return edits
+
+
+def edited(prefixes: Edits, linear: LinearEdits) -> LayerPlan:
+    """Prefixes and edits of linear maps as one plan."""
+    return LayerPlan(prefixes | {i: replace(prefixes.get(i, Edit()), linear=linear[i]) for i in linear})
