@@ -62,7 +62,10 @@ class StreamOptions(SplitSection, StreamSection):
     """How a source becomes a stream of tasks: the options of two sections and a seed.
 
     Args:
-        options: fields of :class:`ostinato.sections.StreamSection` and :class:`ostinato.sections.SplitSection`.
+        options: ``seed``, and fields of :class:`ostinato.sections.StreamSection` and
+            :class:`ostinato.sections.SplitSection`.
+
+    Attributes:
         seed: of the order "seeded", the validation split, the limit and the augmentation.
 
     Raises:
