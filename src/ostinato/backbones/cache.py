@@ -123,8 +123,8 @@ class StateCache:
                 row = computed.h[j] if seen is None else computed.h[j, : seen[j]]
                 # A copy outside inference mode: training may be the next to use it.
                 with torch.inference_mode(False):
-                    rows[i] = torch.empty_like(row).copy_(row)
-                self._rows.put(keys[i], rows[i])  # pyright: ignore[reportArgumentType]
+                    rows[i] = kept = torch.empty_like(row).copy_(row)
+                self._rows.put(keys[i], kept)
         return _together([row for row in rows if row is not None])
 
 

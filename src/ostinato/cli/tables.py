@@ -17,7 +17,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also draw all accuracy curves into this PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw all accuracy curves into this .png, .pdf or .svg file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare finished runs in one table."""

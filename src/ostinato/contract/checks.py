@@ -341,7 +341,11 @@ def what_can_train_gets_a_gradient(case: Case) -> None:
 def _generators(device: torch.device) -> dict[str, object]:
     """The states of the global random generators by library, a GPU's among them."""
     numpys = np.random.get_state(legacy=False)  # noqa: NPY002 - what is watched
-    states = {"torch": torch.get_rng_state().tolist(), "numpy": str(numpys), "random": random.getstate()}
+    states: dict[str, object] = {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": str(numpys),
+        "random": random.getstate(),
+    }
     if device.type == "cuda":
         states["torch.cuda"] = torch.cuda.get_rng_state(device).tolist()
     return states

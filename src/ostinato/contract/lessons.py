@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ def settings_on(device: torch.device) -> Settings:
     return replace(SETTINGS, device=device)
 
 
-def make(method: str | type[Method], kind: Kind = "image", /, backbone: Backbone | None = None, **options) -> Method:
+def make(
+    method: str | type[Method], kind: Kind = "image", /, backbone: Backbone | None = None, **options: Any
+) -> Method:
     """An untaught method.
 
     Args:

@@ -84,7 +84,7 @@ def read_table(file: Path) -> pa.Table:
 
 def _native(file: Path) -> pa.OSFile:
     """A file as Arrow reads it: threads that read a file of Python may end the process when an error ends them."""
-    return pa.OSFile(os.fsencode(file))  # pyright: ignore[reportArgumentType]
+    return pa.OSFile(os.fsencode(file))
 
 
 def _separated(file: Path, head: bytes) -> pa.Table:
