@@ -22,6 +22,7 @@ from ostinato.config import (
 )
 from ostinato.errors import InputError
 from ostinato.quoting import quoted
+from ostinato.runs import options
 
 MINIMAL = {"method": {"name": "simplecil"}}
 
@@ -501,3 +502,21 @@ def test_an_option_says_which_commands_may_change_it(command, word, allowed):
         return
     with pytest.raises(InputError, match=rf"{word.partition('=')[0]}: cannot change in '{command}'.*backbone.weights"):
         check_changes(command, given)
+
+
+def test_runs_that_begin_in_one_second_get_directories_of_their_own(tmp_path, monkeypatch):
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "datetime", Stopped)
+    config = build_config({"method": {"name": "simplecil"}, "data": {"path": "photos"}})
+    made = []
+    for _ in range(3):
+        made.append(options.directory_for(config))
+        Path(made[-1]).mkdir(parents=True)
+    first = made[0]
+    assert first.startswith("runs/simplecil-photos-20260102-")
+    assert made[1:] == [f"{first}-2", f"{first}-3"]

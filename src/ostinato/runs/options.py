@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def new_run(
 
 
 def directory_for(config: RunConfig) -> str:
-    """The directory of a run for which none was given: method, data and the time."""
+    """The directory of a run for which none was given: method, data and the time, with a number if it is taken."""
     source = Path(config.data.path).name or "data"
-    return f"runs/{Path(config.method.name).stem}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    name = f"runs/{Path(config.method.name).stem}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    names = chain([name], (f"{name}-{i}" for i in count(2)))
+    return next(free for free in names if not Path(free).exists())
