@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ostinato.backbones import Backbone, Tokens
 from ostinato.backbones.cache import FeatureCache, StateCache
@@ -17,6 +16,7 @@ from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
 from ostinato.nn.exemplars import Exemplars
 from ostinato.nn.growing import Growing
+from ostinato.streams.base import Samples
 
 Losses = dict[str, Tensor]
 
@@ -87,7 +87,7 @@ class LearnTask:
 
     index: int
     classes: range
-    train: Dataset[tuple[Tensor, int]]
+    train: Samples
     batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
     world: World = ALONE
     class_names: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class LearnTask:
             features: images (B, 3, S, S) to (B, D).
         """
         alone = self.world.size == 1
-        mine = [] if alone else self.world.share(range(len(self.train)))  # pyright: ignore[reportArgumentType]
+        mine = [] if alone else self.world.share(range(len(self.train)))
         batches = self.batches() if alone else self.batches(mine or [0])
         with torch.no_grad():
             rows, labels = zip(*((features(x), y) for x, y in batches), strict=True)
@@ -138,7 +138,7 @@ class Stage:
 
     loss: Callable[[Tensor, Tensor], Losses]
     name: str = "fit"
-    data: Dataset[tuple[Tensor, int]] | None = None
+    data: Samples | None = None
     recipe: Recipe | None = None
     params: Sequence[nn.Parameter] | None = None
     prepare: Callable[[], None] | None = None

@@ -108,7 +108,7 @@ class MBPA(Finetune):
     def end_task(self, task: LearnTask) -> None:
         """Keep samples of the task, and read the whole memory with the encoder as it is now."""
         super().end_task(task)
-        n = len(task.train)  # pyright: ignore[reportArgumentType]
+        n = len(task.train)
         keep = torch.linspace(0, n - 1, max(1, round(self.memory * n))).round().long().tolist()
         for x, y in task.batches(keep):
             self.kept.add(x, y, task.index)

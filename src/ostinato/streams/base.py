@@ -28,7 +28,7 @@ from ostinato.sections import SplitSection, StreamSection
 from ostinato.streams.source import Source, Split, allotted, held_out_count, listed, shuffled
 from ostinato.validation import describe_validation
 
-__all__ = ["Examples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
+__all__ = ["Examples", "Samples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
 
 
 class View(Protocol):
@@ -83,6 +83,18 @@ class StreamOptions(SplitSection, StreamSection):
         cut = self.first is not None or self.step is not None or self.order != "natural"
         if self.tasks is not None and cut:
             raise InputError("tasks already says which classes come when: leave out first, step and order.")
+
+
+class Samples(Protocol):
+    """Inputs with their labels, by position or by another key that the data set knows."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> tuple[Tensor, int]:
+        """A sample and its label."""
+        ...
 
 
 class Examples(Dataset[tuple[Tensor, int]]):

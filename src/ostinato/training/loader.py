@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ostinato.distributed import ALONE, World
 from ostinato.errors import OstinatoError
-from ostinato.streams.base import Examples
+from ostinato.streams.base import Examples, Samples
 from ostinato.training.seeding import generator
 
 
 class _Guarded(Dataset[Any]):
     """Samples, or what a user can do something about: a worker that raised it would wrap it in its own trace."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
         self._join = getattr(dataset, "collate", default_collate)
 
@@ -33,7 +33,7 @@ class _Guarded(Dataset[Any]):
 
 
 def _load(
-    dataset: Dataset[Any], batches: list[list[Any]], device: torch.device, workers: int
+    dataset: Samples, batches: list[list[Any]], device: torch.device, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     guarded = _Guarded(dataset)
     loader = DataLoader(
@@ -57,7 +57,7 @@ def n_batches(n: int, batch_size: int) -> int:
 
 
 def training_batches(
-    dataset: Dataset[Any], batch_size: int, *, seed: int, position: tuple[int, ...], epoch: int, start: int,
+    dataset: Samples, batch_size: int, *, seed: int, position: tuple[int, ...], epoch: int, start: int,
     device: torch.device, workers: int = 0, world: World = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor, float]]:  # fmt: skip
     """Batches of one epoch, or this process's share of each.
@@ -77,7 +77,7 @@ def training_batches(
         (x, y, share): samples and what part of the batch they are. A process whose part is empty gets one sample
         with a share of 0, so that it takes the step with the others.
     """
-    n = len(dataset)  # pyright: ignore[reportArgumentType]
+    n = len(dataset)
     draw = generator(seed, "order", *position, epoch)
     cuts = by_length(dataset, torch.randperm(n, generator=draw).tolist(), batch_size, draw)[start:]
     batches = [[(i, epoch) for i in some] for some in cuts]
@@ -89,7 +89,7 @@ def training_batches(
 
 
 def fixed_batches(
-    dataset: Dataset[Any],
+    dataset: Samples,
     batch_size: int,
     *,
     device: torch.device,
@@ -97,7 +97,7 @@ def fixed_batches(
     workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample once without augmentation, in the given or the natural order; for ``batch_size`` see ``pack``."""
-    order = list(range(len(dataset))) if order is None else order  # pyright: ignore[reportArgumentType]
+    order = list(range(len(dataset))) if order is None else order
     return given_batches(dataset, pack(dataset, order, batch_size), device=device, workers=workers)
 
 
@@ -105,11 +105,11 @@ WINDOW = 16
 """Batches among which samples are sorted by length: enough to fill up little, few enough to stay random."""
 
 
-def _sizes(dataset: Dataset[Any]) -> list[int] | None:
+def _sizes(dataset: Samples) -> list[int] | None:
     return dataset.sizes() if isinstance(dataset, Examples) else None
 
 
-def by_length(dataset: Dataset[Any], order: list[int], size: int, draw: torch.Generator) -> list[list[int]]:
+def by_length(dataset: Samples, order: list[int], size: int, draw: torch.Generator) -> list[list[int]]:
     """Training batches of ``size`` in a random order; samples of varying length meet others of like length.
 
     Args:
@@ -129,7 +129,7 @@ def by_length(dataset: Dataset[Any], order: list[int], size: int, draw: torch.Ge
     return batches
 
 
-def pack(dataset: Dataset[Any], order: list[int], size: int, *, keep_order: bool = True) -> list[list[int]]:
+def pack(dataset: Samples, order: list[int], size: int, *, keep_order: bool = True) -> list[list[int]]:
     """Batches for passes without training, of ``size`` samples or, where these vary in length, of as many tokens.
 
     A batch is then filled up to its longest sample, and has no more tokens than ``size`` of the greatest length.
@@ -161,7 +161,7 @@ def cut(order: list[int], size: int) -> list[list[int]]:
 
 
 def given_batches(
-    dataset: Dataset[Any], batches: list[list[int]], *, device: torch.device, workers: int = 0
+    dataset: Samples, batches: list[list[int]], *, device: torch.device, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The named samples without augmentation, batch by batch."""
     return _load(dataset, batches, device, workers)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import Dataset
 
 from ostinato.distributed import ALONE, World
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
+from ostinato.streams.base import Samples
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.divergence import Guard
 from ostinato.training.loader import n_batches, training_batches
@@ -122,14 +122,14 @@ def _run_stage(
             stage.prepare()
     recipe = stage.recipe or settings.recipe(method.recipe)
     own = stage.data is not None
-    data: Dataset[Any] = stage.data if stage.data is not None else task.train
+    data: Samples = stage.data if stage.data is not None else task.train
     params = list(stage.params) if stage.params is not None else [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, params)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
     # What a method draws itself is cheap, and every process does the same.
     world = ALONE if own else settings.world
-    n = len(data)  # pyright: ignore[reportArgumentType]
+    n = len(data)
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
     guard = Guard(

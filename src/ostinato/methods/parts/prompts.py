@@ -130,7 +130,7 @@ class Prompts(nn.Module):
     def end_task(self, task: LearnTask) -> None:
         """Keep the directions that a task's samples use, where projection is on."""
         if self.projection.on:
-            n = len(task.train)  # pyright: ignore[reportArgumentType]
+            n = len(task.train)
             self.projection.collect(sampled(task.batches(), n, self.images), self.rows)
 
 
