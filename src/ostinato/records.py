@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
 
+from ostinato.defaults import LARGEST_SIDE
 from ostinato.errors import DataError
 from ostinato.files import read_json, read_sealed
 
@@ -78,7 +79,7 @@ class ArchRecord(Record):
 class PreprocessRecord(Record):
     """Input size and normalisation, see :class:`ostinato.backbones.Preprocess`."""
 
-    size: Size
+    size: Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
     interpolation: Literal["bicubic", "bilinear", "nearest"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ostinato import artifact
+from ostinato.defaults import LARGEST_SIDE
 from ostinato.errors import DataError, InputError
 from ostinato.locking import locked
 
@@ -34,6 +35,20 @@ def test_what_is_written_is_read(tmp_path):
     assert torch.equal(saved.learned["w"], torch.full((50,), 3.0))
     assert saved.used.tolist() == [3]
     assert artifact.method_text(tmp_path / "a").read_bytes() == b"text"
+
+
+def test_recorded_sizes_are_bounded_as_those_that_are_asked_for(tmp_path):
+    arch = {"dim": 8, "depth": 1, "heads": 2, "mlp_dim": 8, "eps": 1e-6, "act": "gelu", "qkv_bias": True,
+            "layer_scale": False, "norm": "pre", "causal": False}  # fmt: skip
+
+    def of_side(side):
+        preprocess = {"size": side, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+        return ABOUT["backbone"] | {"sizes": {"arch": arch, "patch": 4, "preprocess": preprocess, "readout": "cls"}}
+
+    put(tmp_path / "a", backbone=of_side(LARGEST_SIDE))
+    assert artifact.read(tmp_path / "a").about.backbone.sizes.preprocess.size == LARGEST_SIDE
+    with pytest.raises(DataError, match=r"backbone\.sizes\.preprocess\.size"):
+        put(tmp_path / "b", backbone=of_side(LARGEST_SIDE + 4))
 
 
 def test_a_new_one_takes_the_place_of_the_old_and_of_what_a_kill_left(tmp_path):
