@@ -52,11 +52,11 @@ def options(values: dict[str, Any], prefix: str) -> list[str]:
     return lines
 
 
-def presets() -> dict[str, list[str]]:
+def presets() -> dict[str, list[list[str]]]:
     """Rows of a table of presets, for every method that has some."""
     from ostinato.presets import METRICS, preset_names, read_preset
 
-    rows: dict[str, list[str]] = {}
+    rows: dict[str, list[list[str]]] = {}
     for name in preset_names():
         preset = read_preset(name)
         about = preset.provenance
@@ -64,13 +64,8 @@ def presets() -> dict[str, list[str]]:
         published = ", ".join(f"{metric} {best[metric]} %" for metric in METRICS if metric in best) or "-"
         verified = "yes" if about["verified"] else "no"
         cells = [f"`{name}`", about["data"], about["paper"], published, verified]
-        rows.setdefault(preset.method, []).append(row(cells))
+        rows.setdefault(preset.method, []).append(cells)
     return rows
-
-
-def row(cells: list[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def method_pages() -> dict[str, str]:
@@ -80,6 +75,7 @@ def method_pages() -> dict[str, str]:
         Markdown by path.
     """
     from ostinato.lookup import methods
+    from ostinato.report.tables import to_markdown
 
     preset_rows, pages, index = presets(), {}, []
     for name, cls in methods().items():
@@ -88,7 +84,7 @@ def method_pages() -> dict[str, str]:
         about = (module.__doc__ or "").strip()
         paper = re.search(r"https?://[^\s,)>]+[^\s,)>.;]", about)
         link = f"[paper or code]({paper[0]})" if paper else "-"
-        index.append(row([f"[`{name}`]({name}.md)", about.splitlines()[0], link]))
+        index.append([f"[`{name}`]({name}.md)", about.splitlines()[0], link])
         page = [
             f"# {name}", "", f"::: {cls.__module__}", "    options:", "      members: false",
             "      show_root_heading: false", "      show_root_toc_entry: false", "",
@@ -101,12 +97,11 @@ def method_pages() -> dict[str, str]:
             page += [
                 "## Presets", "",
                 f"`ostinato run {name} -p PRESET data=...` starts from a published experiment.", "",
-                row(["preset", "data", "published by", "published", "verified"]), "|---|---|---|---|---|",
-                *preset_rows[name], "",
+                to_markdown(["preset", "data", "published by", "published", "verified"], preset_rows[name], range(5)),
             ]  # fmt: skip
         pages[f"methods/{name}.md"] = "\n".join(page)
     top = ["# Methods", "", "Measured results are in [results](../results.md).", ""]
-    pages["methods/index.md"] = "\n".join([*top, row(["name", "method", "source"]), "|---|---|---|", *index, ""])
+    pages["methods/index.md"] = "\n".join([*top, to_markdown(["name", "method", "source"], index, range(3))])
     return pages
 
 
