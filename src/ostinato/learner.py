@@ -20,7 +20,7 @@ from ostinato.backbones import Arch, Backbone, Preprocess, TextBackbone, VisionB
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
-from ostinato.distributed import ALONE, World
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import (
     BatchProtocol,
@@ -35,7 +35,7 @@ from ostinato.methods.base import LearnTask, Method, Recipe
 from ostinato.reading import ahead, batched
 from ostinato.records import ArtifactRecord, read_record
 from ostinato.registry import check_options, is_registered
-from ostinato.streams import EvalView, Examples, Task, TaskStream, TextView, TrainView, View
+from ostinato.streams import EvalTransform, LabeledDataset, Task, TaskStream, TextTransform, TrainTransform, Transform
 from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.training.callbacks import Callback, Position
@@ -106,14 +106,14 @@ class Learner:
         state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
             images that are not augmented; 0 for none.
         compile: let torch compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
-        world: the processes that share the work, see :func:`ostinato.distributed.joined`.
+        processes: those that share the work, see :func:`ostinato.distributed.process_group`.
         options: the method's own options.
 
     Attributes:
         used: sorted fingerprints of all samples that were learned from or set aside for validation, see
-            :meth:`ostinato.streams.Examples.fingerprints`; what else there is of their classes may be scored.
-        alike: for each class, a number below the list's length that classes share which mean the same answer and count
-            for each other where nothing else is said; None where all differ. Classes beyond the list differ from all.
+            :meth:`ostinato.streams.LabeledDataset.fingerprints`; what else there is of their classes may be scored.
+        label_groups: for each class, the number of its group, below the list's length; classes of one group count as
+            the same answer. None where all differ; classes beyond the list differ from all.
 
     Raises:
         InputError: unknown names or options, each with the closest known ones.
@@ -137,14 +137,15 @@ class Learner:
         cache: str | Path | None = None,
         state_cache: float = 0.0,
         compile: bool = False,
-        world: World = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         **options: Any,
     ) -> None:
         cls = get_method(method)
         check_options(cls, options)  # before anything is read
         train = check_recipe(train or {})
         where = resolve_device(device)
-        chosen = world.agree(choose_precision(precision, where))  # a measurement, on the main process's machine
+        # A measurement, on the machine of the main process.
+        chosen = processes.broadcast_object(choose_precision(precision, where))
         self.settings = Settings(
             where,
             chosen.dtype,
@@ -153,7 +154,7 @@ class Learner:
             accumulate,
             workers,
             eval_batch_size,
-            world,
+            processes,
             on_divergence,
         )
         if isinstance(backbone, BackboneSpec) and weights is not None:
@@ -176,40 +177,41 @@ class Learner:
         self.crop = crop
         self.class_names: list[str] = []
         self.used = np.empty(0, np.uint64)
-        self.alike: list[int] | None = None
+        self.label_groups: list[int] | None = None
         self.precision, self.precision_reason = precision, chosen.reason
-        self._history: list[Examples] = []
+        self._history: list[LabeledDataset] = []
         self._loaded_from: Path | None = None
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         prepare(self.method, where, self.settings.dtype)
-        if cache is not None and self.method.cache is not None:
-            self.method.cache.persist(cache)
+        frozen = self.method.frozen
+        if cache is not None and frozen is not None:
+            frozen.persist(cache)
         if compile:
             compile_layers(loaded, where)
         if not 0 <= state_cache < MOST_GIB:
             raise InputError(f"state_cache must lie in [0, {MOST_GIB}) GiB, got {state_cache}.")
-        if state_cache:
-            self.method.state_cache = StateCache(round(state_cache * 2**30))
+        if state_cache and frozen is not None:
+            frozen.state_cache = StateCache(round(state_cache * 2**30))
 
     @property
-    def eval_view(self) -> View:
+    def eval_transform(self) -> Transform:
         """How inputs are seen at test time."""
         backbone = self.method.backbone
         if isinstance(backbone, TextBackbone):
-            return TextView(backbone.tokenization)
+            return TextTransform(backbone.tokenization)
         preprocess = cast(VisionBackbone, backbone).preprocess
-        return EvalView(preprocess.size, preprocess.interpolation, self.crop)
+        return EvalTransform(preprocess.size, preprocess.interpolation, self.crop)
 
-    def train_view(self, augment: str) -> View:
+    def train_transform(self, augment: str) -> Transform:
         """How inputs are seen in training, where that is "photo", "glyph" or "none"."""
         backbone = self.method.backbone
         if isinstance(backbone, TextBackbone):
             if augment != "none":
                 raise InputError(f"data.augment must be 'none' for texts, got {augment!r}.")
-            return TextView(backbone.tokenization)
+            return TextTransform(backbone.tokenization)
         preprocess = cast(VisionBackbone, backbone).preprocess
-        return TrainView(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
+        return TrainTransform(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
 
     def learn(
         self,
@@ -237,8 +239,8 @@ class Learner:
         if resume is None:
             self._check_whole()
         self._remember(task)
-        samples = Examples.concat(self._history) if self.method.data_seen == "all" else task.train
-        plain = samples.with_view(self.eval_view)
+        samples = LabeledDataset.concat(self._history) if self.method.data_seen == "all" else task.train
+        plain = samples.with_transform(self.eval_transform)
 
         def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in fixed_batches(
@@ -251,11 +253,16 @@ class Learner:
                 yield x, y
                 callback.on_batch(len(y))
 
-        view = self.train_view(augment or task.augment)
+        transform = self.train_transform(augment or task.augment)
         seconds = learn_task(
             self.method,
             LearnTask(
-                task.index, task.classes, samples.with_view(view), batches, self.settings.world, task.class_names
+                task.index,
+                task.classes,
+                samples.with_transform(transform),
+                batches,
+                self.settings.processes,
+                task.class_names,
             ),
             self.settings,
             callback,
@@ -278,7 +285,7 @@ class Learner:
             )
 
     def _note_used(self, task: Task) -> None:
-        if not self.settings.world.main:  # which reads every sample; the main process saves
+        if not self.settings.processes.is_main:  # which reads every sample; the main process saves
             return
         for part in (task.train, task.validation):
             self.used = np.union1d(self.used, part.fingerprints())
@@ -302,11 +309,11 @@ class Learner:
 
     def evaluate(
         self,
-        groups: TaskStream | Sequence[Examples],
+        groups: TaskStream | Sequence[LabeledDataset],
         *,
         oracle: bool = False,
         protocol: BatchProtocol | None = None,
-        alike: Tensor | None = None,
+        label_groups: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Evaluation:
         """Accuracy on test samples of classes learned so far, mixed over tasks.
@@ -315,7 +322,7 @@ class Learner:
             groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
             oracle: also score under the true task, for methods that infer one.
             protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
-            alike: for each label, a number that labels share which mean the same answer; None for the learner's own.
+            label_groups: for each label, the number of its group of equal answers; None for the learner's own.
             callback: told about every batch.
 
         Returns:
@@ -325,24 +332,24 @@ class Learner:
         if isinstance(groups, TaskStream):
             learned = self.method.n_tasks - groups.offset_tasks
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
-        alike = self.answers() if alike is None else alike
-        seen = [group.with_view(self.eval_view) for group in groups]
+        same = self.answers() if label_groups is None else label_groups
+        seen = [group.with_transform(self.eval_transform) for group in groups]
         with self._explaining_damage():
             return evaluate(
-                self.method, seen, self.settings, oracle=oracle, protocol=protocol, alike=alike,
+                self.method, seen, self.settings, oracle=oracle, protocol=protocol, label_groups=same,
                 names=self.class_names, callback=callback,
             )  # fmt: skip
 
     def answers(self) -> Tensor | None:
-        """``alike`` of all classes learned, (n_seen,)."""
-        if self.alike is None:
+        """``label_groups`` of all classes learned, (n_seen,)."""
+        if self.label_groups is None:
             return None
         n = len(self.class_names)
-        return torch.tensor([*self.alike[:n], *range(len(self.alike), n)])
+        return torch.tensor([*self.label_groups[:n], *range(len(self.label_groups), n)])
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
-        """Scores (B, n_seen) of inputs that already went through ``eval_view``: (B, 3, S, S) uint8, or (B, N) int64.
+        """Scores (B, n_seen) of inputs after ``eval_transform``: (B, 3, S, S) uint8, or (B, N) int64.
 
         Raises:
             InputError: if they are not finite.
@@ -380,11 +387,11 @@ class Learner:
             ) from error
 
     def _scores_something(self) -> bool:
-        view = self.eval_view
-        sample: Any = "a" if view.modality == "text" else Image.new("RGB", (8, 8))
+        transform = self.eval_transform
+        sample: Any = "a" if transform.modality == "text" else Image.new("RGB", (8, 8))
         try:
             with torch.inference_mode():
-                self._scores(getattr(view, "join", torch.stack)([view(sample)]))
+                self._scores(getattr(transform, "join", torch.stack)([transform(sample)]))
         except Exception:  # of any kind, as above
             return False
         return True
@@ -447,7 +454,7 @@ class Learner:
             source, sample = self._input(index, given)
         except DataError as error:
             return error
-        return source, self.eval_view(sample)
+        return source, self.eval_transform(sample)
 
     def _predicted(self, some: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
         """Predictions of one batch, among the errors in it."""
@@ -455,7 +462,7 @@ class Learner:
         if not usable:
             yield from (one for one in some if isinstance(one, DataError))
             return
-        scores = self.scores(getattr(self.eval_view, "join", torch.stack)([x for _, x in usable])).float()
+        scores = self.scores(getattr(self.eval_transform, "join", torch.stack)([x for _, x in usable])).float()
         best = scores.topk(min(topk, scores.shape[1]), dim=1)
         names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
         values: list[list[float]] = best.values.tolist()
@@ -467,7 +474,7 @@ class Learner:
             yield one if isinstance(one, DataError) else next(made)
 
     def _input(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
-        """What to call an input, and what the view takes of it."""
+        """What to call an input, and what the transform takes of it."""
         if self.method.backbone.modality == "text":
             if not isinstance(given, str):
                 raise InputError(f"predict: {self.spec.name} takes texts, but input {index} is {given!r}.")
@@ -512,7 +519,7 @@ class Learner:
             "backbone": spec,
             "backbone_sha256": self.origin.sha256 if self.origin else None,
             "preprocess": self.method.backbone.describe(),
-            "alike": self.alike,
+            "label_groups": self.label_groups,
             "class_names": self.class_names,
             "task_sizes": self.method.task_sizes.tolist(),
             "protocol": self.method.protocol,
@@ -573,7 +580,7 @@ class Learner:
             raise DataError(
                 f"{folder}: artifact.json and the learned tensors tell of other tasks. Restore the artifact."
             )
-        learner.used, learner.alike, learner._loaded_from = saved.used, about.alike, folder
+        learner.used, learner.label_groups, learner._loaded_from = saved.used, about.label_groups, folder
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:

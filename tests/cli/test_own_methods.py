@@ -14,7 +14,7 @@ from tests.cli.command import README, ROOT, blocks, ostinato
 from tests.conftest import photos
 
 import ostinato as package
-from ostinato.contract import CHECKS, Broken, Case, check_method
+from ostinato.contract import CHECKS, Case, ContractViolation, check_method
 from ostinato.errors import InputError
 from ostinato.lookup import file_of, get_method
 from ostinato.methods.dualprompt import DualPrompt
@@ -309,7 +309,7 @@ def test_what_breaks_the_contract_is_found(file, name):
     assert FILE.count(right) == 1
     file.write_text(FILE.replace(right, wrong))
     (check,) = [check for check in CHECKS if check.__name__ == name.replace(" ", "_")]
-    with pytest.raises(Broken):
+    with pytest.raises(ContractViolation):
         check(Case(get_method(str(file)), "text"))
 
 
@@ -319,7 +319,7 @@ def test_a_rule_that_weighs_a_batch_is_found():
             return {"keys": lambda x: self.task_scores(x) - x.float().mean()}
 
     (check,) = [check for check in CHECKS if check.__name__.startswith("every_rule")]
-    with pytest.raises(Broken, match="rule 'keys'"):
+    with pytest.raises(ContractViolation, match="rule 'keys'"):
         check(Case(ByBatch, "text"))
 
 
@@ -329,7 +329,7 @@ def test_state_beside_the_method_is_found(file):
     text = text.replace(LOSS, LOSS + "    def end_task(self, task):\n        MEMORY['scale'] = 2\n\n")
     file.write_text(text.replace(SCORES, SCORES.replace("\n", " * MEMORY.get('scale', 1)\n")))
     (check,) = [check for check in CHECKS if check.__name__ == "all_learned_state_is_saved"]
-    with pytest.raises(Broken):
+    with pytest.raises(ContractViolation):
         check(Case(get_method(str(file)), "text"))
 
 
@@ -363,7 +363,7 @@ def test_a_first_task_that_cannot_be_resumed_is_found(file):
     file.write_text(
         text.replace('return {"ce": ', "self.n = getattr(self, 'n', 0) + 1\n        return {\"ce\": self.n * ")
     )
-    with pytest.raises(Broken, match="of task 0"):
+    with pytest.raises(ContractViolation, match="of task 0"):
         check(Case(get_method(str(file)), "text"))
 
 

@@ -24,7 +24,7 @@ from ostinato.analysis.mask_density import BINS, counts, shared_edges
 from ostinato.backbones import Edit, LinearEdit, prefix_from
 from ostinato.cli import main
 from ostinato.config import build_config
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.lookup import get_method
@@ -110,7 +110,7 @@ def made(run: Path, kind: str, *images: Path, **more) -> list[dict[str, str]]:
 
 
 def pixels(learner, examples) -> torch.Tensor:
-    seen = examples.with_view(learner.eval_view)
+    seen = examples.with_transform(learner.eval_transform)
     return torch.stack([seen[i][0] for i in range(len(seen))])
 
 
@@ -440,7 +440,7 @@ def test_attention_table(runs, digits, name):
 
 def image_of(learner, file) -> torch.Tensor:
     with Image.open(file) as picture:
-        return learner.eval_view(picture.convert("RGB"))
+        return learner.eval_transform(picture.convert("RGB"))
 
 
 def failing(scores):
@@ -457,7 +457,8 @@ def test_attention_leaves_nothing_behind(runs, digits, name, monkeypatch):
     x = image_of(learner, digits[0])
     before = learner.scores(x[None])
     first = attend(learner, x)  # features are cached by now, and yet every layer is watched
-    caches, backbone = (learner.method.cache, learner.method.state_cache), learner.method.backbone
+    frozen, backbone = learner.method.frozen, learner.method.backbone
+    caches = frozen.feature_cache, frozen.state_cache
     assert torch.equal(learner.scores(x[None]), before)
     again = attend(learner, x)
     assert torch.equal(first.patches, again.patches)
@@ -470,7 +471,7 @@ def test_attention_leaves_nothing_behind(runs, digits, name, monkeypatch):
     monkeypatch.undo()
     assert not any(block._forward_pre_hooks for block in backbone.encoder.blocks)
     assert "pool" not in vars(backbone)
-    assert (learner.method.cache, learner.method.state_cache) == caches
+    assert (frozen.feature_cache, frozen.state_cache) == caches
     assert None not in caches
     assert torch.equal(learner.scores(x[None]), before)
 

@@ -9,7 +9,7 @@ from tests.conftest import BLUE, RED, photos
 
 from ostinato.cli import main
 from ostinato.config import build_config, flat, read_toml
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
 from ostinato.learner import check_recipe
 from ostinato.lookup import get_method

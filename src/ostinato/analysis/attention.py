@@ -8,7 +8,7 @@ then computed anew from the states that entered the layer, under the very edits 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +53,6 @@ def watching(method: Method) -> Iterator[Watched]:
     """
     backbone, seen = method.backbone, Watched()
     handles = []
-    caches = [(m, m.cache, m.state_cache) for m in method.modules() if isinstance(m, Method)]
 
     def watch(layer: int) -> Any:
         def hook(_: Any, args: tuple[Any, ...], more: dict[str, Any]) -> None:
@@ -71,17 +70,14 @@ def watching(method: Method) -> Iterator[Watched]:
     try:
         for layer, block in enumerate(backbone.encoder.blocks):
             handles.append(block.register_forward_pre_hook(watch(layer), with_kwargs=True))
-        for one, _, _ in caches:
-            one.cache = one.state_cache = None
         # The read-out is no module and has no hooks: the object's own attribute goes before its class's.
         backbone.__dict__["pool"] = pool
-        yield seen
+        with method.frozen.without_caches() if method.frozen is not None else nullcontext():
+            yield seen
     finally:
         backbone.__dict__.pop("pool", None)
         for handle in handles:
             handle.remove()
-        for one, features, states in caches:
-            one.cache, one.state_cache = features, states
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Attention:
 
 @torch.inference_mode()
 def attend(learner: Learner, image: Tensor) -> Attention:
-    """Attention of the read-out tokens of an image that went through ``eval_view``, (3, S, S) uint8.
+    """Attention of the read-out tokens of an image that went through ``eval_transform``, (3, S, S) uint8.
 
     Where the feature is a mean over several tokens, so are the weights. Where a method runs an image under every task
     at once, those of the predicted class's task are taken.
@@ -165,7 +161,7 @@ def find(subject: Subject) -> Findings:
     looked: list[Looked] = []
     side = 0
     for file in subject.images:
-        image = learner.eval_view(decode(file, str(file)))
+        image = learner.eval_transform(decode(file, str(file)))
         found = attend(learner, image)
         patches, cls, prefix = (
             t.mean(1) if head is None else t[:, head] for t in (found.patches, found.cls, found.prefix)

@@ -17,7 +17,7 @@ from ostinato.learner import Learner
 from ostinato.methods.base import Method
 from ostinato.runs.build import make_stream
 from ostinato.runs.rundir import RunDir
-from ostinato.streams import Examples
+from ostinato.streams import LabeledDataset
 from ostinato.training.loader import fixed_batches
 from ostinato.training.precision import compute
 
@@ -76,7 +76,7 @@ class Subject:
         """How pictures name the run."""
         return f"{self.method.name} ({self.run.resolve().name})"
 
-    def held_out(self) -> list[Examples]:
+    def held_out(self) -> list[LabeledDataset]:
         """The samples that the run was scored on, task by task; a continuation's tasks are not among them.
 
         Raises:
@@ -106,7 +106,9 @@ class Subject:
         return groups
 
     @torch.inference_mode()
-    def each_batch(self, groups: Sequence[Examples], read: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+    def each_batch(
+        self, groups: Sequence[LabeledDataset], read: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[int, Tensor]]:
         """What ``read`` says about the images of every group.
 
         Args:
@@ -119,7 +121,7 @@ class Subject:
         learner, settings = self.learner, self.learner.settings
         learner.method.eval()
         for i, group in enumerate(groups):
-            seen = group.with_view(learner.eval_view)
+            seen = group.with_transform(learner.eval_transform)
             batches = fixed_batches(seen, settings.eval_batch_size, device=settings.device, workers=settings.workers)
             for x, _ in batches:
                 with compute(learner.method, settings.device, settings.dtype):

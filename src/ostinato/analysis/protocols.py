@@ -69,7 +69,9 @@ def study(
         InputError: if the run's method infers no task, or has no such rule.
     """
     learner = Learner.load(run, weights=weights, method=method, device=device, cache=cache, state_cache=state_cache)
-    groups = [group.with_view(learner.eval_view) for group in Subject(Path(run), learner, data=data).held_out()]
+    groups = [
+        group.with_transform(learner.eval_transform) for group in Subject(Path(run), learner, data=data).held_out()
+    ]
     rows = compare_protocols(
         learner.method,
         groups,
@@ -77,7 +79,7 @@ def study(
         size=size,
         shots=shots,
         rules=rules,
-        alike=learner.answers(),
+        label_groups=learner.answers(),
         callback=callback,
     )
     return Study(Path(run).resolve().name, learner.method.name, rows)

@@ -15,7 +15,7 @@ from ostinato.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ostinato.distributed import World
+    from ostinato.distributed import ProcessGroup
     from ostinato.report.console import Reporter
 
 app = typer.Typer(
@@ -69,19 +69,21 @@ def reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
 
 def refuse_several(command: str) -> None:
     """Make sure that no launcher started this command several times, each of which would write the same files."""
-    from ostinato.distributed import launched
+    from ostinato.distributed import world_size
 
-    if launched() > 1:
-        raise InputError(f"{command} takes one process; of {launched()}, share single runs: torchrun -m ostinato run.")
+    if world_size() > 1:
+        raise InputError(
+            f"{command} takes one process; of {world_size()}, share single runs: torchrun -m ostinato run."
+        )
 
 
 @contextmanager
-def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, World]]:
+def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, ProcessGroup]]:
     """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
-    from ostinato.distributed import joined
+    from ostinato.distributed import process_group
 
-    with joined(device) as world, reporting(as_json or not world.main) as (console, reporter):
-        yield console, reporter, world
+    with process_group(device) as processes, reporting(as_json or not processes.is_main) as (console, reporter):
+        yield console, reporter, processes
 
 
 def take(tree: dict[str, Any], key: str) -> Any:

@@ -13,7 +13,7 @@ from ostinato.printing import say_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ostinato.distributed import World
+    from ostinato.distributed import ProcessGroup
 
 
 @app.command()
@@ -40,11 +40,11 @@ def run(
     out = take(given, "out") or take(file, "out")
     checked = new_run(method, given, file, preset)
     out = str(out or directory_for(checked))
-    with running(as_json, checked.device) as (console, reporter, world):
+    with running(as_json, checked.device) as (console, reporter, processes):
         from ostinato.runs.lifecycle import start
 
-        result = start(checked, out, reporter, world)
-        show_result(result, console, as_json, world)
+        result = start(checked, out, reporter, processes)
+        show_result(result, console, as_json, processes)
 
 
 @app.command(cls=GoesOn)
@@ -57,9 +57,9 @@ def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None
     from ostinato.runs.lifecycle import resume as go_on
 
     given = parse_overrides(options or [])
-    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
-        result = go_on(run, given, reporter, world)
-        show_result(result, console, as_json, world)
+    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, processes):
+        result = go_on(run, given, reporter, processes)
+        show_result(result, console, as_json, processes)
 
 
 @app.command(cls=GoesOn)
@@ -71,18 +71,18 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
     from ostinato.config import parse_overrides
 
     given = parse_overrides(options or [])
-    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, world):
+    with running(as_json, str(given.get("device", "auto"))) as (console, reporter, processes):
         from ostinato.runs.lifecycle import learn_more
 
-        result = learn_more(run, given, reporter, world)
-        show_result(result, console, as_json, world)
+        result = learn_more(run, given, reporter, processes)
+        show_result(result, console, as_json, processes)
 
 
-def show_result(result: dict[str, Any], console: Console, as_json: bool, world: World) -> None:
+def show_result(result: dict[str, Any], console: Console, as_json: bool, processes: ProcessGroup) -> None:
     """Show the result of a run, in the main process alone."""
     from ostinato.report.tables import percent, run_table
 
-    if not world.main:
+    if not processes.is_main:
         return
     if as_json:
         say_json(result)

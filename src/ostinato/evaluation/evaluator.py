@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ostinato.errors import InputError
 from ostinato.methods.base import Method, TaskInferring
-from ostinato.streams import Examples
+from ostinato.streams import LabeledDataset
 from ostinato.training.callbacks import Callback
 from ostinato.training.loader import cut, given_batches, pack
 from ostinato.training.loop import Settings
@@ -81,18 +81,18 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def never_predicted(result: Evaluation, names: Sequence[str], alike: Tensor | None = None) -> str | None:
+def never_predicted(result: Evaluation, names: Sequence[str], label_groups: Tensor | None = None) -> str | None:
     """Name the classes with samples that were predicted for no sample at all.
 
     Args:
         result: of an evaluation.
         names: of the classes seen.
-        alike: as in :func:`evaluate`; a class is predicted where one that means the same is.
+        label_groups: as in :func:`evaluate`; a class is predicted where one of its group is.
 
     Returns:
         A sentence without its full stop; None where every class with samples was predicted.
     """
-    answer = range(len(names)) if alike is None else alike.tolist()
+    answer = range(len(names)) if label_groups is None else label_groups.tolist()
     given = {a for a, n in zip(answer, result.predicted, strict=True) if n}
     tested = [c for c, n in enumerate(result.tested) if n]
     missing = [repr(names[c]) for c in tested if answer[c] not in given]
@@ -145,12 +145,12 @@ class BatchProtocol:
 @torch.inference_mode()
 def evaluate(
     method: Method,
-    groups: Sequence[Examples],
+    groups: Sequence[LabeledDataset],
     settings: Settings,
     *,
     oracle: bool = False,
     protocol: BatchProtocol | None = None,
-    alike: Tensor | None = None,
+    label_groups: Tensor | None = None,
     names: Sequence[str] | None = None,
     callback: Callback | None = None,
 ) -> Evaluation:
@@ -158,11 +158,11 @@ def evaluate(
 
     Args:
         method: has seen the classes of all groups.
-        groups: test samples, with their deterministic view.
+        groups: test samples, with their deterministic transform.
         settings: device, precision, batch size.
         oracle: also score under the true task, for methods that infer one.
         protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
-        alike: for each label, a number that labels share which mean the same answer; one then counts for the other.
+        label_groups: for each label, the number of its group; labels of one group count as the same answer.
         names: of the classes seen, for messages.
         callback: told about every batch.
 
@@ -175,7 +175,7 @@ def evaluate(
     """
     callback = callback or Callback()
     began = time.perf_counter()
-    samples = Examples.concat(list(groups)) if groups else None
+    samples = LabeledDataset.concat(list(groups)) if groups else None
     if samples is None or len(samples) == 0:
         raise InputError("evaluate: there are no samples to score; give a test split or a validation fraction.")
     if int(samples.labels.max()) >= method.n_seen:
@@ -196,8 +196,8 @@ def evaluate(
     else:
         batches = batch_order(sizes, settings.seed, protocol.size)
     total = sum(sizes)
-    answer = (torch.arange(method.n_seen) if alike is None else alike).to(device)
-    batches = settings.world.share(batches)
+    answer = (torch.arange(method.n_seen) if label_groups is None else label_groups).to(device)
+    batches = settings.processes.shard(batches)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
     # Per class and per task; looked at in the end, so that no batch waits for the device and all processes stop alike.
@@ -239,7 +239,7 @@ def evaluate(
             counts[name].index_add_(0, group, hit.long())
         done += len(y)
         callback.on_batch(len(y))
-    settings.world.add([*counts.values(), predicted, bad_scores, bad_evidence])
+    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
     if done < total:  # what other processes scored

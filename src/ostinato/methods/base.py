@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ostinato.backbones import Backbone, Tokens
-from ostinato.backbones.cache import FeatureCache, StateCache
-from ostinato.distributed import ALONE, World
+from ostinato.backbones.frozen import FrozenBackbone
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
 from ostinato.nn.exemplars import Exemplars
 from ostinato.nn.growing import Growing
@@ -79,20 +79,20 @@ class LearnTask:
         index: number of the task, from 0.
         classes: its labels; they continue where the task before ended.
         train: training samples, augmented anew in every epoch.
-        batches: iterates once over the training samples as they are at test time, in a fixed order, as
+        eval_batches: iterates once over the training samples as they are at test time, in a fixed order, as
             (x, y) on the method's device; over those at the given positions where any are given.
-        world: the processes that learn the task together.
+        processes: those that learn the task together.
         class_names: of its labels, for methods that read them.
     """
 
     index: int
     classes: range
     train: Samples
-    batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
-    world: World = ALONE
+    eval_batches: Callable[..., Iterator[tuple[Tensor, Tensor]]]
+    processes: ProcessGroup = SINGLE_PROCESS
     class_names: tuple[str, ...] = ()
 
-    def each(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def extract_features(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Features (n, D) and labels (n,) of all training images as they are at test time, without gradients.
 
         Every process computes its share of the images, and all get the whole.
@@ -100,13 +100,13 @@ class LearnTask:
         Args:
             features: images (B, 3, S, S) to (B, D).
         """
-        alone = self.world.size == 1
-        mine = [] if alone else self.world.share(range(len(self.train)))
-        batches = self.batches() if alone else self.batches(mine or [0])
+        alone = self.processes.size == 1
+        mine = [] if alone else self.processes.shard(range(len(self.train)))
+        batches = self.eval_batches() if alone else self.eval_batches(mine or [0])
         with torch.no_grad():
             rows, labels = zip(*((features(x), y) for x, y in batches), strict=True)
         kept = None if alone or mine else 0  # a process without a share has looked at one image for the shapes
-        return self.world.rows(torch.cat(rows)[:kept]), self.world.rows(torch.cat(labels)[:kept])
+        return self.processes.all_gather(torch.cat(rows)[:kept]), self.processes.all_gather(torch.cat(labels)[:kept])
 
 
 def sum_and_backward(losses: Losses) -> None:
@@ -129,7 +129,8 @@ class Stage:
         data: samples as (x, y) that the method holds itself; None for the task's augmented training set.
         recipe: of this stage alone, which the user's ``train.*`` leaves as it is; None for the method's own.
         params: what is optimised; None for everything that requires gradients.
-        prepare: runs once before the first step, not again when a run resumes inside the stage.
+        prepare: runs once before the first step, in evaluation mode and without gradients; not again when a run
+            resumes inside the stage.
         backward: from terms to gradients; the place for gradients that differ per term.
         step: takes the optimiser's step; the place for projections of the gradient or of the update.
         gradients: those that ``backward`` keeps elsewhere than in ``.grad``; processes sum both.
@@ -160,8 +161,7 @@ class Method(Growing):
         needs: the kind of backbone that it works on.
         trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
         pretrained: parts by name that are never trained and come from the weights again, so that no state holds them.
-        cache: of frozen features; None where the backbone learns.
-        state_cache: of frozen states, where it was asked for.
+        frozen: the plain backbone with its caches; None where the backbone learns.
         data_seen: the training data that a task is learned from, which results say: "current task"; "memory" for
             samples that the method kept of earlier ones as well; "all" of all tasks so far (upper bounds only).
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
@@ -188,29 +188,20 @@ class Method(Growing):
         self.pretrained: tuple[str, ...] = () if trains_backbone else ("backbone",)
         self.backbone = backbone.requires_grad_(trains_backbone)
         self.register_buffer("task_sizes", torch.zeros(0, dtype=torch.int64))
-        self.cache = None if trains_backbone else FeatureCache()
-        self.state_cache: StateCache | None = None
+        self.frozen = None if trains_backbone else FrozenBackbone(backbone)
 
     def query(self, x: Tensor) -> Tensor:
-        """Features q(x), (B, D), of the plain backbone, without gradients.
-
-        Images come again in evaluations after every task, and a frozen backbone then looks its features up. In
-        training it does so only where features are kept on disk: which images of a batch are still unknown decides
-        how many are computed together, and with it the last bits, which a resumed run should repeat.
-        """
+        """Features q(x), (B, D), of the plain backbone, without gradients; a frozen one looks them up."""
+        if self.frozen is not None:
+            return self.frozen.features(x, training=self.training)
         with torch.no_grad():
-            if self.cache is None or (self.training and not self.cache.persistent):
-                return self.backbone(x)
-            return self.cache.features(self.backbone, x, passing=self.training)
+            return self.backbone(x)
 
     def states(self, x: Tensor, layer: int) -> Tokens:
-        """States (B, N, D) that enter a layer of the plain frozen backbone, without gradients.
-
-        They are looked up where the user gave memory for it (``state_cache``).
-        """
+        """States (B, N, D) that enter a layer of the plain backbone, without gradients; looked up as features are."""
+        if self.frozen is not None:
+            return self.frozen.states(x, layer)
         with torch.no_grad():
-            if self.state_cache is not None and not self.trains_backbone and layer > 0:
-                return self.state_cache.states(self.backbone, x, layer)
             return self.backbone.run(self.backbone.embed(x), stop=layer)
 
     @property
@@ -284,15 +275,6 @@ class Method(Growing):
         missing = [k for k in missing if not self._pretrained_key(k)]
         if missing or unknown:
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
-
-
-def collect(method: Method, task: LearnTask, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """:meth:`LearnTask.each` with the method in evaluation mode, so that frozen features are looked up."""
-    training = method.training
-    method.eval()
-    rows, labels = task.each(features)
-    method.train(training)
-    return rows, labels
 
 
 B = TypeVar("B", bound=Backbone)

@@ -114,7 +114,7 @@ class CLLoRA(Method):
         self.register_buffer("teacher_up", torch.zeros_like(self.shared_up))
         self.downs, self.ups, self.mu = PerTask(), PerTask(), PerTask()  # (layers, 2, r, D), (.., D, r), (3, layers)
         self.proxy = CosineProxy(backbone.dim)
-        self.classes = ClassMeans(backbone.dim)
+        self.class_means = ClassMeans(backbone.dim)
 
     def _orthonormal(self, n_layers: int) -> Tensor:
         """Matrices P (layers, 2, r, D) with P P^T = I."""
@@ -132,7 +132,7 @@ class CLLoRA(Method):
         if self.learns_weights:
             self.mu.add(torch.empty(3, n, device=self.device).uniform_(0.5, 1.5))
         self.proxy.reset(len(task.classes))
-        self.classes.grow(len(task.classes))
+        self.class_means.grow(len(task.classes))
 
     def shared(self, up: Tensor) -> LayerPlan:
         """Edits of the shared layers with up-projections ``up`` (layers, 2, D, r)."""
@@ -213,7 +213,7 @@ class CLLoRA(Method):
             plain, plan = self.states(x, self.entry), self.shared(self.shared_up)
             return self.newest(self.backbone.run(plain, plan, start=self.entry, stop=self.exit))
 
-        self.classes.update(*task.each(features))
+        self.class_means.update(*task.extract_features(features))
         self.proxy.reset(0)
 
     def features(self, x: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ class CLLoRA(Method):
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of each class's mean with the feature under the adapters of the class's task."""
-        means = self.classes.means().split(self.task_sizes.tolist())
+        means = self.class_means.means().split(self.task_sizes.tolist())
         return torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
 
     def block_weights(self) -> Tensor:

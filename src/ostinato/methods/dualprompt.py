@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ostinato.backbones import Backbone, LayerPlan
 from ostinato.choices import Part, built
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, collect
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring
 from ostinato.methods.parts.prefixes import Prefixes, PrefixOptions
 from ostinato.methods.parts.prompts import Edits
 from ostinato.nn import TaskHeads
@@ -99,7 +99,7 @@ class DualPrompt(TaskInferring):
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage, before which keys that are not learned are set; with ``pgp`` its updates are projected."""
-        prepare = None if self.keys.learned else lambda: self.keys.fit(*collect(self, task, self.query), task.classes)
+        prepare = None if self.keys.learned else lambda: self.keys.fit(*task.extract_features(self.query), task.classes)
         return [Stage(self.loss, prepare=prepare, step=self.prompts.step(task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:

@@ -130,9 +130,9 @@ class IDBR(Method):
 
     def end_task(self, task: LearnTask) -> None:
         """Keep samples of the task; note g and s of the whole memory."""
-        features, _ = task.each(self.backbone)
+        features, _ = task.extract_features(self.backbone)
         n = max(len(task.classes), round(self.memory * len(features)))
-        for x, y in task.batches(representatives(features, n).tolist()):
+        for x, y in task.eval_batches(representatives(features, n).tolist()):
             self.kept.add(x, y, task.index)
         g, s = zip(*(self.parts(x) for x in self.kept.batches()), strict=True)
         self.old_g, self.old_s = torch.cat(g).float(), torch.cat(s).float()

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
 from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive, collect
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
 from ostinato.methods.parts.alignment import Alignment, AlignmentOptions, NoAlignmentOptions
 from ostinato.nn import ClassMeans, TaskHeads, cosine
 from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
@@ -232,7 +232,7 @@ class LayerGrouped(Method):
     def _collect_means(self, task: LearnTask) -> None:
         """Class means of frozen features."""
         self.means.grow(len(task.classes))
-        self.means.update(*collect(self, task, self.query))
+        self.means.update(*task.extract_features(self.query))
 
     def _collect_gaussians(self, task: LearnTask, alignment: Alignment) -> None:
         """Gaussians of the newest classes, under weights that are the same for every sample."""
@@ -245,7 +245,7 @@ class LayerGrouped(Method):
         def features(x: Tensor) -> Tensor:
             return self.backbone.features(self._tokens(x), plan, start=plan.first)
 
-        alignment.gaussians.add(*collect(self, task, features), len(task.classes))
+        alignment.gaussians.add(*task.extract_features(features), len(task.classes))
 
     def _generated(self) -> Tensor:
         """Group prompts (G, 2, P, D) of the current task."""

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
 from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive, collect
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
 from ostinato.methods.parts.alignment import Alignment, AlignmentOptions
 from ostinato.nn import ClassMeans, PerTask, TaskHeads, cosine
 from ostinato.nn.matching import nearest_per_task
-from ostinato.nn.pools import PromptPool, shares
+from ostinato.nn.pools import PromptPool
 from ostinato.registry import register
 
 RIDGE = 2e-4
@@ -157,12 +157,12 @@ class LiEPrompt(TaskInferring):
         self.scores_are_logits = readout == "linear"  # pyright: ignore[reportAttributeAccessIssue] - of this object
         self.pools = nn.ModuleList(PromptPool(pool_size, length, d) for _ in range(depth))
         # T routers (layers, D) and (layers,): the newest trains, the others are the memory of routing patterns.
-        self.weight, self.bias = PerTask(), PerTask()
+        self.router_weight, self.router_bias = PerTask(), PerTask()
         self.noise_std = nn.Parameter(torch.tensor(0.1))
         self.register_buffer("running", torch.zeros(depth))
         self.register_buffer("importance", torch.zeros(0, depth))
         self.register_buffer("sizes", torch.zeros(0, depth, dtype=torch.int64))
-        self.classes = ClassMeans(d)
+        self.class_means = ClassMeans(d)
         self.alignment = Alignment(d, ALIGNMENT.read(align, "method.align"), ridge=RIDGE)
         self.head = TaskHeads(d, freeze_old=False)
 
@@ -178,11 +178,11 @@ class LiEPrompt(TaskInferring):
             bias.uniform_(-(d**-0.5), d**-0.5)
             for layer in self.importance[-1].argsort(descending=True, stable=True)[: self.layer_topk].tolist():
                 self.pools[layer].expand(self.add_num)  # pyright: ignore[reportCallIssue]
-        self.weight.add(weight)
-        self.bias.add(bias)
+        self.router_weight.add(weight)
+        self.router_bias.add(bias)
         self.running.zero_()
         self.sizes = torch.cat([self.sizes, self.sizes.new_tensor([self.pool_sizes()])])
-        self.classes.grow(len(task.classes))
+        self.class_means.grow(len(task.classes))
         self.head.grow(len(task.classes), device=self.device)
 
     def pool_sizes(self) -> list[int]:
@@ -209,17 +209,17 @@ class LiEPrompt(TaskInferring):
 
     def _collect_means(self, task: LearnTask) -> None:
         """Means of q(x); the task is inferred from them as soon as statistics are taken."""
-        self.classes.update(*collect(self, task, self.query))
+        self.class_means.update(*task.extract_features(self.query))
 
     def _collect_gaussians(self, task: LearnTask) -> None:
         """Gaussians of features as they are at test: inferred task, gate of the test."""
-        features, labels = collect(self, task, lambda x: self.features(x, self.infer_task(x)))
+        features, labels = task.extract_features(lambda x: self.features(x, self.infer_task(x)))
         self.alignment.gaussians.add(features, labels, len(task.classes))
 
     def training_gate(self, frozen: Tensor) -> Tensor:
         """Shares (B, layers) of the newest router on q(x), (B, D), with noise of a learned size on its logits."""
-        logits = frozen @ self.weight[-1].T + self.bias[-1]
-        return shares(logits + self.noise_std * torch.randn_like(logits))
+        logits = frozen @ self.router_weight[-1].T + self.router_bias[-1]
+        return (logits + self.noise_std * torch.randn_like(logits)).float().softmax(-1)
 
     def track(self, gate: Tensor) -> None:
         """Move the running mean share by a batch of gates (B, layers): a tenth of the way, the first all of it."""
@@ -260,12 +260,14 @@ class LiEPrompt(TaskInferring):
 
     def prototype_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of q(x) with every class mean."""
-        return cosine(self.query(x), self.classes.means())
+        return cosine(self.query(x), self.class_means.means())
 
     def gate(self, frozen: Tensor, tasks: Tensor) -> Tensor:
         """Gate (B, layers) at test of q(x), (B, D), under the routers of ``tasks``, (B,)."""
-        logits = torch.einsum("bd,bld->bl", frozen, self.weight.stacked()[tasks]) + self.bias.stacked()[tasks]
-        soft = shares(logits)
+        logits = (
+            torch.einsum("bd,bld->bl", frozen, self.router_weight.stacked()[tasks]) + self.router_bias.stacked()[tasks]
+        )
+        soft = logits.float().softmax(-1)
         if self.test_gate == "soft":
             return soft
         mask = (soft > 1 / soft.shape[1]).float()

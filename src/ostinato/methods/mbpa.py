@@ -110,7 +110,7 @@ class MBPA(Finetune):
         super().end_task(task)
         n = len(task.train)
         keep = torch.linspace(0, n - 1, max(1, round(self.memory * n))).round().long().tolist()
-        for x, y in task.batches(keep):
+        for x, y in task.eval_batches(keep):
             self.kept.add(x, y, task.index)
             self.keys = torch.cat([self.keys, self.query(x).float()])
         if self.adapt == "head":

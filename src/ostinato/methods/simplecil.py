@@ -28,12 +28,12 @@ class SimpleCIL(Method):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
-        self.classes = ClassMeans(backbone.dim)
+        self.class_means = ClassMeans(backbone.dim)
 
     def begin_task(self, task: LearnTask) -> None:
         """Make room for the task's class means."""
         super().begin_task(task)
-        self.classes.grow(len(task.classes))
+        self.class_means.grow(len(task.classes))
 
     def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
         """Nothing to optimise."""
@@ -41,8 +41,8 @@ class SimpleCIL(Method):
 
     def end_task(self, task: LearnTask) -> None:
         """Average the features of the task's training images."""
-        self.classes.update(*task.each(self.query))
+        self.class_means.update(*task.extract_features(self.query))
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) with every class mean."""
-        return cosine(self.query(x), self.classes.means())
+        return cosine(self.query(x), self.class_means.means())

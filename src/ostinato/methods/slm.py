@@ -29,10 +29,9 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive, collect
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
 from ostinato.nn import PerTask, TaskHeads, cosine
 from ostinato.nn.clusters import centres
-from ostinato.nn.pools import shares
 from ostinato.registry import register
 
 MAPS = ("q", "v")
@@ -101,13 +100,13 @@ class SLM(Method):
     @torch.no_grad()
     def _set_keys(self, task: LearnTask) -> None:
         """k-means centres of q(x) / |q(x)| over the task's samples."""
-        query, _ = collect(self, task, self.query)
+        query, _ = task.extract_features(self.query)
         self.keys[-1].copy_(centres(F.normalize(query.float(), dim=-1), self.n_keys))
 
     def retrieve(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest of keys (n, D) to q(x), (B, D), and their weights: two of (B, k)."""
         near, ids = cosine(query, keys).topk(min(self.top_k, len(keys)), dim=1)
-        return ids, shares(near / self.temperature)
+        return ids, (near / self.temperature).float().softmax(-1)
 
     def plan(self, ids: Tensor, weights: Tensor, *, newest: bool) -> LayerPlan:
         """Updates joined along the rank, for every sample its own.

@@ -28,7 +28,7 @@ class LinearDiscriminant(Growing):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.classes = ClassMeans(dim)
+        self.class_means = ClassMeans(dim)
         self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))  # about the means of the classes
         # What follows from the sums, kept because solving for it takes longer than scoring a batch.
         self.register_buffer("weight", torch.zeros(0, dim))
@@ -41,7 +41,7 @@ class LinearDiscriminant(Growing):
     @property
     def degrees(self) -> int:
         """Degrees of freedom of the covariance: samples less classes."""
-        return int(self.classes.counts.sum()) - len(self.classes.counts)
+        return int(self.class_means.counts.sum()) - len(self.class_means.counts)
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
@@ -52,9 +52,9 @@ class LinearDiscriminant(Growing):
             labels: (n,) among all classes; the first new one is ``len(self)``. Each has a sample.
             n_classes: how many classes are added.
         """
-        self.classes.grow(n_classes)
-        self.classes.update(features, labels)
-        means = self.classes.sums / self.classes.counts[:, None]
+        self.class_means.grow(n_classes)
+        self.class_means.update(features, labels)
+        means = self.class_means.sums / self.class_means.counts[:, None]
         centred = features.double() - means[labels]
         self.scatter = self.scatter + centred.T @ centred
         weight = torch.linalg.solve(self.covariance(), means.T).T

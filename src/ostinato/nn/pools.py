@@ -10,11 +10,6 @@ from ostinato.nn.growing import Growing, resize_parameters
 from ostinato.nn.matching import cosine
 
 
-def shares(logits: Tensor) -> Tensor:
-    """Logits (..., M) to weights (..., M) that are positive and sum to 1, in fp32."""
-    return logits.float().softmax(-1)
-
-
 class PromptPool(Growing):
     """The prompts of one layer: P positions of keys and values each, and a key to be found by.
 
@@ -75,7 +70,7 @@ class PromptPool(Growing):
             (B, 2, P, D) in fp32.
         """
         prompts = self.all_prompts()
-        return (shares(self.similarity(query, sizes)) @ prompts.flatten(1)).unflatten(1, prompts.shape[1:])
+        return (self.similarity(query, sizes).float().softmax(-1) @ prompts.flatten(1)).unflatten(1, prompts.shape[1:])
 
     def select(self, query: Tensor, k: int, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` most similar prompts of each sample, joined along their positions, the nearest first.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ostinato.config import DataConfig, RunConfig, data_config
-from ostinato.distributed import ALONE, World
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner
 from ostinato.paths import user_path
 from ostinato.sections import SplitSection
-from ostinato.streams import Examples, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
+from ostinato.streams import LabeledDataset, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
 
 OPENING = ("path", "on_error", "sets", "image_column", "text_column", "label_column", "classes")
 """Options of ``data.*`` that say how data are opened; the others are about learning from them."""
@@ -107,7 +107,7 @@ def samples_to_score(
     seed: int = 0,
     task_folders: bool | None = None,
     skip_unknown: bool = False,
-) -> tuple[Examples, list[str]]:
+) -> tuple[LabeledDataset, list[str]]:
     """Labelled samples of classes that were learned, without those that were learned from.
 
     Args:
@@ -159,23 +159,27 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def make_learner(config: RunConfig, world: World = ALONE) -> Learner:
+def make_learner(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) -> Learner:
     """The untaught learner of a configuration."""
     of = config.backbone
     spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
-    return Learner(config.method.name, backbone=spec, world=world, **_settings(config), **config.method.options())
+    return Learner(
+        config.method.name, backbone=spec, processes=processes, **_settings(config), **config.method.options()
+    )
 
 
-def taught_learner(artifact: Path, config: RunConfig, world: World, method: str | None) -> Learner:
+def taught_learner(artifact: Path, config: RunConfig, processes: ProcessGroup, method: str | None) -> Learner:
     """The learner that a continuation goes on from.
 
     Args:
         artifact: what was learned so far.
         config: of the continuation.
-        world: the processes that share the run.
+        processes: those that share the run.
         method: the file of its method, where the user names one.
     """
-    return Learner.load(artifact, weights=config.backbone.weights, method=method, world=world, **_settings(config))
+    return Learner.load(
+        artifact, weights=config.backbone.weights, method=method, processes=processes, **_settings(config)
+    )
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,8 @@ class Work:
     learner: Learner
     stream: TaskStream
     augment: str
-    tests: list[Examples]
-    old: list[Examples]
+    tests: list[LabeledDataset]
+    old: list[LabeledDataset]
     before: Before | None
     split: str
     checkpoint_every: int
@@ -219,15 +223,15 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
     stream = make_stream(config, before)
     augment = stream.source.augment if config.data.augment == "auto" else config.data.augment
     if config.data.alike:
-        if before is not None or stream.alike is None:
+        if before is not None or stream.label_groups is None:
             raise InputError(
                 "data.alike counts classes of the same name in two of data.sets as one answer, but "
                 + ("'learn' adds one set of classes." if before else "no two sets share a name. Leave it out.")
             )
-        learner.alike = stream.alike.tolist()
+        learner.label_groups = stream.label_groups.tolist()
     old = _old_samples(config, learner, before, tell)
-    tests = [_held_out(config, stream, before, i).with_view(learner.eval_view) for i in range(len(stream))]
-    learner.train_view(augment)  # refused before anything is written
+    tests = [_held_out(config, stream, before, i).with_transform(learner.eval_transform) for i in range(len(stream))]
+    learner.train_transform(augment)  # refused before anything is written
     if before is None and not len(tests[0]):
         raise InputError(
             f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
@@ -236,7 +240,7 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
     return Work(learner, stream, augment, tests, old, before, config.eval.split, config.checkpoint.every)
 
 
-def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> Examples:
+def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> LabeledDataset:
     """The samples that task ``i`` is scored on."""
     task = stream.task(i)
     if config.eval.split == "validation":
@@ -248,7 +252,7 @@ def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: i
 
 def _old_samples(
     config: RunConfig, learner: Learner, before: Before | None, tell: Callable[[str], None]
-) -> list[Examples]:
+) -> list[LabeledDataset]:
     """Samples of classes learned before, as one group; none without a folder of them."""
     if before is None or config.eval.data is None:
         return []

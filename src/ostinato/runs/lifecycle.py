@@ -9,7 +9,7 @@ from typing import Any
 
 from ostinato import artifact
 from ostinato.config import RunConfig, absolute, build_config, check_changes
-from ostinato.distributed import ALONE, World
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
 from ostinato.learner import check_inputs
 from ostinato.records import StreamRecord
@@ -25,14 +25,16 @@ CONTINUATION = "learn-"
 """How the directories of continuations begin."""
 
 
-def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
+def start(
+    config: RunConfig, out: str | Path, reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Any]:
     """Start a run in a new directory.
 
     Args:
         config: checked configuration.
         out: directory that does not exist or is empty.
         reporter: shows progress.
-        world: the processes that share the run.
+        processes: those that share the run.
 
     Returns:
         The run's summary.
@@ -47,15 +49,17 @@ def start(config: RunConfig, out: str | Path, reporter: Reporter, world: World =
             "eval.data, eval.unknown: belong to 'learn'; a run is scored on the test split of its own data."
         )
     config = absolute(config)
-    dirs = RunDir(world.agree(str(out)), writes=world.main)
+    dirs = RunDir(processes.broadcast_object(str(out)), writes=processes.is_main)
     dirs.check_free()
-    session = Session(dirs, resolve(config, make_learner(config, world), None, reporter.message), reporter)
+    session = Session(dirs, resolve(config, make_learner(config, processes), None, reporter.message), reporter)
     with dirs.held():
         session.create(config)
         return session.execute()
 
 
-def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
+def resume(
+    path: str | Path, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Any]:
     """Go on with a run, or with the unfinished ``learn`` inside it.
 
     Args:
@@ -64,7 +68,7 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
             which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
             it is given here; a change of its text is reported.
         reporter: shows progress.
-        world: the processes that share the run; it may have been begun by another number of them.
+        processes: those that share the run; it may have been begun by another number of them.
 
     Returns:
         The run's summary.
@@ -72,16 +76,16 @@ def resume(path: str | Path, overrides: dict[str, Any], reporter: Reporter, worl
     Raises:
         InputError: if there is no run, another process works on it, or its data, weights or precision are not the same.
     """
-    root = RunDir(path, writes=world.main)
+    root = RunDir(path, writes=processes.is_main)
     root.read_config()
     check_changes("resume", overrides)
-    if world.agree(not _unfinished(root)):  # nothing to lock, perhaps a read-only disk
+    if processes.broadcast_object(not _unfinished(root)):  # nothing to lock, perhaps a read-only disk
         return _already_done([root, *_continuations(root)], reporter)
     with root.held():
         unfinished = _unfinished(root)
         if not unfinished:  # whoever held it has finished it
             return _already_done([root, *_continuations(root)], reporter)
-        return _go_on(unfinished[-1], root, overrides, reporter, world)
+        return _go_on(unfinished[-1], root, overrides, reporter, processes)
 
 
 def _unfinished(root: RunDir) -> list[RunDir]:
@@ -99,7 +103,9 @@ def _already_done(parts: list[RunDir], reporter: Reporter) -> dict[str, Any]:
     return root.read_summary() | {"run": str(root.root)}
 
 
-def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:
+def _go_on(
+    dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup
+) -> dict[str, Any]:
     """Finish a run, or a continuation in ``root``."""
     began = dirs.read_config()
     named, named_now = began.method.name, overrides.get("method", {}).get("name")
@@ -117,17 +123,21 @@ def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Repo
             f"{root.root} data=PATH"
         )
     before = _before(dirs) if dirs is not root else None
-    fresh = world.agree(not Checkpoints(dirs.checkpoints, record.run_id).any())
+    fresh = processes.broadcast_object(not Checkpoints(dirs.checkpoints, record.run_id).any())
     untaught = before is None or not fresh
-    learner = make_learner(config, world) if untaught else taught_learner(_goes_on_from(dirs), config, world, named_now)
+    learner = (
+        make_learner(config, processes)
+        if untaught
+        else taught_learner(_goes_on_from(dirs), config, processes, named_now)
+    )
     learner.precision = began.precision  # as asked for, which its artifact says
     if learner.method.name != record.method:
         raise InputError(f"{dirs.root} is a run of {record.method}, not of {learner.method.name}.")
     if before is not None and not fresh:
         earlier = artifact.read(_goes_on_from(dirs))
-        learner.used, learner.alike = earlier.used, earlier.about.alike
+        learner.used, learner.label_groups = earlier.used, earlier.about.label_groups
     session = Session(dirs, resolve(config, learner, before, reporter.message), reporter, run_id=record.run_id)
-    if not world.agree(world.main and _same_data(record.stream, session.stream.describe())):
+    if not processes.broadcast_object(processes.is_main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
             f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
@@ -142,7 +152,9 @@ def _go_on(dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Repo
     return session.execute()
 
 
-def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, world: World = ALONE) -> dict[str, Any]:
+def learn_more(
+    path: str | Path, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
+) -> dict[str, Any]:
     """Teach a finished run further classes, from new data alone.
 
     The continuation is a run directory ``learn-NNN`` inside the first one, and can be resumed like it. When it
@@ -153,18 +165,18 @@ def learn_more(path: str | Path, overrides: dict[str, Any], reporter: Reporter, 
         overrides: ``data.path`` with the new classes; ``eval.data``, a labelled folder of classes learned
             earlier; ``stream``, ``train``, ``checkpoint``, ``seed``, ``device``, ``precision`` as for a run.
         reporter: shows progress.
-        world: the processes that share the run.
+        processes: those that share the run.
 
     Returns:
         The continuation's summary.
     """
-    dirs = RunDir(path, writes=world.main)
+    dirs = RunDir(path, writes=processes.is_main)
     dirs.read_config()
     with dirs.held():
-        return _learn_more(dirs, overrides, reporter, world)
+        return _learn_more(dirs, overrides, reporter, processes)
 
 
-def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, world: World) -> dict[str, Any]:
+def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup) -> dict[str, Any]:
     parent = dirs.read_config()
     if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
         # Once it keeps the old artifact, that may be the only one.
@@ -183,9 +195,9 @@ def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, wor
     where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
     config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
     number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
-    sub = RunDir(world.agree(dirs.root / f"{CONTINUATION}{number:03d}"), writes=world.main)
+    sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
     before = _before(sub)
-    learner = taught_learner(_goes_on_from(sub), config, world, overrides.get("method", {}).get("name"))
+    learner = taught_learner(_goes_on_from(sub), config, processes, overrides.get("method", {}).get("name"))
     if learner.method.data_seen == "all":
         raise InputError(
             f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."

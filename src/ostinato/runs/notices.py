@@ -9,7 +9,7 @@ import numpy as np
 from ostinato.backbones import TextBackbone
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.runs.build import Work
-from ostinato.streams import Examples
+from ostinato.streams import LabeledDataset
 from ostinato.streams.source import plain_name
 
 
@@ -29,7 +29,7 @@ def notices(work: Work) -> Iterator[str]:
         )
     yield from _cut_texts(work)
     yield from _similar_names(work)
-    if work.learner.settings.world.main:  # it reads all data
+    if work.learner.settings.processes.is_main:  # it reads all data
         yield from _repeated_samples(work)
 
 
@@ -58,7 +58,7 @@ def _similar_names(work: Work) -> Iterator[str]:
 
 def _repeated_samples(work: Work) -> Iterator[str]:
     """How many samples are on two sides: duplicates within the data, or learned before under whatever name."""
-    train = Examples.concat([work.stream.task(i).train for i in range(len(work.stream))]).fingerprints()
+    train = LabeledDataset.concat([work.stream.task(i).train for i in range(len(work.stream))]).fingerprints()
     tests = np.concatenate([test.fingerprints() for test in work.tests])
     if n := int(np.isin(tests, train).sum()):
         yield (

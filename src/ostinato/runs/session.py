@@ -54,8 +54,8 @@ class Session:
     def __init__(self, dirs: RunDir, work: Work, reporter: Reporter, *, run_id: str | None = None) -> None:
         self.dirs, self.work, self.reporter = dirs, work, reporter
         self.learner, self.stream, self.before = work.learner, work.stream, work.before
-        self.world = work.learner.settings.world
-        self.run_id = run_id or self.world.agree(uuid.uuid4().hex)
+        self.processes = work.learner.settings.processes
+        self.run_id = run_id or self.processes.broadcast_object(uuid.uuid4().hex)
         self.checkpoints = Checkpoints(dirs.checkpoints, self.run_id)
         self.progress = Progress()
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
@@ -91,7 +91,7 @@ class Session:
             "precision_reason": learner.precision_reason,
             "device": str(learner.settings.device),
             "threads": torch.get_num_threads(),
-            "processes": self.world.size,
+            "processes": self.processes.size,
             "stream": self.stream.describe(),
             "continues": {"tasks": self.before.tasks, "classes": len(self.before.class_names)} if self.before else None,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -152,7 +152,7 @@ class Session:
             self.reporter.message(f"'ostinato check {own.path}' says whether it keeps what methods here must keep")
 
     def _restore(self) -> Checkpoint | None:
-        saved = self.world.agree(self.checkpoints.latest() if self.world.main else None)
+        saved = self.processes.broadcast_object(self.checkpoints.latest() if self.processes.is_main else None)
         for problem in self.checkpoints.damaged:
             self.reporter.message(f"{problem} The run goes on from the checkpoint before, to the same result.")
         if saved is None:
@@ -231,7 +231,7 @@ class Session:
     def _checkpoint(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.progress.events = self.dirs.events_size()
         self.progress.peak_memory = max(self.progress.peak_memory, peak_memory(self.learner.settings.device))
-        if not self.world.main:
+        if not self.processes.is_main:
             return
         self.checkpoints.save(
             Checkpoint(
@@ -254,14 +254,14 @@ class Session:
         self.progress.train_seconds, self.progress.train_images = spent
 
     def _write_matrix(self) -> None:
-        if self.world.main and self.matrix.n_rows:
+        if self.processes.is_main and self.matrix.n_rows:
             self.matrix.to_csv(self.dirs.matrix)
 
     def _finish(self) -> dict[str, Any]:
         from ostinato.report.plots import accuracy_curve, accuracy_heatmap
 
         result = self._summary()
-        if not self.world.main:
+        if not self.processes.is_main:
             return result | {"run": str(self.dirs.root)}
         title = f"{result['method']} on {result['stream']}"
         labels = [*(["earlier classes"] if self.work.old else []), *(str(i) for i in range(len(self.stream)))]
@@ -372,16 +372,16 @@ class _RunCallback(Callback):
         self.images += n
         self.session.reporter.advance(n)
         # Other processes are elsewhere in their own shares: together they stop where they meet.
-        if self.stop.asked and self.session.world.size == 1:
+        if self.stop.asked and self.session.processes.size == 1:
             raise Interrupted(self._saved())
 
     def stop_together(self) -> None:
         """Stop all processes if one was asked to; all of them call this at the same place."""
-        if self.session.world.size > 1 and self._asked_together():
+        if self.session.processes.size > 1 and self._asked_together():
             raise Interrupted(self._saved())
 
     def _asked_together(self) -> bool:
-        return self.session.world.any(self.stop.asked, self.session.learner.settings.device)
+        return self.session.processes.any(self.stop.asked, self.session.learner.settings.device)
 
     def _saved(self) -> str:
         own = file_of(type(self.session.learner.method))

@@ -6,24 +6,24 @@ from pathlib import Path
 from ostinato.errors import InputError, did_you_mean
 from ostinato.paths import is_there, user_path
 from ostinato.streams.arrays import arrays
-from ostinato.streams.base import Examples, Source, Split, StreamOptions, Task, TaskStream, View, scorable
+from ostinato.streams.base import LabeledDataset, Source, Split, StreamOptions, Task, TaskStream, Transform, scorable
 from ostinato.streams.folder import holds_class_folders, image_folder
 from ostinato.streams.source import check_on_error
-from ostinato.streams.texts import TextView
-from ostinato.streams.views import EvalView, TrainView
+from ostinato.streams.texts import TextTransform
+from ostinato.streams.transforms import EvalTransform, TrainTransform
 
 __all__ = [
     "SOURCES",
-    "EvalView",
-    "Examples",
+    "EvalTransform",
+    "LabeledDataset",
     "Source",
     "Split",
     "StreamOptions",
     "Task",
     "TaskStream",
-    "TextView",
-    "TrainView",
-    "View",
+    "TextTransform",
+    "TrainTransform",
+    "Transform",
     "arrays",
     "image_folder",
     "kind_of",

@@ -28,14 +28,14 @@ from ostinato.sections import SplitSection, StreamSection
 from ostinato.streams.source import Source, Split, allotted, held_out_count, listed, shuffled
 from ostinato.validation import describe_validation
 
-__all__ = ["Examples", "Samples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "View"]
+__all__ = ["LabeledDataset", "Samples", "Source", "Split", "StreamOptions", "Task", "TaskStream", "Transform"]
 
 
-class View(Protocol):
+class Transform(Protocol):
     """Sample to tensor; random where it is given a generator, always the same without.
 
-    A view of samples of varying size also has ``tokens(sample)``, how large one is, ``longest``, the most that may be,
-    and ``join(tensors)``, which makes a batch of them.
+    For samples of varying size it also has ``tokens(sample)``, the size of one, ``longest``, the largest size, and
+    ``join(tensors)``, which makes a batch.
 
     Attributes:
         modality: of the samples that it takes, see :class:`Split`.
@@ -97,26 +97,28 @@ class Samples(Protocol):
         ...
 
 
-class Examples(Dataset[tuple[Tensor, int]]):
-    """Labelled samples seen through a view.
+class LabeledDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled samples seen through a transform.
 
-    Indexing by ``i`` gives the deterministic view of sample ``i``; indexing by ``(i, draw)`` gives a random
+    Indexing by ``i`` gives the deterministic transform of sample ``i``; indexing by ``(i, draw)`` gives a random
     one, drawn from ``np.random.default_rng([seed, i, draw])``: the same key, the same tensor, in any process.
     """
 
-    def __init__(self, split: Split, rows: np.ndarray, labels: np.ndarray, *, seed: int, view: View | None = None):
+    def __init__(
+        self, split: Split, rows: np.ndarray, labels: np.ndarray, *, seed: int, transform: Transform | None = None
+    ):
         """Take rows of a split.
 
         Args:
             split: where samples come from.
             rows: positions in it.
             labels: the stream's label of each.
-            seed: of the random views.
-            view: sample to tensor; needed before indexing.
+            seed: of the random transforms.
+            transform: sample to tensor; needed before indexing.
         """
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.seed = seed
-        self.view = view
+        self.transform = transform
         self._sizes: list[int] | None = None
         self._splits: tuple[Split, ...] = (split,)
         self._split_of = np.zeros(len(rows), dtype=np.int64)
@@ -128,10 +130,10 @@ class Examples(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = key if isinstance(key, tuple) else (key, None)
         index = self._position(index)
-        if self.view is None:
-            raise InputError("Examples need a view before they can be read: examples.with_view(EvalView(224)).")
+        if self.transform is None:
+            raise InputError("A data set needs a transform before it is read: call with_transform(EvalTransform(224)).")
         rng = None if draw is None else np.random.default_rng([self.seed, index, draw])
-        return self.view(self.raw(index), rng), int(self.labels[index])
+        return self.transform(self.raw(index), rng), int(self.labels[index])
 
     def raw(self, index: int) -> Any:
         """What lies behind a sample.
@@ -145,11 +147,11 @@ class Examples(Dataset[tuple[Tensor, int]]):
         index = self._position(index)
         return self._splits[self._split_of[index]].load(int(self._rows[index]))
 
-    def with_view(self, view: View) -> "Examples":
-        """The same samples seen through another view.
+    def with_transform(self, transform: Transform) -> "LabeledDataset":
+        """The same samples seen through another transform.
 
         Args:
-            view: sample to tensor.
+            transform: sample to tensor.
 
         Returns:
             A shallow copy.
@@ -157,13 +159,13 @@ class Examples(Dataset[tuple[Tensor, int]]):
         Raises:
             InputError: if it takes another kind of samples.
         """
-        if view.modality != self.modality:
+        if transform.modality != self.modality:
             raise InputError(
-                f"These data hold {self.modality}s, but the backbone takes {view.modality}s: choose another backbone, "
+                f"These data hold {self.modality}s, but the backbone takes {transform.modality}s: choose another, "
                 f"such as {BACKBONES[self.modality]}."
             )
         other = copy.copy(self)
-        other.view, other._sizes = view, None
+        other.transform, other._sizes = transform, None
         return other
 
     @property
@@ -172,24 +174,24 @@ class Examples(Dataset[tuple[Tensor, int]]):
         return self._splits[0].modality
 
     def sizes(self) -> list[int] | None:
-        """Tokens of each sample under the view; None where all have as many."""
-        tokens = getattr(self.view, "tokens", None)
+        """Tokens of each sample under the transform; None where all have as many."""
+        tokens = getattr(self.transform, "tokens", None)
         if tokens is not None and self._sizes is None:  # asked for in every epoch, and after every task
             self._sizes = [tokens(self.raw(i)) for i in range(len(self))]
         return self._sizes
 
     @property
     def longest(self) -> int:
-        """The most tokens that a sample may have under the view, where they differ."""
-        return self.view.longest  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+        """The most tokens that a sample may have under the transform, where they differ."""
+        return self.transform.longest  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Samples as one batch: inputs (B, ...), filled up where they differ in size, and labels (B,)."""
         inputs = [x for x, _ in samples]
-        join = getattr(self.view, "join", torch.stack)
+        join = getattr(self.transform, "join", torch.stack)
         return join(inputs), torch.tensor([y for _, y in samples])
 
-    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "Examples":
+    def subset(self, indices: Sequence[int] | np.ndarray | Tensor) -> "LabeledDataset":
         """Some of the samples.
 
         Args:
@@ -207,23 +209,23 @@ class Examples(Dataset[tuple[Tensor, int]]):
         return other
 
     @staticmethod
-    def concat(parts: "list[Examples]") -> "Examples":
+    def concat(parts: "list[LabeledDataset]") -> "LabeledDataset":
         """Samples one after another.
 
         Args:
-            parts: at least one, all with the same view (or none); the first gives the seed.
+            parts: at least one, all with the same transform (or none); the first gives the seed.
 
         Returns:
             All their samples.
 
         Raises:
-            InputError: if there are no parts, or two bring different views.
+            InputError: if there are no parts, or two bring different transforms.
         """
         if not parts:
-            raise InputError("Examples.concat needs at least one part; it was given an empty list.")
+            raise InputError("concat needs at least one part; it was given an empty list.")
         other = copy.copy(parts[0])
-        if any(part.view != other.view for part in parts):
-            raise InputError("Examples.concat needs parts with the same view: call with_view() on the result.")
+        if any(part.transform != other.transform for part in parts):
+            raise InputError("concat needs parts with the same transform: call with_transform() on the result.")
         sizes = np.cumsum([0, *(len(part._splits) for part in parts)])
         other.labels = torch.cat([part.labels for part in parts])
         other._splits = tuple(split for part in parts for split in part._splits)
@@ -283,8 +285,8 @@ class Task:
     classes: range
     class_names: tuple[str, ...]
     n_seen: int
-    train: Examples
-    validation: Examples
+    train: LabeledDataset
+    validation: LabeledDataset
     augment: str = "photo"
 
 
@@ -357,12 +359,12 @@ class TaskStream:
             classes=range(start + places.start, start + places.stop),
             class_names=tuple(self.class_names[places.start : places.stop]),
             n_seen=start + places.stop,
-            train=self._examples(self.source.train, places, [self._train[p] for p in places]),
-            validation=self._examples(self.source.train, places, [self._validation[p] for p in places]),
+            train=self._dataset(self.source.train, places, [self._train[p] for p in places]),
+            validation=self._dataset(self.source.train, places, [self._validation[p] for p in places]),
             augment=self.source.augment,
         )
 
-    def test(self, i: int) -> Examples:
+    def test(self, i: int) -> LabeledDataset:
         """Test samples of task ``i``; for the evaluator alone.
 
         Args:
@@ -381,7 +383,7 @@ class TaskStream:
             raise DataError(f"Evaluation needs test images, but {self.source.name} has none: add a test split.")
         named = [(self._order[p], self.class_names[p]) for p in places]
         rows = [shuffled(np.flatnonzero(split.labels == label), name, seed=0, salt=_TEST) for label, name in named]
-        return self._examples(split, places, self._limited(rows, "test_"))
+        return self._dataset(split, places, self._limited(rows, "test_"))
 
     def describe(self) -> dict[str, Any]:
         """What a run record needs to name this stream: JSON-able, without a path of this machine."""
@@ -409,11 +411,11 @@ class TaskStream:
         }
 
     @property
-    def alike(self) -> Tensor | None:
+    def label_groups(self) -> Tensor | None:
         """For each label of this stream, a number that classes share which mean the same answer; None if none do."""
-        if self.source.alike is None:
+        if self.source.label_groups is None:
             return None
-        return torch.tensor([self.source.alike[label] for label in self._order])
+        return torch.tensor([self.source.label_groups[label] for label in self._order])
 
     def _limited(self, rows: list[np.ndarray], of: str = "") -> list[np.ndarray]:
         """The first of the shuffled rows of each class of a task, in the source's order; ``of`` begins options."""
@@ -434,9 +436,9 @@ class TaskStream:
             raise IndexError(f"task {i} of a stream of {len(self)}")
         return self._ranges[i]
 
-    def _examples(self, split: Split, places: range, rows: list[np.ndarray]) -> Examples:
+    def _dataset(self, split: Split, places: range, rows: list[np.ndarray]) -> LabeledDataset:
         labels = np.repeat(self.offset_classes + np.asarray(places), [len(part) for part in rows])
-        return Examples(split, np.concatenate(rows), labels, seed=self.options.seed)
+        return LabeledDataset(split, np.concatenate(rows), labels, seed=self.options.seed)
 
 
 def _groups(source: Source, options: StreamOptions) -> list[list[int]]:
@@ -500,7 +502,7 @@ def _check_classes(source: Source, names: list[str], offset: int, known: Sequenc
 
 def scorable(
     source: Source, class_names: Sequence[str], used: np.ndarray, *, skip_unknown: bool = False
-) -> tuple[Examples, list[str]]:
+) -> tuple[LabeledDataset, list[str]]:
     """Samples of classes that were learned under the given names, without those that were learned from.
 
     A source's own test split is scored as it is, so that the figure compares with others on it. A source without one
@@ -509,7 +511,7 @@ def scorable(
     Args:
         source: all its classes must be known, unless others are skipped.
         class_names: position = label.
-        used: fingerprints of what was learned from, see :meth:`Examples.fingerprints`.
+        used: fingerprints of what was learned from, see :meth:`LabeledDataset.fingerprints`.
         skip_unknown: leave out classes that were not learned.
 
     Returns:
@@ -530,7 +532,9 @@ def scorable(
     to_label = np.array([label_of.get(name, -1) for name in source.class_names])
     own_test = source.test is not None and not source.test_was_cut
     splits = [s for s in ([source.test] if own_test else [source.train, source.test]) if s is not None]
-    everything = Examples.concat([Examples(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits])
+    everything = LabeledDataset.concat(
+        [LabeledDataset(s, np.arange(len(s)), to_label[s.labels], seed=0) for s in splits]
+    )
     samples = everything.subset(np.flatnonzero(everything.labels >= 0))
     again = np.isin(samples.fingerprints(), used)
     n, total, kind = int(again.sum()), len(samples), samples.modality

@@ -243,10 +243,10 @@ def _check_layout(
 
 
 def _name_clashes(folders: list[_ClassFolder]) -> Iterator[str]:
-    alike: dict[str, list[_ClassFolder]] = defaultdict(list)
+    by_name: dict[str, list[_ClassFolder]] = defaultdict(list)
     for folder in folders:
-        alike[plain_name(folder.name)].append(folder)
-    for group in alike.values():
+        by_name[plain_name(folder.name)].append(folder)
+    for group in by_name.values():
         if len(group) > 1 and len({folder.name for folder in group}) == 1 and group[0].task is not None:
             yield f"{group[0].name}: in more than one task ({', '.join(str(f.task) for f in group)})"
         elif len(group) > 1:

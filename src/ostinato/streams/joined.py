@@ -23,7 +23,7 @@ def joined(
     """Open data sets that lie side by side, each in a folder with tables of its own.
 
     Classes are called ``<set>: <class>``, since two sets may use the same word. Where they do (the stars of two shops),
-    ``Source.alike`` says so: an evaluation may then count one for the other.
+    ``Source.label_groups`` says so: an evaluation may then count one for the other.
 
     Args:
         folder: where the sets are.
@@ -71,7 +71,7 @@ def joined(
     task_names = [[f"{name}: {c}" for c in part.class_names] for name, part in zip(names, parts, strict=True)]
     starts = np.cumsum([0, *(len(part.class_names) for part in parts)])
     place = {name: i for i, name in enumerate(dict.fromkeys(c for part in parts for c in part.class_names))}
-    alike = [place[c] for part in parts for c in part.class_names]
+    label_groups = [place[c] for part in parts for c in part.class_names]
     tests = [part.test for part in parts if part.test is not None]
     if len(tests) not in (0, len(parts)):
         raise DataError(f"Either all sets of {folder} have test samples or none, but only {len(tests)} have.")
@@ -85,5 +85,5 @@ def joined(
         skipped=[f"{name}/{line}" for name, part in zip(names, parts, strict=True) for line in part.skipped],
         notes=[f"{name}: {line}" for name, part in zip(names, parts, strict=True) for line in part.notes],
         test_was_cut=any(part.test_was_cut for part in parts),
-        alike=alike if len(place) < len(alike) else None,
+        label_groups=label_groups if len(place) < len(label_groups) else None,
     )

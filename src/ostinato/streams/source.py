@@ -160,8 +160,8 @@ class Source:
         skipped: "path: reason" of files left out under ``on_error="skip"``.
         notes: what was decided on the user's behalf and is worth telling.
         test_was_cut: whether ``test`` was set aside from the training samples because the data bring none.
-        alike: for each label, a number that labels share where their classes mean the same answer (the stars of two
-            shops, say), so that one counts as right for the other; None where all classes differ.
+        label_groups: for each label, the number of its group; labels of one group count as the same answer (the stars
+            of two shops, say). None where all classes differ.
     """
 
     name: str
@@ -173,7 +173,7 @@ class Source:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     test_was_cut: bool = False
-    alike: list[int] | None = None
+    label_groups: list[int] | None = None
 
     @property
     def modality(self) -> str:

@@ -76,7 +76,7 @@ def unfit(text: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class TextView:
+class TextTransform:
     """A text as token numbers, always the same.
 
     Attributes:
@@ -92,7 +92,7 @@ class TextView:
 
         Args:
             text: of any length; its end is cut off where it has more tokens than fit.
-            rng: not used; there so that all views are called alike.
+            rng: not used; there so that all transforms are called alike.
 
         Returns:
             (n,) int64.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ostinato.distributed import ALONE, World
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import OstinatoError
-from ostinato.streams.base import Examples, Samples
+from ostinato.streams.base import LabeledDataset, Samples
 from ostinato.training.seeding import generator
 
 
@@ -58,7 +58,7 @@ def n_batches(n: int, batch_size: int) -> int:
 
 def training_batches(
     dataset: Samples, batch_size: int, *, seed: int, position: tuple[int, ...], epoch: int, start: int,
-    device: torch.device, workers: int = 0, world: World = ALONE,
+    device: torch.device, workers: int = 0, processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[tuple[Tensor, Tensor, float]]:  # fmt: skip
     """Batches of one epoch, or this process's share of each.
 
@@ -71,7 +71,7 @@ def training_batches(
         start: first batch to give; earlier ones are skipped without loading them.
         device: where the batches go.
         workers: loading processes; the batches do not depend on it.
-        world: the processes that share every batch.
+        processes: those that share every batch.
 
     Yields:
         (x, y, share): samples and what part of the batch they are. A process whose part is empty gets one sample
@@ -81,7 +81,7 @@ def training_batches(
     draw = generator(seed, "order", *position, epoch)
     cuts = by_length(dataset, torch.randperm(n, generator=draw).tolist(), batch_size, draw)[start:]
     batches = [[(i, epoch) for i in some] for some in cuts]
-    mine = [world.share(batch) for batch in batches]
+    mine = [processes.shard(batch) for batch in batches]
     some = [part or batch[:1] for part, batch in zip(mine, batches, strict=True)]
     shares = [len(part) / len(batch) for part, batch in zip(mine, batches, strict=True)]
     for (x, y), share in zip(_load(dataset, some, device, workers), shares, strict=True):
@@ -106,7 +106,7 @@ WINDOW = 16
 
 
 def _sizes(dataset: Samples) -> list[int] | None:
-    return dataset.sizes() if isinstance(dataset, Examples) else None
+    return dataset.sizes() if isinstance(dataset, LabeledDataset) else None
 
 
 def by_length(dataset: Samples, order: list[int], size: int, draw: torch.Generator) -> list[list[int]]:

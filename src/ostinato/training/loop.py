@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ostinato.distributed import ALONE, World
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
 from ostinato.streams.base import Samples
@@ -36,7 +36,7 @@ class Settings:
         accumulate: micro-batches per step; the batch size stays the number of samples per step.
         workers: loading processes.
         eval_batch_size: samples per batch wherever nothing is trained.
-        world: the processes that share every batch.
+        processes: those that share every batch.
         on_divergence: whether training stops or goes on with a warning when a loss or the parameters explode.
     """
 
@@ -47,7 +47,7 @@ class Settings:
     accumulate: int = 1
     workers: int = 0
     eval_batch_size: int = 64
-    world: World = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
     on_divergence: Literal["stop", "warn"] = "warn"
 
     def recipe(self, recipe: Recipe) -> Recipe:
@@ -102,7 +102,7 @@ def learn_task(
     with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
         method.end_task(task)
     # The same steps on the same sums keep processes equal; unlike machines may differ in the last bits.
-    settings.world.agree_on(list(method.learned_state().values()))
+    settings.processes.broadcast(list(method.learned_state().values()))
     return time.perf_counter() - began
 
 
@@ -118,8 +118,12 @@ def _run_stage(
     """All steps of a stage from ``start`` on."""
     where = (task.index, start.stage)
     if stage.prepare is not None and start.step == 0:
-        with seeded(settings.device, settings.seed, "prepare", *where):
+        # As at test time, so that frozen features are looked up and nothing is augmented or dropped.
+        method.eval()
+        seeds = seeded(settings.device, settings.seed, "prepare", *where)
+        with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
             stage.prepare()
+        method.train()
     recipe = stage.recipe or settings.recipe(method.recipe)
     own = stage.data is not None
     data: Samples = stage.data if stage.data is not None else task.train
@@ -128,7 +132,7 @@ def _run_stage(
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
     # What a method draws itself is cheap, and every process does the same.
-    world = ALONE if own else settings.world
+    processes = SINGLE_PROCESS if own else settings.processes
     n = len(data)
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
@@ -142,13 +146,15 @@ def _run_stage(
         epoch = step // per_epoch
         batches = training_batches(
             data, recipe.batch_size, seed=settings.seed, position=where, epoch=epoch, start=step % per_epoch,
-            device=settings.device, workers=0 if own else settings.workers, world=world,
+            device=settings.device, workers=0 if own else settings.workers, processes=processes,
         )  # fmt: skip
         for x, y, share in batches:
             set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))
-            with seeded(settings.device, settings.seed, "step", *where, step, *([world.rank] if world.rank else [])):
+            with seeded(
+                settings.device, settings.seed, "step", *where, step, *([processes.rank] if processes.rank else [])
+            ):
                 check = partial(guard.check, step + 1)
-                losses = _step(method, stage, x, y, share, optimizer, params, recipe, settings, world, check)
+                losses = _step(method, stage, x, y, share, optimizer, params, recipe, settings, processes, check)
             done = min((step % per_epoch + 1) * recipe.batch_size, n) - step % per_epoch * recipe.batch_size
             step += 1
             if step == steps:
@@ -167,7 +173,7 @@ def _step(
     params: Sequence[nn.Parameter],
     recipe: Recipe,
     settings: Settings,
-    world: World,
+    processes: ProcessGroup,
     check: Callable[[dict[str, float], list[float]], None],
 ) -> dict[str, float]:
     """Forward, backward, sum over processes, check, clip, step; always in this order.
@@ -185,9 +191,9 @@ def _step(
         for name, term in losses.items():
             means[name] = means.get(name, torch.zeros((), device=term.device)) + term.detach()
     terms = torch.stack(list(means.values()))
-    world.add_gradients(params)
-    world.add([terms, *stage.gradients()])
-    average(world, stage.averages(), part)
+    processes.all_reduce_gradients(params)
+    processes.all_reduce([terms, *stage.gradients()])
+    average(processes, stage.averages(), part)
     norm = get_total_norm([p.grad for p in params if p.grad is not None])
     norms = [norm, get_total_norm(apart)] if (apart := stage.gradients()) else [norm]
     # The device is waited for once a step, for everything that is looked at.
@@ -200,12 +206,12 @@ def _step(
     return values
 
 
-def average(world: World, buffers: Sequence[Tensor], part: float) -> None:
+def average(processes: ProcessGroup, buffers: Sequence[Tensor], part: float) -> None:
     """Replace buffers by their mean over processes, each weighted by its part of the batch."""
-    if world.size > 1:
+    if processes.size > 1:
         for buffer in buffers:
             buffer.mul_(part)
-        world.add(buffers)
+        processes.all_reduce(buffers)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

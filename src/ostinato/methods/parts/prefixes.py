@@ -75,8 +75,8 @@ class Prefixes(Prompts):
         super().__init__(backbone, shares, blocks=backbone.arch.heads)
         self.g_layers, self.task_layers, self.warm_start = g_layers, e_layers, options.warm_start
         self.e_shape = (len(e_layers), 2, options.e_length, dim)
-        self.general = nn.Parameter(torch.empty(len(g_layers), 2, options.g_length, dim).uniform_(-1, 1))
-        self.experts = PerTask()  # T of (E layers, 2, P, D)
+        self.g_prompt = nn.Parameter(torch.empty(len(g_layers), 2, options.g_length, dim).uniform_(-1, 1))
+        self.e_prompt = PerTask()  # T of (E layers, 2, P, D)
 
     @property
     def e_layers(self) -> tuple[int, ...]:
@@ -90,38 +90,38 @@ class Prefixes(Prompts):
 
     def begin_task(self) -> None:
         """Add an expert from U(-1, 1), or as a copy of the one before."""
-        fresh = torch.empty(self.e_shape, device=self.general.device).uniform_(-1, 1)
-        copy = self.warm_start and len(self.experts) > 0
-        self.experts.add(self.experts[-1].detach().clone() if copy else fresh)
+        fresh = torch.empty(self.e_shape, device=self.g_prompt.device).uniform_(-1, 1)
+        copy = self.warm_start and len(self.e_prompt) > 0
+        self.e_prompt.add(self.e_prompt[-1].detach().clone() if copy else fresh)
 
-    def edits(self, experts: Tensor) -> Edits:
+    def edits(self, e_prompt: Tensor) -> Edits:
         """Prefixes by layer for experts (B | 1, E layers, 2, P, D)."""
-        heads, n = self.backbone.arch.heads, len(experts)
+        heads, n = self.backbone.arch.heads, len(e_prompt)
         general = {
             layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))  # of one shape with the experts
-            for layer, g in zip(self.g_layers, self.general, strict=True)
+            for layer, g in zip(self.g_layers, self.g_prompt, strict=True)
         }
-        return general | {i: Edit(prefix=prefix_from(experts[:, j], heads)) for j, i in enumerate(self.e_layers)}
+        return general | {i: Edit(prefix=prefix_from(e_prompt[:, j], heads)) for j, i in enumerate(self.e_layers)}
 
     def under(self, task: int) -> Edits:
         """The prefixes of one task."""
-        return self.edits(self.experts[task][None])
+        return self.edits(self.e_prompt[task][None])
 
     def under_each(self, tasks: Tensor) -> Edits:
         """The prefixes of a task for each sample."""
-        return self.edits(self.experts.stacked()[tasks])
+        return self.edits(self.e_prompt.stacked()[tasks])
 
     def under_all(self) -> Edits:
         """The prefixes of all tasks; general ones once."""
-        edits, experts = self.under(-1), self.experts.stacked()
+        edits, e_prompt = self.under(-1), self.e_prompt.stacked()
         for j, i in enumerate(self.e_layers):
-            keys, values = prefix_from(experts[:, j], self.backbone.arch.heads)
+            keys, values = prefix_from(e_prompt[:, j], self.backbone.arch.heads)
             edits[i] = replace(edits[i], prefix=(keys[:, None], values[:, None]))
         return edits
 
     def protected(self) -> list[Tensor]:
         """The key half (P, D) of each layer's prefix; values are free."""
-        return [*self.general.detach()[:, 0], *self.experts[-1].detach()[:, 0]]
+        return [*self.g_prompt.detach()[:, 0], *self.e_prompt[-1].detach()[:, 0]]
 
     def rows(self, x: Tensor) -> list[Tensor]:
         """The attention queries of each prompted layer under the newest prefixes."""

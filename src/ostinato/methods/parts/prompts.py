@@ -131,7 +131,7 @@ class Prompts(nn.Module):
         """Keep the directions that a task's samples use, where projection is on."""
         if self.projection.on:
             n = len(task.train)
-            self.projection.collect(sampled(task.batches(), n, self.images), self.rows)
+            self.projection.collect(sampled(task.eval_batches(), n, self.images), self.rows)
 
 
 class NoPromptOptions(Options, frozen=True):

@@ -21,7 +21,7 @@ from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
 from ostinato.backbones.edits import per_task
 from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_layers, collect
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_layers
 from ostinato.methods.parts.banks import Bank, LinearEdits
 from ostinato.methods.parts.pool import PoolOptions
 from ostinato.methods.parts.prefixes import PrefixOptions
@@ -114,7 +114,7 @@ class TaskEdits(TaskInferring):
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """One stage, before which keys that are not learned are set."""
-        prepare = None if self.keys.learned else lambda: self.keys.fit(*collect(self, task, self.query), task.classes)
+        prepare = None if self.keys.learned else lambda: self.keys.fit(*task.extract_features(self.query), task.classes)
         return [Stage(self.loss, prepare=prepare, step=self.prompts.step(task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
@@ -206,20 +206,20 @@ class TaskEdits(TaskInferring):
                 states = self.shared(x.clone())
                 states = states._replace(h=states.h.clone())
                 prefixes = self.prompts.under_each(nearest.clone())
-            probe = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
-            plan = edited(prefixes, self.superposed(probe))
+            mask_coefficients = torch.zeros(len(x), self.n_tasks, device=x.device, requires_grad=True)
+            plan = edited(prefixes, self.superposed(mask_coefficients))
             surprise = self._entropy(self.head(self.prompts.read(states, plan, start=self.split))).sum()
-            return -torch.autograd.grad(surprise, probe)[0]
+            return -torch.autograd.grad(surprise, mask_coefficients)[0]
 
-    def superposed(self, probe: Tensor) -> LinearEdits:
-        """The mean of all tasks' masks, with ``probe`` (B, T) on each one's deviation from it."""
+    def superposed(self, mask_coefficients: Tensor) -> LinearEdits:
+        """The mean of all tasks' masks, with ``mask_coefficients`` (B, T) on each one's deviation from it."""
         each = [self.linear(task) for task in range(self.n_tasks)]
         edits: LinearEdits = {i: {} for i in each[0]}
         for i, maps in each[0].items():
             for name in maps:
                 stacked = torch.stack([cast(Tensor, e[i][name].mask).detach() for e in each])
                 mean = stacked.mean(0)
-                edits[i][name] = LinearEdit(mask=mean, probe=probe, directions=stacked - mean)
+                edits[i][name] = LinearEdit(mask=mean, mask_coefficients=mask_coefficients, mask_basis=stacked - mean)
         return edits
 
 

@@ -24,7 +24,7 @@ RESAMPLING = {
 KINDS = ("photo", "glyph", "none")
 
 MAX_SIZE = 8192
-"""Side of a view: a batch of larger ones would fill the memory, whoever asks for them."""
+"""Side of a transform: a batch of larger ones would fill the memory, whoever asks for them."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
@@ -40,7 +40,7 @@ _ZOOM = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
-class EvalView:
+class EvalTransform:
     """The whole image, always the same: shorter side to ``round(size / crop)``, then the centre.
 
     Attributes:
@@ -65,7 +65,7 @@ class EvalView:
 
         Args:
             image: RGB, of any size.
-            rng: not used; there so that all views are called alike.
+            rng: not used; there so that all transforms are called alike.
 
         Returns:
             (3, size, size) uint8.
@@ -96,8 +96,8 @@ class EvalView:
 
 
 @dataclass(frozen=True)
-class TrainView:
-    """A random view for training; without a generator, what ``EvalView`` shows.
+class TrainTransform:
+    """A random transform for training; without a generator, what ``EvalTransform`` shows.
 
     Attributes:
         size: side of the result, in pixels.
@@ -126,15 +126,15 @@ class TrainView:
 
         Args:
             image: RGB, of any size.
-            rng: where the randomness comes from; None for the deterministic view.
+            rng: where the randomness comes from; None for the deterministic transform.
 
         Returns:
             (3, size, size) uint8.
         """
         if rng is None or self.kind == "none":
-            return EvalView(self.size, self.interpolation)(image)
+            return EvalTransform(self.size, self.interpolation)(image)
         if self.kind == "glyph":
-            return _to_tensor(_jiggle(EvalView(self.size, self.interpolation).resize(image), rng))
+            return _to_tensor(_jiggle(EvalTransform(self.size, self.interpolation).resize(image), rng))
         tensor = _resized(image, self.size, self.interpolation, _random_box(image.size, self.scale, rng))
         return tensor.flip(-1) if rng.random() < 0.5 else tensor
 
