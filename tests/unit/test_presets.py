@@ -11,11 +11,11 @@ from ostinato.cli import main
 from ostinato.config import build_config, flat, read_toml
 from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
-from ostinato.learner import check_recipe
 from ostinato.lookup import get_method
 from ostinato.presets import DATA, METRICS, preset_names, read_preset, table_file
 from ostinato.registry import check_options
 from ostinato.reproduce.table import read_table
+from ostinato.training.recipes import check_recipe
 
 NAMES = preset_names()
 

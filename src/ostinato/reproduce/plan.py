@@ -199,7 +199,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
     Raises:
         InputError: wrong options, or a directory that holds something else.
     """
-    from ostinato.learner import check_recipe
+    from ostinato.training.recipes import check_recipe
 
     rows = [row for row in rows if row.not_run is None]
     needed = list(dict.fromkeys(row.data for row in rows if row.data))

@@ -1,12 +1,11 @@
-"""The Python interface: a learner that is taught task by task, evaluated, saved, loaded, and predicts."""
+"""A method on a backbone that learns task by task, is evaluated, predicts, is saved and loaded."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ostinato import artifact, crash
-from ostinato.backbones import Arch, Backbone, Preprocess, TextBackbone, VisionBackbone, VisionSizes
+from ostinato.backbones import TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
@@ -30,58 +29,23 @@ from ostinato.evaluation.evaluator import (
     evaluate,
     not_finite,
 )
-from ostinato.lookup import file_of, get_method, reference, split_file
-from ostinato.methods.base import LearnTask, Method, Recipe
-from ostinato.reading import ahead, batched
-from ostinato.records import ArtifactRecord, read_record
-from ostinato.registry import check_options, is_registered
+from ostinato.learner.predicting import Prediction, Predictor, batch_of
+from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
+from ostinato.learner.spec import BackboneSpec
+from ostinato.lookup import file_of, get_method
+from ostinato.methods.base import LearnTask, Method
+from ostinato.registry import check_options
 from ostinato.streams import EvalTransform, LabeledDataset, Task, TaskStream, TextTransform, TrainTransform, Transform
-from ostinato.streams.decode import as_rgb, decode
-from ostinato.streams.texts import EMPTY, is_empty
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.compiling import compile_layers
 from ostinato.training.loader import fixed_batches
 from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
+from ostinato.training.recipes import check_recipe
 from ostinato.training.seeding import seeded
 
 MOST_GIB = 2**20
 """Of memory for token states: more than any machine has."""
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone` for the fields."""
-
-    name: str = DEFAULT_BACKBONE
-    weights: str | None = None
-    size: int | None = None
-    preprocess: str = "weights"
-    length: int | None = None
-    sizes: VisionSizes | None = None
-
-    def __post_init__(self) -> None:
-        """Take a folder given as the name for where the weights are."""
-        if self.weights is None and Path(self.name).is_dir():
-            object.__setattr__(self, "weights", self.name)
-            object.__setattr__(self, "name", Path(self.name).resolve().name)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The best classes of one input.
-
-    Attributes:
-        source: the file, or the position of an image or text that came without one.
-        classes: names, best first.
-        scores: the method's scores for them; logits or cosines, comparable within one learner only.
-        confidences: softmax of the scores over all classes, not calibrated; None where scores are no logits.
-    """
-
-    source: str
-    classes: list[str]
-    scores: list[float]
-    confidences: list[float] | None
 
 
 class Learner:
@@ -391,7 +355,7 @@ class Learner:
         sample: Any = "a" if transform.modality == "text" else Image.new("RGB", (8, 8))
         try:
             with torch.inference_mode():
-                self._scores(getattr(transform, "join", torch.stack)([transform(sample)]))
+                self._scores(batch_of(transform, [transform(sample)]))
         except Exception:  # of any kind, as above
             return False
         return True
@@ -441,53 +405,14 @@ class Learner:
         self._check_whole()
         if topk < 1:
             raise InputError(f"topk must be at least 1, got {topk}.")
-        size = self.settings.eval_batch_size
-        seen = ahead(self._seen, enumerate(inputs), 2 * size)
-        return (one for some in batched(seen, size) for one in self._predicted(some, topk))
-
-    def _seen(self, item: tuple[int, Any]) -> tuple[str, Tensor] | DataError:
-        """What to call an input, and the tensor that the backbone takes."""
-        index, given = item
-        if isinstance(given, DataError):
-            return given
-        try:
-            source, sample = self._input(index, given)
-        except DataError as error:
-            return error
-        return source, self.eval_transform(sample)
-
-    def _predicted(self, some: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
-        """Predictions of one batch, among the errors in it."""
-        usable = [one for one in some if not isinstance(one, DataError)]
-        if not usable:
-            yield from (one for one in some if isinstance(one, DataError))
-            return
-        scores = self.scores(getattr(self.eval_transform, "join", torch.stack)([x for _, x in usable])).float()
-        best = scores.topk(min(topk, scores.shape[1]), dim=1)
-        names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
-        values: list[list[float]] = best.values.tolist()
-        shares: list[list[float] | None] = [None] * len(usable)
-        if self.method.scores_are_logits:
-            shares = scores.softmax(1).gather(1, best.indices).tolist()
-        made = (Prediction(*row) for row in zip((name for name, _ in usable), names, values, shares, strict=True))
-        for one in some:
-            yield one if isinstance(one, DataError) else next(made)
-
-    def _input(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
-        """What to call an input, and what the transform takes of it."""
-        if self.method.backbone.modality == "text":
-            if not isinstance(given, str):
-                raise InputError(f"predict: {self.spec.name} takes texts, but input {index} is {given!r}.")
-            if is_empty(given):
-                raise DataError(f"text {index}: {EMPTY}.")
-            return f"text {index}", given
-        if isinstance(given, Image.Image):
-            return f"image {index}", as_rgb(given, f"image {index}")
-        if not isinstance(given, str | Path):
-            raise InputError(
-                f"predict: {self.spec.name} takes image files or PIL images, but input {index} is {given!r}."
-            )
-        return str(given), decode(Path(given), str(given))
+        predictor = Predictor(
+            transform=self.eval_transform,
+            scores=self.scores,
+            class_names=self.class_names,
+            scores_are_logits=self.method.scores_are_logits,
+            backbone=self.spec.name,
+        )
+        return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
 
     def save(self, path: str | Path, *, run_id: str | None = None) -> None:
         """Write the learner as a folder, whole or not at all: what was learned, from what, and ``artifact.json``.
@@ -500,36 +425,7 @@ class Learner:
             InputError: if there is something else, or no name or file finds the method's class again.
         """
         self._check_whole()
-        kind = type(self.method)
-        source = file_of(kind)
-        if source is None and not is_registered(kind):
-            raise InputError(
-                f"save: {kind.__qualname__} is neither registered nor from a file, so that nothing could load it "
-                "again. Write @ostinato.register('name') above the class, or give its file: Learner('my_method.py')."
-            )
-        spec = asdict(self.spec)
-        if self.spec.weights is not None:
-            spec["weights"] = str(Path(self.spec.weights).resolve())
-            spec["sizes"] = _sizes_of(self.method.backbone)
-        about = {
-            "run_id": run_id,
-            "method": self.method.name,
-            "method_file": {"path": str(source.path), "sha256": source.sha256} if source else None,
-            "options": self.options,
-            "backbone": spec,
-            "backbone_sha256": self.origin.sha256 if self.origin else None,
-            "preprocess": self.method.backbone.describe(),
-            "label_groups": self.label_groups,
-            "class_names": self.class_names,
-            "task_sizes": self.method.task_sizes.tolist(),
-            "protocol": self.method.protocol,
-            "seed": self.settings.seed,
-            "crop": self.crop,
-            "precision": self.precision,
-            "train": self.settings.overrides or {},
-        }
-        text = source.text if source else None
-        artifact.write(Path(path), about, self.method.learned_state(), self.used, text)
+        save(self, Path(path), run_id)
 
     @classmethod
     def load(
@@ -557,30 +453,18 @@ class Learner:
             DataError: if the folder is no artifact or its weights are not the ones it was trained on.
             InputError: if ``method`` is another one, or is not given although the method is no registered one.
         """
-        folder = _artifact_folder(Path(path))
+        folder = artifact_folder(Path(path))
         saved = artifact.read(folder)
-        about = saved.about
         if (Path(path) / "config.toml").is_file():
-            _check_run(Path(path), about)
-        spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=_recorded_sizes(about))
-        if weights is not None:
-            spec = replace(spec, weights=weights)
-        name = _method_of(folder, about, method)
-        check_options(get_method(name), about.options)  # none of them may be an argument of the constructor below
-        known = {"seed": about.seed, "crop": about.crop, "precision": about.precision, "train": about.train} | more
-        learner = cls(name, backbone=spec, device=device, **known, **about.options)
-        if learner.origin is not None and learner.origin.sha256 != about.backbone_sha256:
-            raise DataError(
-                f"{folder} was trained on backbone weights with SHA-256 {str(about.backbone_sha256)[:12]}..., the ones "
-                f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
-            )
-        check_inputs(str(folder), about.preprocess, learner.method.backbone)
-        learner.restore(saved.learned, about.class_names)
-        if learner.method.task_sizes.tolist() != about.task_sizes:
+            check_run(Path(path), saved.about)
+        learner = cls(device=device, **(arguments(folder, saved.about, weights, method) | more))
+        check_backbone(folder, saved.about, learner)
+        learner.restore(saved.learned, saved.about.class_names)
+        if learner.method.task_sizes.tolist() != saved.about.task_sizes:
             raise DataError(
                 f"{folder}: artifact.json and the learned tensors tell of other tasks. Restore the artifact."
             )
-        learner.used, learner.label_groups, learner._loaded_from = saved.used, about.label_groups, folder
+        learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
@@ -600,109 +484,3 @@ class Learner:
         prepare(self.method, self.settings.device, self.settings.dtype)
         self.method.eval()
         self.class_names = list(class_names)
-
-
-def _sizes_of(backbone: Backbone) -> dict[str, Any] | None:
-    """What an image encoder is built from without asking timm; None for other backbones."""
-    if type(backbone) is not VisionBackbone:  # a CLIP model has another encoder beside it
-        return None
-    sizes, preprocess = asdict(backbone.sizes), asdict(backbone.preprocess)
-    return sizes | {"preprocess": preprocess | {"mean": list(preprocess["mean"]), "std": list(preprocess["std"])}}
-
-
-def _recorded_sizes(about: ArtifactRecord) -> VisionSizes | None:
-    if about.backbone.sizes is None:
-        return None
-    sizes, seen = about.backbone.sizes, about.backbone.sizes.preprocess
-    (r, g, b), (sr, sg, sb) = seen.mean, seen.std
-    preprocess = Preprocess(seen.size, (r, g, b), (sr, sg, sb), seen.interpolation)
-    return VisionSizes(Arch(**sizes.arch.model_dump()), sizes.patch, preprocess, sizes.readout)
-
-
-def _artifact_folder(path: Path) -> Path:
-    """The artifact of a run, or the folder itself where it is one.
-
-    Raises:
-        InputError: if the run is not finished.
-    """
-    if artifact.exists(path) or not (path / "config.toml").is_file():
-        return path
-    if not artifact.exists(path / "artifact"):
-        raise InputError(f"{path} is not finished; first run 'ostinato resume {path}'.")
-    return path / "artifact"
-
-
-def _check_run(run: Path, about: ArtifactRecord) -> None:
-    """Make sure that the artifact in a run was learned by it, by one of its continuations, or saved there from Python.
-
-    Raises:
-        DataError: if it is of another run.
-    """
-    record = read_record(run / "record.json")
-    if about.run_id not in (None, record.run_id, *record.continued_by):
-        raise DataError(f"{run}: the artifact in it is of another run. Restore it from a copy.")
-
-
-def _method_of(folder: Path, about: ArtifactRecord, given: str | None) -> str:
-    """Name or file of a saved learner's method: a registered name, or the file that the caller names.
-
-    A file that the artifact names is never run: whoever made the artifact could have named any.
-
-    Raises:
-        InputError: if another method is given, or none although it is no registered one.
-    """
-    name, file = about.method, about.method_file
-    if given is not None:
-        path, one = split_file(given)
-        if path is None and given != name:
-            raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
-        return given if path is None else reference(path, one or name)
-    if file is None:
-        return name
-    raise InputError(
-        f"{folder} was learned by {name!r} of the file {file.path}. A file is run only if you name it: method=FILE, "
-        f"or, as it was then, method={artifact.method_text(folder)}"
-    )
-
-
-def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:
-    """Make sure that a backbone makes the same features of the same inputs as when something was learned on it.
-
-    Args:
-        what: was learned.
-        recorded: ``Backbone.describe()`` of then.
-        backbone: of now.
-
-    Raises:
-        DataError: naming what differs.
-    """
-    now = json.loads(json.dumps(backbone.describe()))
-    if changed := [key for key in now if now[key] != recorded.get(key)]:
-        key = changed[0]
-        raise DataError(
-            f"{what}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now, so "
-            "that features differ. Give the original weights, with the files beside them, as backbone.weights=PATH."
-        )
-
-
-def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
-    """Overrides of a recipe, with their names and types checked.
-
-    Raises:
-        InputError: unknown field or wrong value.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    from ostinato.errors import did_you_mean
-
-    known = list(Recipe.__dataclass_fields__)
-    if unknown := [k for k in train if k not in known]:
-        raise InputError(f"train.{unknown[0]}: unknown key. {did_you_mean(unknown[0], known)}")
-    try:
-        full = TypeAdapter(Recipe).validate_python(train)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # of fields that do not go together
-            raise InputError(first["msg"].removeprefix("Value error, ")) from None
-        raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}.") from None
-    return {k: getattr(full, k) for k in train}

@@ -1,0 +1,29 @@
+"""Overrides of a training recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ostinato.errors import InputError, did_you_mean
+from ostinato.methods.base import Recipe
+
+
+def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
+    """Overrides of a recipe, with their names and types checked.
+
+    Raises:
+        InputError: unknown field or wrong value.
+    """
+    known = list(Recipe.__dataclass_fields__)
+    if unknown := [k for k in train if k not in known]:
+        raise InputError(f"train.{unknown[0]}: unknown key. {did_you_mean(unknown[0], known)}")
+    try:
+        full = TypeAdapter(Recipe).validate_python(train)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:  # of fields that do not go together
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
+        raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}.") from None
+    return {k: getattr(full, k) for k in train}
