@@ -34,10 +34,14 @@ FEWER = {"mbpa": {"neighbours": 8}}
 """Options of papers' size that are larger than a toy stream: 32 neighbours are nearly all of its samples."""
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+VARIANTS = [("joint", "image", "lora"), ("joint", "image", "full"), ("joint", "text", "lora")]
+"""Scopes of joint training that hold other state than the default one: name, kind and scope."""
+
+
+@pytest.fixture(scope="module", params=[*CASES, *VARIANTS], ids="-".join)
 def case(request, device) -> Case:
-    name, kind = request.param
-    return Case(METHODS[name], kind, device=device)
+    name, kind, *scope = request.param
+    return Case(METHODS[name], kind, {"scope": scope[0]} if scope else {}, device=device)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -55,7 +59,7 @@ def test_a_task_of_one_class_is_told_from_those_before(case):
         pytest.skip("it reads the names of classes, which say nothing to random weights")
     stream = tiny_stream(case.kind, 3, 2)
     settings = Settings(case.device, torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01})
-    method = make(name, case.kind, **FEWER.get(name, {}))
+    method = make(name, case.kind, **FEWER.get(name, {}), **case.options)
     prepare(method, case.device, settings.dtype)
     learn(method, stream, upto=1, settings=settings)
     test = stream.test(1).with_transform(transform_of(stream))

@@ -155,6 +155,20 @@ def test_optimisers_follow_the_recipe():
     assert [g["lr"] for g in sgd.param_groups] == [0.01]
 
 
+def test_the_weights_of_the_backbone_have_a_rate_of_their_own():
+    head, body = [nn.Parameter(torch.ones(2)) for _ in range(2)], [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    recipe = Recipe(optimizer="adamw", lr=0.3, backbone_lr_factor=0.1)
+    optimizer = make_optimizer(recipe, [body[0], head[0], body[1], head[1]], body)
+    assert [group["params"] for group in optimizer.param_groups] == [head, body]
+    for lr in (0.3, 0.5):
+        set_lr(optimizer, lr)
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, 0.1 * lr]
+    assert len(make_optimizer(recipe, head, body).param_groups) == 1
+    assert len(make_optimizer(replace(recipe, backbone_lr_factor=1.0), [*head, *body], body).param_groups) == 1
+    with pytest.raises(InputError, match=r"train\.backbone_lr_factor must be positive"):
+        Recipe(backbone_lr_factor=0.0)
+
+
 # Batches
 
 

@@ -41,7 +41,7 @@ from ostinato.training.compiling import compile_layers
 from ostinato.training.loader import fixed_batches
 from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
-from ostinato.training.recipes import check_recipe
+from ostinato.training.recipes import check_effect, check_recipe
 from ostinato.training.seeding import seeded
 
 MOST_GIB = 2**20
@@ -147,6 +147,7 @@ class Learner:
         self._loaded_from: Path | None = None
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
+        check_effect(self.method, train)
         prepare(self.method, where, self.settings.dtype)
         frozen = self.method.frozen
         if cache is not None and frozen is not None:

@@ -36,6 +36,7 @@ class Recipe:
             "multistep", times 0.1 at each milestone. All per step.
         milestones: fractions of the stage's steps, for "multistep".
         clip: largest global gradient norm, or None.
+        backbone_lr_factor: factor on the learning rate of the backbone's weights, for methods that train them.
     """
 
     epochs: int = 5
@@ -47,6 +48,7 @@ class Recipe:
     schedule: Literal["constant", "cosine", "quarter_cosine", "multistep"] = "constant"
     milestones: tuple[float, ...] = ()
     clip: float | None = None
+    backbone_lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -65,6 +67,7 @@ class Recipe:
                 "be fractions in (0, 1), at least one for the schedule multistep",
             ),
             "clip": (self.clip is None or self.clip > 0, "be positive or left out"),
+            "backbone_lr_factor": (0 < self.backbone_lr_factor < math.inf, "be positive"),
         }
         for field, (holds, rule) in rules.items():
             if not holds:

@@ -128,7 +128,8 @@ def _run_stage(
     own = stage.data is not None
     data: Samples = stage.data if stage.data is not None else task.train
     params = list(stage.params) if stage.params is not None else [p for p in method.parameters() if p.requires_grad]
-    optimizer = make_optimizer(recipe, params)
+    slow = list(method.backbone.parameters()) if method.trains_backbone else []
+    optimizer = make_optimizer(recipe, params, slow)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
     # What a method draws itself is cheap, and every process does the same.

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from ostinato.methods.base import Recipe
 
+_FACTOR = "lr_factor"
+"""Key of a parameter group: factor on the recipe's learning rate."""
 
-def make_optimizer(recipe: Recipe, params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The recipe's optimiser over ``params``."""
+
+def make_optimizer(
+    recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser.
+
+    Args:
+        recipe: with the rates.
+        params: what it steps.
+        backbone: of these, the ones whose rate has the factor ``backbone_lr_factor``; they form the last group.
+    """
+    groups = _groups(recipe, params, backbone)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(params, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(params, recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(groups, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _groups(recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of parameters with the factor on the rate of each; all in one where the rates are equal."""
+    factor = recipe.backbone_lr_factor
+    slow = {id(p) for p in backbone} if factor != 1 else set()
+    parts = ([p for p in params if id(p) not in slow], 1.0), ([p for p in params if id(p) in slow], factor)
+    return [{"params": part, "lr": recipe.lr * f, _FACTOR: f} for part, f in parts if part]
 
 
 def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
@@ -42,6 +63,6 @@ def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate."""
+    """Give every parameter group of :func:`make_optimizer` the learning rate, times the group's own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[_FACTOR]

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ostinato.errors import InputError, did_you_mean
-from ostinato.methods.base import Recipe
+from ostinato.methods.base import Method, Recipe
 
 
 def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
@@ -27,3 +27,16 @@ def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}.") from None
     return {k: getattr(full, k) for k in train}
+
+
+def check_effect(method: Method, train: dict[str, Any]) -> None:
+    """Refuse overrides that change nothing about the training of a method.
+
+    Raises:
+        InputError: naming the field.
+    """
+    if "backbone_lr_factor" in train and not method.trains_backbone:
+        raise InputError(
+            f"train.backbone_lr_factor has no effect with {method.name}, which leaves the backbone frozen: leave it "
+            "out, or choose a method or an option that trains the backbone."
+        )

@@ -29,6 +29,7 @@ class Bank(nn.Module):
         arch: sizes of the encoder.
         layers: edited ones.
         maps: edited in each of them.
+        freeze_old: False lets the edits of earlier tasks learn on, for methods that share one edit between tasks.
 
     Attributes:
         superposes: whether every edit is a mask, so that those of all tasks can be superposed.
@@ -36,13 +37,13 @@ class Bank(nn.Module):
 
     superposes: ClassVar[bool] = False
 
-    def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str]) -> None:
+    def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str], *, freeze_old: bool = True) -> None:
         super().__init__()
-        self.arch, self.places = arch, [(i, name) for i in layers for name in maps]
+        self.arch, self.places, self.freeze_old = arch, [(i, name) for i in layers for name in maps], freeze_old
 
     def room(self) -> nn.ModuleDict:
         """A parameter per task for every edited map, by layer and map."""
-        return grouped({place: PerTask() for place in self.places})
+        return grouped({place: PerTask(freeze_old=self.freeze_old) for place in self.places})
 
     def begin_task(self, device: torch.device) -> None:
         """Add the edits of a task."""
@@ -198,8 +199,10 @@ class Factors(Bank):
     on_output: ClassVar[bool] = False
     """Whether they act on a map's output instead of its input, which decides the width of the first factor."""
 
-    def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int) -> None:
-        super().__init__(arch, layers, maps)
+    def __init__(
+        self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int, *, freeze_old: bool = True
+    ) -> None:
+        super().__init__(arch, layers, maps, freeze_old=freeze_old)
         self.rank = rank
         self.down, self.up = self.room(), self.room()  # T of (r, width) and of (out, r)
 
@@ -222,10 +225,20 @@ class LowRank(Factors):
         maps: edited in each of them.
         rank: r.
         scale: factor on B A.
+        freeze_old: as for every :class:`Bank`.
     """
 
-    def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int, scale: float) -> None:
-        super().__init__(arch, layers, maps, rank)
+    def __init__(
+        self,
+        arch: Arch,
+        layers: Sequence[int],
+        maps: Sequence[str],
+        rank: int,
+        scale: float,
+        *,
+        freeze_old: bool = True,
+    ) -> None:
+        super().__init__(arch, layers, maps, rank, freeze_old=freeze_old)
         self.scale = scale
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
