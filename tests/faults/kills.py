@@ -123,6 +123,7 @@ def result_of(run: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return {
         "matrix": (run / "accuracy_matrix.csv").read_text(),
+        "answers": (run / "answers.npz").read_bytes(),
         "summary": plain(json.loads((run / "summary.json").read_text())),
         "artifact": plain(json.loads((run / "artifact/artifact.json").read_text())),
         "tensors": {p.name: p.read_bytes() for p in sorted((run / "artifact").iterdir()) if p.suffix != ".json"},

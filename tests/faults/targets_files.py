@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ostinato import artifact
+from ostinato.evaluation.answers import Answers, read_answers, write_answers
 from ostinato.evaluation.metrics import AccuracyMatrix
 from ostinato.files import sealed
 from ostinato.runs.checkpoint import Checkpoint, Checkpoints
@@ -56,6 +57,8 @@ def _run() -> RunDir:
     dirs.root.mkdir()
     dirs.write_record(RECORD)
     AccuracyMatrix([[1], [1, 2]], [2, 2]).to_csv(dirs.matrix)
+    labels = np.arange(4, dtype=np.int32)
+    write_answers(dirs.answers, Answers(np.arange(4, dtype=np.uint64), labels, labels, labels < 3))
     summary = {"method": "l2p", "last_accuracy": 0.5, "tasks": 2, "forgetting": None, "warnings": ["x"]}
     dirs.summary.write_text(json.dumps(summary))
     return dirs
@@ -132,6 +135,13 @@ TARGETS = [
         lambda: [_run().matrix.read_bytes()],
         _reader(lambda: _run().matrix, lambda: AccuracyMatrix.from_csv(_run().matrix)),
         (b"test_samples", b"after_task", b",,", b"nan", b"-1", b"inf", b"1e9"),
+        cost=3,
+    ),
+    Target(
+        "answers.npz",
+        lambda: [_run().answers.read_bytes()],
+        _reader(lambda: _run().answers, lambda: read_answers(_run().answers)),
+        (b"PK\x03\x04", b"samples.npy", b"\x93NUMPY", b"'descr': '<u8'", b"'shape': (4,)", b"|O", b"(1e9,)"),
         cost=3,
     ),
 ]

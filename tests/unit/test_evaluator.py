@@ -328,7 +328,7 @@ def test_evidence_that_is_not_finite_is_refused(bad):
 
 
 def test_accuracies_weigh_samples_and_the_table_lists_groups():
-    result = Evaluation([10, 30, 0], [9, 15, 0], [10, 30, 0], [5, 15, 0], None, [], [], 40, 1.0)
+    result = Evaluation([10, 30, 0], [9, 15, 0], [10, 30, 0], [5, 15, 0], None, [], [], 40, 1.0, [], [])
     assert result.accuracy == pytest.approx(0.6)
     assert result.task_incremental_accuracy == 1
     assert result.task_id_accuracy == pytest.approx(0.5)
@@ -342,7 +342,7 @@ def test_accuracies_weigh_samples_and_the_table_lists_groups():
 
 
 def counted(tested, predicted):
-    return Evaluation([sum(tested)], [0], [0], None, None, tested, predicted, sum(tested), 1.0)
+    return Evaluation([sum(tested)], [0], [0], None, None, tested, predicted, sum(tested), 1.0, [], [])
 
 
 def test_classes_that_are_never_predicted_are_named():

@@ -91,7 +91,7 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["events.jsonl", "checkpoints", "plots", "artifact", "summary.json", "learn-001/plots"]
+    "name", ["events.jsonl", "answers.npz", "checkpoints", "plots", "artifact", "summary.json", "learn-001/plots"]
 )
 @pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
 def test_a_link_or_a_pipe_in_a_run_is_not_written_through(tmp_path, name, kind):

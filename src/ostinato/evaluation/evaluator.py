@@ -39,6 +39,8 @@ class Evaluation:
         predicted: samples that each class seen was predicted for.
         images: samples scored.
         seconds: time spent.
+        answers: the class predicted for each sample, group after group.
+        right: whether that is right.
     """
 
     totals: list[int]
@@ -50,6 +52,8 @@ class Evaluation:
     predicted: list[int]
     images: int
     seconds: float
+    answers: list[int]
+    right: list[bool]
 
     @property
     def accuracy(self) -> float:
@@ -203,6 +207,7 @@ def evaluate(
     # Per class and per task; looked at in the end, so that no batch waits for the device and all processes stop alike.
     predicted, bad_scores = (torch.zeros(method.n_seen, dtype=torch.int64, device=device) for _ in range(2))
     bad_evidence = torch.zeros(method.n_tasks, dtype=torch.int64, device=device)
+    answers, right = (torch.zeros(total, dtype=torch.int64, device=device) for _ in range(2))  # each process its share
     method.eval()
     done = 0
     for x, y in given_batches(samples, batches, device=device, workers=settings.workers):
@@ -231,6 +236,7 @@ def evaluate(
             "all": answer[best] == answer[y],
             "til": answer[scores.masked_fill(~own_classes[task], -torch.inf).argmax(1)] == answer[y],
         }
+        answers[rows], right[rows] = best, hits["all"].long()
         if inferred is not None:
             hits["id"] = inferred == task
         if given is not None:
@@ -239,7 +245,7 @@ def evaluate(
             counts[name].index_add_(0, group, hit.long())
         done += len(y)
         callback.on_batch(len(y))
-    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence])
+    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence, answers, right])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
     if done < total:  # what other processes scored
@@ -255,6 +261,8 @@ def evaluate(
         predicted=predicted.tolist(),
         images=total,
         seconds=time.perf_counter() - began,
+        answers=answers.tolist(),
+        right=right.bool().tolist(),
     )
 
 

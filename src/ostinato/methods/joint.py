@@ -13,7 +13,7 @@ from the pre-trained weights instead and costs no more); the last value is the o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Joint(Method):
 
     recipe = Recipe(epochs=5, batch_size=32, lr=0.01, optimizer="sgd", schedule="cosine", clip=1.0)
     data_seen = "all"
-    no_effect = {"rank": _NOT_LOW_RANK, "scale": _NOT_LOW_RANK}
+    no_effect: ClassVar = {"rank": _NOT_LOW_RANK, "scale": _NOT_LOW_RANK}
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class RunDir:
         self.method = self.root / "method.py"
         self.events = self.root / "events.jsonl"
         self.matrix = self.root / "accuracy_matrix.csv"
+        self.answers = self.root / "answers.npz"
         self.summary = self.root / "summary.json"
         self.plots = self.root / "plots"
         self.checkpoints = self.root / "checkpoints"
@@ -78,13 +79,18 @@ class RunDir:
         """Refuse links and pipes in the place of what is written or removed."""
         inside = [self, *(RunDir(path) for path in self.root.glob("learn-*"))]
         folders = [path for one in inside for path in (one.checkpoints, one.plots, one.artifact)]
-        files = [path for one in inside for path in (one.events, one.matrix, one.config, one.record, one.summary)]
+        files = [path for one in inside for path in one._files]
         for path in (*folders, *(one.root for one in inside[1:])):
             if path.is_symlink() or (path.exists() and not path.is_dir()):
                 raise DataError(f"{path} must be a folder of the run itself, and is a link or a file. Put it in place.")
         for path in files:
             if path.is_symlink() or (path.exists() and not path.is_file()):
                 raise DataError(f"{path} must be a file of the run itself, and is a link or no file. Put it in place.")
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        """Files that a run writes itself."""
+        return self.events, self.matrix, self.answers, self.config, self.record, self.summary
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
         """Write the files of a run that begins, the configuration last; the directory is held.

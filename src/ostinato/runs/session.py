@@ -16,6 +16,7 @@ import torch
 from ostinato import artifact
 from ostinato.config import RunConfig
 from ostinato.errors import Interrupted
+from ostinato.evaluation.answers import answers_of, write_answers
 from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.lookup import file_of
@@ -213,6 +214,8 @@ class Session:
         self.progress.matrix = self.matrix.to_dict()
         self.progress.task_incremental = self.task_incremental.to_dict()
         self._write_matrix()
+        if self.dirs.writes:  # it reads all test samples
+            write_answers(self.dirs.answers, answers_of(groups, result))
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)

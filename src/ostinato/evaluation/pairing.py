@@ -1,0 +1,97 @@
+"""The difference between two methods on the same samples, with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ostinato.evaluation.answers import Answers
+
+NOISE = 2.0
+"""A difference below this many standard errors may be chance."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference, in fractions.
+
+    Attributes:
+        mean: of right_a - right_b.
+        error: its standard error.
+        samples: compared, over all pairs of runs.
+        pairs: of runs.
+    """
+
+    mean: float
+    error: float
+    samples: int
+    pairs: int
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether it is smaller than two standard errors, or there is none at all."""
+        return self.mean == 0 or abs(self.mean) < NOISE * self.error
+
+    def __str__(self) -> str:
+        """In points: ``+1.3 ± 0.4``, or ``+0.2 ± 0.4, within noise``."""
+        noise = ", within noise" if self.within_noise else ""
+        return f"{100 * self.mean:+.1f} ± {100 * self.error:.1f}{noise}"
+
+
+def common_samples(a: Answers, b: Answers) -> tuple[np.ndarray, np.ndarray]:
+    """Samples that both answered, by fingerprint, and right_a - right_b on each.
+
+    Samples of one content are one: they cannot be told apart. Where both have several, the difference is that of the
+    shares that are right, and stands as often as the one with fewer has the content.
+
+    Returns:
+        Fingerprints (n,) and differences (n,) in [-1, 1], in ascending order of the fingerprints.
+    """
+    (ids_a, right_a, times_a), (ids_b, right_b, times_b) = _shares(a), _shares(b)
+    ids, i, j = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
+    times = np.minimum(times_a[i], times_b[j])
+    return np.repeat(ids, times), np.repeat(right_a[i] - right_b[j], times)
+
+
+def _shares(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Contents, the share of each that is right, and how often it is there."""
+    ids, place, times = np.unique(answers.samples, return_inverse=True, return_counts=True)
+    return ids, np.bincount(place, weights=answers.right, minlength=len(ids)) / np.maximum(times, 1), times
+
+
+def paired_difference(pairs: Sequence[tuple[Answers, Answers]]) -> Difference | None:
+    """Mean and standard error of right_a - right_b over the samples that both runs of a pair answered.
+
+    Over several pairs (one per seed) the variance of the mean is the sum of two, one between samples and one between
+    pairs, each from sums of residuals within a cluster with the correction m / (m - 1) for m clusters: Cameron,
+    Gelbach, Miller, "Robust Inference With Multiway Clustering", JBES 2011, equation 2.13 without its third term, which
+    can only make the error smaller. With one pair this is the standard error of a mean.
+
+    Args:
+        pairs: runs a and b of the same seed.
+
+    Returns:
+        The difference; None with less than two different samples.
+    """
+    ids, values = zip(*(common_samples(a, b) for a, b in pairs), strict=True) if pairs else ((), ())
+    d = np.concatenate(values) if values else np.zeros(0)
+    if len(d) == 0:
+        return None
+    mean = float(d.mean())
+    _, sample = np.unique(np.concatenate(ids), return_inverse=True)
+    if sample.max() == 0:
+        return None
+    run = np.repeat(np.arange(len(values)), [len(v) for v in values])
+    between_samples = _variance(d - mean, sample)
+    between_pairs = _variance(d - mean, run) if run.max() > 0 else 0.0
+    return Difference(mean, math.sqrt(between_samples + between_pairs), len(d), len(pairs))
+
+
+def _variance(residuals: np.ndarray, cluster: np.ndarray) -> float:
+    """Variance of the mean of values whose residuals (n,) depend on one another within clusters, numbered from 0."""
+    sums = np.bincount(cluster, weights=residuals)
+    m = len(sums)
+    return float((sums**2).sum()) / len(residuals) ** 2 * m / (m - 1)
