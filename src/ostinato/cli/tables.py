@@ -20,27 +20,46 @@ def report(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw all accuracy curves into this .png, .pdf or .svg file.")
     ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Reference that the others are compared with, one per seed; else ranpac."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare finished runs in one table."""
-    from ostinato.report.tables import markdown_table, read_summary, run_table, summary_csv
+    """Compare finished runs in one table, sample by sample with a reference.
 
-    summaries = [read_summary(path) for path in runs]
+    Runs that were scored on other samples or by another protocol, or learned from other amounts of data, stand apart.
+
+    Example: ostinato report runs/photos runs/mine --against runs/photos
+    """
+    from ostinato.report.comparing import Comparison
+    from ostinato.report.tables import markdown_table, run_table, summary_csv
+
+    comparison = Comparison(runs, against or [])
+    shown, summaries = [one.run.path for one in comparison.all], comparison.summaries()
     if csv:
         summary_csv(summaries, csv)
     if plot:
         from ostinato.analysis.comparison import draw_runs
 
-        draw_runs(runs, summaries, plot)
+        draw_runs(shown, summaries, plot)
     if as_json:
         say_json(summaries)
     elif markdown:
-        say(markdown_table(summaries))
+        for group in comparison.groups():
+            if group.heading:
+                say(f"\n{group.heading}\n")
+            say(markdown_table(group.summaries))
+        if notes := comparison.notes():
+            say("\n" + "\n".join(f"- {note}" for note in notes))
     else:
         from ostinato.analysis.comparison import remarks
 
-        plain_console(False).print(run_table(summaries))
-        for line in remarks(runs, summaries):
+        for group in comparison.groups():
+            if group.heading:
+                say(f"\n{group.heading}")
+            plain_console(False).print(run_table(group.summaries))
+        for line in (*comparison.notes(), *remarks(shown, summaries)):
             say(line)
 
 

@@ -288,6 +288,7 @@ _COLUMNS = (
     _Column("classes", "classes", _plain),
     _Column("last\n%", "last_accuracy", percent),
     _Column("avg\n%", "average_accuracy", percent),
+    _Column("difference\npoints", "paired", _plain, number=False, optional=True),
     _Column("forget\n%", "forgetting", percent),
     _Column("task\nid %", "task_id_accuracy", percent, optional=True),
     _Column("protocol", "protocol", _plain, number=False),
@@ -309,6 +310,7 @@ _DROP = (
     "task_id_accuracy",
     "protocol",
     "forgetting",
+    "paired",
 )
 """Columns that a narrow terminal goes without, the first to go first."""
 

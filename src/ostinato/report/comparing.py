@@ -1,0 +1,298 @@
+"""Finished runs side by side: which can be compared, and how they differ on the same test samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ostinato.errors import DataError, InputError
+from ostinato.evaluation.answers import Answers, read_answers
+from ostinato.evaluation.pairing import Difference, paired_difference
+from ostinato.records import RunRecord, read_record
+from ostinato.report.tables import read_summary
+
+REFERENCE = "ranpac"
+"""The method that others are compared with where no run is named: a closed form on frozen features."""
+
+
+class Scored:
+    """A finished run as far as runs are compared.
+
+    Args:
+        run: its directory.
+
+    Attributes:
+        path: as given.
+        summary: of the run.
+        record: what its options came to; None where there is none, or none that can be read.
+        problem: why a record that is there cannot be read.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.path = Path(run)
+        self.summary = read_summary(run)
+        self.record: RunRecord | None = None
+        self.problem: str | None = None
+        if (self.path / "record.json").exists():
+            try:
+                self.record = read_record(self.path / "record.json")
+            except DataError as error:  # results of earlier versions can be read all the same
+                self.problem = str(error)
+
+    @cached_property
+    def answers(self) -> Answers | None:
+        """Its answers to test samples; None where it kept none.
+
+        Raises:
+            DataError: if the file is damaged, or of another scoring than the summary.
+        """
+        path = self.path / "answers.npz"
+        if not path.exists():
+            return None
+        answers = read_answers(path)
+        last = self.summary["last_accuracy"]
+        if last is not None and answers.whole and len(answers) and abs(answers.right.mean() - last) > 1e-6:
+            raise DataError(
+                f"{path} says that {100 * answers.right.mean():.2f} % of its samples are right, and the summary beside "
+                f"it {100 * last:.2f} %: one of the two is of another run. Restore them from a copy, or remove {path}."
+            )
+        return answers
+
+    @property
+    def seed(self) -> int | None:
+        """Its seed, where it is known."""
+        return self.summary.get("seed")
+
+    @property
+    def per_class(self) -> float | None:
+        """Training samples per class, where that is known."""
+        if self.record is None:
+            return None
+        tasks = self.record.stream.tasks
+        return sum(task.counts.get("train", 0) for task in tasks) / max(1, sum(len(task.classes) for task in tasks))
+
+    @property
+    def experiment(self) -> str:
+        """What runs that differ in their seeds alone have in common."""
+        of = self.record
+        known = [of.options, of.recipe, of.backbone.sha256 if of.backbone else None, len(of.stream.tasks)] if of else []
+        return json.dumps([self.summary["method"], *known], sort_keys=True)
+
+
+def obstacles(run: Scored, other: Scored) -> tuple[str, ...]:
+    """Why two results cannot be compared; empty where nothing that is known of them speaks against it."""
+    found = []
+    mine, theirs = run.summary, other.summary
+    if _differ(mine.get("scored_on"), theirs.get("scored_on")):
+        found.append(f"scored on {mine['scored_on']}, not on {theirs['scored_on']}")
+    if _differ(mine.get("protocol"), theirs.get("protocol")):
+        found.append(f"protocol {mine['protocol']}, not {theirs['protocol']}")
+    if _differ(run.per_class, other.per_class):
+        found.append(f"{run.per_class:.4g} training samples a class, not {other.per_class:.4g}")
+    if run.answers is not None and other.answers is not None:
+        if not np.array_equal(run.answers.samples, other.answers.samples):
+            n = len(np.intersect1d(run.answers.samples, other.answers.samples))
+            found.append(
+                f"scored on {len(run.answers)} samples, {n or 'none'} of them among the {len(other.answers)} there"
+            )
+    elif _differ(mine.get("stream"), theirs.get("stream")):
+        found.append(f"scored on {mine['stream']}, not on {theirs['stream']}")
+    return tuple(found)
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether both are known and are not the same."""
+    return a is not None and b is not None and a != b
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run beside the one that it is compared with.
+
+    Attributes:
+        run: the run.
+        base: the reference of its seed, else the first reference, else the first run of all.
+        reasons: why the two cannot be compared; empty where they can.
+        pair: the answers of the run and of the reference of its seed; None where one is missing.
+        difference: between them; None without a pair, or with less than two samples in common.
+        is_reference: whether it is a reference itself.
+    """
+
+    run: Scored
+    base: Scored
+    reasons: tuple[str, ...]
+    pair: tuple[Answers, Answers] | None
+    difference: Difference | None
+    is_reference: bool
+
+    @property
+    def cell(self) -> str | None:
+        """The difference in points, for a table."""
+        return "reference" if self.is_reference else None if self.difference is None else str(self.difference)
+
+
+def compare(run: Scored, references: Mapping[int | None, Scored], first: Scored) -> Compared:
+    """A run beside the reference of its seed.
+
+    Args:
+        run: the run.
+        references: by seed; empty without.
+        first: what it is held against where there are none.
+    """
+    partner = references.get(run.seed)
+    is_reference = any(run is one for one in references.values())
+    base = partner or next(iter(references.values()), first)
+    reasons = () if run is base else obstacles(run, base)
+    pair = None
+    if partner is not None and not is_reference and not reasons and run.answers and partner.answers:
+        pair = run.answers, partner.answers
+    return Compared(run, base, reasons, pair, paired_difference([pair]) if pair else None, is_reference)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that can be compared with each other.
+
+    Attributes:
+        heading: why they are apart; None for those that can be compared with the reference.
+        summaries: of the runs, with the difference in points as ``paired``.
+    """
+
+    heading: str | None
+    summaries: list[dict[str, Any]]
+
+
+class Comparison:
+    """Several runs side by side.
+
+    Args:
+        runs: directories of finished runs.
+        against: those that the others are compared with, one per seed; where none are given, the runs by
+            :data:`REFERENCE`, if there are any. They need not be among ``runs``.
+
+    Attributes:
+        references: by seed.
+        all: every run, those of ``against`` first if they are not among the others.
+
+    Raises:
+        DataError: a run that is not finished, or a damaged file.
+        InputError: two references of the same seed.
+    """
+
+    def __init__(self, runs: Sequence[str | Path], against: Sequence[str | Path] = ()) -> None:
+        places = {Path(run).resolve() for run in runs}
+        more = [run for run in dict.fromkeys(against) if Path(run).resolve() not in places]
+        scored = [Scored(run) for run in (*more, *runs)]
+        self._ambiguous: str | None = None
+        self.references = self._chosen(scored, {Path(run).resolve() for run in against})
+        self.all = [compare(run, self.references, scored[0]) for run in scored]
+        self._over_seeds = self._pooled()
+
+    def _chosen(self, scored: Sequence[Scored], named: set[Path]) -> dict[int | None, Scored]:
+        """The references by seed."""
+        found: dict[int | None, Scored] = {}
+        for one in scored:
+            if one.path.resolve() not in named if named else one.summary["method"] != REFERENCE:
+                continue
+            if one.seed in found:
+                twice = f"{found[one.seed].path} and {one.path} both have seed {one.seed}"
+                if named:
+                    raise InputError(f"--against takes one run per seed, but {twice}. Give one of them.")
+                self._ambiguous = f"No reference: {twice}. Say which it is: --against RUN"
+                return {}
+            found[one.seed] = one
+        return found
+
+    @property
+    def reference(self) -> str | None:
+        """The references in words."""
+        if not self.references:
+            return None
+        methods = list(dict.fromkeys(one.summary["method"] for one in self.references.values()))
+        return f"{' and '.join(methods)} ({', '.join(str(one.path) for one in self.references.values())})"
+
+    def _pooled(self) -> dict[str, tuple[list[Compared], Difference]]:
+        """By experiment: its runs, and the difference over their seeds, where there are several."""
+        groups: dict[str, list[Compared]] = {}
+        for one in self.all:
+            if one.difference is not None:
+                groups.setdefault(one.run.experiment, []).append(one)
+        found = {}
+        for experiment, some in groups.items():
+            seeds = {one.run.seed for one in some}
+            difference = paired_difference([one.pair for one in some if one.pair])
+            if difference is not None and len(some) == len(seeds) > 1:
+                found[experiment] = some, difference
+        return found
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """The summaries with what was compared: fractions, and reasons as one text."""
+        if len(self.all) < 2:
+            return [one.run.summary for one in self.all]
+        out = []
+        for one in self.all:
+            of, over = one.difference, self._over_seeds.get(one.run.experiment)
+            pooled = over[1] if over and one in over[0] else None
+            out.append(one.run.summary | {
+                "against": str(one.base.path) if of else None,
+                "difference": of.mean if of else None,
+                "difference_error": of.error if of else None,
+                "difference_samples": of.samples if of else None,
+                "difference_over_seeds": pooled.mean if pooled else None,
+                "difference_over_seeds_error": pooled.error if pooled else None,
+                "not_comparable": "; ".join(one.reasons) or None,
+            })  # fmt: skip
+        return out
+
+    def groups(self) -> list[Group]:
+        """Runs that can be compared first, then the others by what keeps them apart."""
+        apart: dict[tuple[str, ...], list[Compared]] = {(): []}
+        for one in self.all:
+            apart.setdefault(one.reasons, []).append(one)
+        return [
+            Group(_heading(some) if reasons else None, [one.run.summary | {"paired": one.cell} for one in some])
+            for reasons, some in apart.items()
+            if some
+        ]
+
+    def notes(self) -> list[str]:
+        """Sentences that belong below the tables."""
+        if len(self.all) < 2:
+            return []
+        lines = [self._ambiguous] if self._ambiguous else []
+        lines += [
+            f"{one.run.path}: its data are not compared. {one.run.problem}" for one in self.all if one.run.problem
+        ]
+        if any(one.difference for one in self.all):
+            lines.append(
+                f"difference: points against {self.reference}, the mean over the test samples of both ± its standard "
+                "error; within noise where it is below two standard errors."
+            )
+        for some, difference in self._over_seeds.values():
+            seeds = ", ".join(str(one.run.seed) for one in some)
+            lines.append(f"{some[0].run.summary['method']} over seeds {seeds}: {difference} points.")
+        if self.references:
+            lines += [f"{one.run.path}: {why}" for one in self.all if (why := self._why_unpaired(one))]
+        return lines
+
+    def _why_unpaired(self, one: Compared) -> str | None:
+        """Why a run that could be compared has no difference."""
+        if one.is_reference or one.reasons or one.difference is not None:
+            return None
+        if one.run.seed not in self.references:
+            return f"no difference, since no reference has its seed ({one.run.seed})."
+        if one.run.answers is None or one.base.answers is None:
+            without = one.run if one.run.answers is None else one.base
+            return f"no difference, since {without.path} keeps no answers to its test samples; run it again."
+        return "no difference, since both were scored on less than two samples."
+
+
+def _heading(some: Sequence[Compared]) -> str:
+    names = ", ".join(str(one.run.path) for one in some)
+    return f"Not comparable with {some[0].base.path}: {'; '.join(some[0].reasons)} ({names})"
