@@ -183,6 +183,18 @@ def test_report(photo_run):
     assert "simplecil" in text
     assert (photo_run / "t.csv").read_text().count("\n") >= 2
     assert (photo_run / "t.png").stat().st_size > 1000
+    ostinato("run", "simplecil", "data=photos", "seed=1", "eval.split=validation", "out=runs/apart", cwd=photo_run)
+    two = ("runs/photos", "runs/apart", "--against", "runs/photos")
+    (first, second) = json.loads(ostinato("report", *two, "--json", cwd=photo_run).stdout)
+    assert first["not_comparable"] is None
+    assert "scored on validation, not on test" in second["not_comparable"]
+    for more in ((), ("--markdown",)):
+        text = ostinato("report", *two, *more, cwd=photo_run).stdout
+        table, apart = text.split("Not comparable with runs/photos: ")
+        assert "reference" in table
+        assert "scored on validation, not on test" in apart
+        assert "(runs/apart)" in apart
+    assert "no such" in ostinato("report", "runs/photos", "--against", "none", code=3, cwd=photo_run).stderr
 
 
 def test_learn_more_classes_months_later(photo_run):

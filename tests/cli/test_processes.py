@@ -16,6 +16,7 @@ from tests.cli.command import ENV, ostinato
 
 from ostinato.distributed import ProcessGroup, process_group
 from ostinato.errors import InputError
+from ostinato.evaluation.answers import read_answers
 
 OPTIONS = (
     "data=digits", "data.limit_per_class=12", "data.test_limit_per_class=12", "stream.first=4", "stream.step=3",
@@ -47,6 +48,9 @@ def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
     text = finished(launched(2, "run", method, *OPTIONS, f"out={tmp_path / 'two'}"))
     one, two = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("one", "two"))
     assert one == two
+    first, second = (read_answers(tmp_path / run / "answers.npz") for run in ("one", "two"))
+    assert first.samples.tolist() == second.samples.tolist()
+    assert first.right.sum() == second.right.sum()
     events = [(tmp_path / run / "events.jsonl").read_text().splitlines() for run in ("one", "two")]
     assert len(events[0]) == len(events[1]), "every step is logged once"
     losses = [[json.loads(line).get("loss") for line in lines] for lines in events]

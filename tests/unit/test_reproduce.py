@@ -12,6 +12,8 @@ from tests.conftest import BLUE, GREEN, RED, WHITE, photos, save_bert, text_tabl
 from ostinato import reproduce
 from ostinato.cli import main
 from ostinato.errors import InputError, Interrupted
+from ostinato.evaluation.answers import read_answers
+from ostinato.evaluation.pairing import paired_difference
 from ostinato.presets import table_names
 from ostinato.report.console import Reporter
 
@@ -135,6 +137,51 @@ def test_a_finished_row_with_other_options_is_refused(done, capsys, monkeypatch)
     text = ostinato(capsys, "reproduce", "mine.toml", "ncm", "out=out", "data=digits", code=2)
     assert f"data was {done / 'photos'} and is digits now" in text
     ostinato(capsys, "reproduce", "mine.toml", "ncm", "out=out", "device=cpu", "checkpoint.every=7")
+
+
+def test_rows_are_compared_with_a_row_where_they_can_be(done, capsys, monkeypatch):
+    monkeypatch.chdir(done)
+    assert "against" not in (done / "out/table.md").read_text(), "no row is by the usual reference"
+    result = json.loads(ostinato(capsys, "reproduce", "mine.toml", "out=out", "--against", "ncm", "--json"))
+    reason = "5 training samples a class, not 6"
+    assert [row["not_comparable"] for row in result["rows"]] == [None, reason, None]
+    text = (done / "out/table.md").read_text()
+    assert "against ncm, points" in text
+    assert f"- `prompts` cannot be compared with `ncm`: {reason}" in text
+    text = ostinato(capsys, "reproduce", "mine.toml", "out=out", "--against", "vote", code=2)
+    assert "--against vote: mine runs no such row" in text
+    ostinato(capsys, "reproduce", "mine.toml", "out=out")
+
+
+SEEDS = """
+title = "Two seeds"
+options = ["stream.step=2", "precision=fp32", "data=digits", "data.limit_per_class=6", "data.test_limit_per_class=20"]
+variant = [{ name = "s0", options = ["seed=0"] }, { name = "s1", options = ["seed=1"] }]
+row = [{ name = "ranpac", method = "simplecil" }, { name = "crop", method = "simplecil", options = ["data.crop=0.4"] }]
+"""
+
+
+def test_a_row_is_compared_over_all_its_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeds.toml").write_text(SEEDS)
+    monkeypatch.setattr("ostinato.reproduce.results.REFERENCE", "simplecil")  # that of two rows: neither is meant
+    ostinato(capsys, "reproduce", "seeds.toml", "out=out")
+    assert "against" not in (tmp_path / "out/table.md").read_text()
+    ostinato(capsys, "reproduce", "seeds.toml", "out=out", "--against", "ranpac")
+    text = (tmp_path / "out/table.md").read_text()
+    rows = {r["row"]: r for r in csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines())}
+    pairs = []
+    for s in ("s0", "s1"):
+        crop, base = (read_answers(tmp_path / f"out/{name}-{s}/answers.npz") for name in ("crop", "ranpac"))
+        pairs.append((crop, base))
+        assert float(rows[f"crop-{s}"]["difference"]) == pytest.approx(crop.right.mean() - base.right.mean())
+        assert rows[f"ranpac-{s}"]["difference"] == ""
+    want = paired_difference(pairs)
+    assert want.mean < -0.05
+    assert "| against ranpac, points |" in text
+    assert re.search(rf"^\| crop .* \| {re.escape(str(want))} \|", text, re.MULTILINE)
+    assert re.search(r"^\| ranpac .* \| reference \|", text, re.MULTILINE)
+    assert "below two standard errors" in text
 
 
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys, monkeypatch):

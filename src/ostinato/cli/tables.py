@@ -48,10 +48,10 @@ def report(
     elif markdown:
         for group in comparison.groups():
             if group.heading:
-                say(f"\n{group.heading}\n")
+                say(f"{group.heading}\n")
             say(markdown_table(group.summaries))
         if notes := comparison.notes():
-            say("\n" + "\n".join(f"- {note}" for note in notes))
+            say("\n".join(f"- {note}" for note in notes))
     else:
         from ostinato.analysis.comparison import remarks
 
@@ -76,6 +76,10 @@ def reproduce(
     collect: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Put what was measured between the table's markers in FILE.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="ROW", help="Row that the others are compared with, sample by sample; else ranpac."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a published table row by row, and print what was published beside what was measured.
@@ -95,13 +99,13 @@ def reproduce(
             say(work.listing_text(listing))
         return
     read = work.read_table(table)
-    given = work.sort_options(read, [w for w in words or [] if "=" in w])
+    given = work.sort_options(read, [w for w in words or [] if "=" in w], against)
     rows = read.choose([w for w in words or [] if "=" not in w])
     if collect:
         work.collect_rows(read, rows, given, collect)
         return
     if dry_run:
-        outcome = work.Outcome(work.plan_rows(read, rows, given), work.measured(read, given.out), {})
+        outcome = work.Outcome(work.plan_rows(read, rows, given), work.measured(read, given.out, given.against), {})
     else:
         with reporting(as_json) as (_, reporter):
             outcome = work.run_rows(read, rows, given, reporter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -137,22 +137,20 @@ class Compared:
         return "reference" if self.is_reference else None if self.difference is None else str(self.difference)
 
 
-def compare(run: Scored, references: Mapping[int | None, Scored], first: Scored) -> Compared:
-    """A run beside the reference of its seed.
+def compare(run: Scored, base: Scored, *, paired: bool = True) -> Compared:
+    """A run beside another, which is the reference if their answers are paired.
 
     Args:
         run: the run.
-        references: by seed; empty without.
-        first: what it is held against where there are none.
+        base: another one, or the same.
+        paired: whether their answers are.
     """
-    partner = references.get(run.seed)
-    is_reference = any(run is one for one in references.values())
-    base = partner or next(iter(references.values()), first)
-    reasons = () if run is base else obstacles(run, base)
-    pair = None
-    if partner is not None and not is_reference and not reasons and run.answers and partner.answers:
-        pair = run.answers, partner.answers
-    return Compared(run, base, reasons, pair, paired_difference([pair]) if pair else None, is_reference)
+    if run is base:
+        return Compared(run, base, (), None, None, is_reference=paired)
+    reasons, pair = obstacles(run, base), None
+    if paired and not reasons and run.answers and base.answers:
+        pair = run.answers, base.answers
+    return Compared(run, base, reasons, pair, paired_difference([pair]) if pair else None, is_reference=False)
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ class Comparison:
         scored = [Scored(run) for run in (*more, *runs)]
         self._ambiguous: str | None = None
         self.references = self._chosen(scored, {Path(run).resolve() for run in against})
-        self.all = [compare(run, self.references, scored[0]) for run in scored]
+        self.all = [self._compared(run, scored[0]) for run in scored]
         self._over_seeds = self._pooled()
 
     def _chosen(self, scored: Sequence[Scored], named: set[Path]) -> dict[int | None, Scored]:
@@ -208,6 +206,13 @@ class Comparison:
                 return {}
             found[one.seed] = one
         return found
+
+    def _compared(self, run: Scored, first: Scored) -> Compared:
+        """A run beside the reference of its seed, else beside the first reference, else beside the first run."""
+        if any(run is one for one in self.references.values()):
+            return compare(run, run)
+        base = self.references.get(run.seed)
+        return compare(run, base or next(iter(self.references.values()), first), paired=base is not None)
 
     @property
     def reference(self) -> str | None:

@@ -19,7 +19,8 @@ from ostinato.reproduce.plan import (
     run_plans,
     sort_options,
 )
-from ostinato.reproduce.show import Measured, collect, measured, rich_table
+from ostinato.reproduce.results import Measured, measured
+from ostinato.reproduce.show import collect, rich_table
 from ostinato.reproduce.table import Row, Table, read_table
 
 __all__ = [
@@ -98,7 +99,7 @@ def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter
     if missing := lacking(plans):
         reporter.message(f"Not run for want of data or weights:\n{missing}")
     failed = run_plans(plans, table, given, reporter)
-    return Outcome(plans, measured(table, given.out), failed)
+    return Outcome(plans, measured(table, given.out, given.against), failed)
 
 
 def collect_rows(table: Table, rows: Sequence[Row], given: Given, path: Path) -> None:
@@ -107,7 +108,7 @@ def collect_rows(table: Table, rows: Sequence[Row], given: Given, path: Path) ->
     Raises:
         InputError: if none of them was measured.
     """
-    found = [r for r in measured(table, given.out) if r.row in rows]
+    found = [r for r in measured(table, given.out, given.against) if r.row in rows]
     if not any(r.summary for r in found):
         raise InputError(f"--collect: none of these rows was measured below {given.out}. Say where as out=.")
     collect(table, found, path)
@@ -141,6 +142,7 @@ def as_json(
                     "state": plan.state if plan else "quoted",
                     "published_percent": row.published,
                     "summary": result.summary,
+                    **result.comparison(),
                     "command": result.command or (plan.command if plan else None),
                     "missing": list(plan.missing) if plan else [],
                     "failed": failed.get(row.name),

@@ -18,7 +18,8 @@ from ostinato.paths import user_path
 from ostinato.presets import DATA
 from ostinato.registry import check_options
 from ostinato.report.console import Reporter
-from ostinato.reproduce.show import measured, write_table
+from ostinato.reproduce.results import check_reference, measured
+from ostinato.reproduce.show import write_table
 from ostinato.reproduce.table import Row, Table, replace_words
 from ostinato.runs.checkpoint import Checkpoints
 from ostinato.runs.rundir import RunDir
@@ -43,6 +44,7 @@ class Given:
         weights: files by backbone; "" for a bare ``backbone.weights=``.
         words: options for every row.
         methods: files of methods that may be run; a table alone cannot have one run.
+        against: the row that others are compared with; None for the one by the usual reference.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class Given:
     weights: dict[str, str]
     words: tuple[str, ...]
     methods: frozenset[Path] = frozenset()
+    against: str | None = None
 
     def check_may_run(self, row: Row) -> None:
         """Make sure that the command names the file of a row's method, if it is one.
@@ -65,12 +68,18 @@ class Given:
             )
 
 
-def sort_options(table: Table, words: Sequence[str]) -> Given:
+def sort_options(table: Table, words: Sequence[str], against: str | None = None) -> Given:
     """Tell data, weights and the directory from options for every row.
 
+    Args:
+        table: the table.
+        words: of the command line.
+        against: the row that others are compared with.
+
     Raises:
-        InputError: for what cannot be said of a whole table.
+        InputError: for what cannot be said of a whole table, or if it has no such row.
     """
+    check_reference(table, against)
     names = {row.data for row in table.rows if row.data} | set(DATA)
     out, data, weights, rest = Path("runs") / table.name.replace("/", "-"), {}, {}, []
     methods: set[Path] = set()
@@ -93,7 +102,7 @@ def sort_options(table: Table, words: Sequence[str]) -> Given:
         else:
             rest.append(word)
     parse_overrides(rest)
-    return Given(out, data, weights, tuple(rest), frozenset(methods))
+    return Given(out, data, weights, tuple(rest), frozenset(methods), against)
 
 
 @dataclass(frozen=True)
@@ -335,9 +344,9 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
                 raise
             failed[plan.row.name] = str(known)
             reporter.message(f"{plan.row.name}: {known}")
-        write_table(table, measured(table, given.out), given.out)
+        write_table(table, measured(table, given.out, given.against), given.out)
     if not todo:
-        write_table(table, measured(table, given.out), given.out)
+        write_table(table, measured(table, given.out, given.against), given.out)
     return failed
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ostinato.files import read_json
 from ostinato.presets import METRICS
 from ostinato.report.tables import (
     NOTHING,
@@ -21,8 +19,8 @@ from ostinato.report.tables import (
     to_markdown,
     whole_count,
 )
-from ostinato.reproduce.table import Row, Table
-from ostinato.runs.rundir import RunDir
+from ostinato.reproduce.results import Measured, difference
+from ostinato.reproduce.table import Table
 
 COSTS = {
     "trainable_parameters": ("trainable", human_count),
@@ -55,42 +53,13 @@ _HEADINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A row with its result, where there is one.
-
-    Attributes:
-        row: the row.
-        summary: of the finished run; fractions.
-        command: that made it.
-    """
-
-    row: Row
-    summary: dict[str, Any] | None
-    command: str | None
-
-
-def measured(table: Table, out: Path) -> list[Measured]:
-    """All rows of a table with what ``out`` holds of them.
-
-    Raises:
-        DataError: a summary that cannot be read.
-    """
-    commands = read_json(out / "commands.json") if (out / "commands.json").exists() else {}
-    results = []
-    for row in table.rows:
-        run = RunDir(out / row.name)
-        summary = run.read_summary() if row.not_run is None and run.summary.exists() else None
-        results.append(Measured(row, summary, commands.get(row.name) if summary else None))
-    return results
-
-
 def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells: published beside measured, "-" where there is nothing.
 
     Accuracies are in percent. Published metrics have a column only if some row has them, and samples kept only if some
     were. Where a row was run in variants, it has one line: the last accuracy of each, and the means over those that
-    have run with their standard deviations.
+    have run with their standard deviations. Where the reference row was run, each row has its mean difference to that
+    one over the same test samples, with the standard error.
     """
     published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
     shown = [m for m in _HEADINGS if m != "mean_task" or m in published]
@@ -98,6 +67,7 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     variants = list(dict.fromkeys(r.row.variant for r in results if r.row.variant))
     labelled = any(r.row.label != r.row.base for r in results)
     mean = "mean " if variants else ""
+    reference = reference_of(results)
     headings = ["row", *(["what"] if labelled else [])]
     for variant in variants:
         headings += [f"published {variant} last %"] if "last" in published else []
@@ -105,6 +75,7 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     for metric in shown:
         headings += [f"published {mean}{_HEADINGS[metric]}"] if metric in published else []
         headings.append(f"{mean}{_HEADINGS[metric]}")
+    headings += [f"against {reference}, points"] if reference else []
     headings += [heading for heading, _ in costs.values()]
     cells = []
     for base in dict.fromkeys(r.row.base for r in results):
@@ -123,8 +94,16 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
             if metric in published:
                 line.append(_quoted(quoted, metric))
             line.append(_with_spread(finished, METRICS[metric]))
+        if reference:
+            of_all = difference(group)
+            line.append("reference" if base == reference else NOTHING if of_all is None else str(of_all))
         cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
     return headings, cells
+
+
+def reference_of(results: Sequence[Measured]) -> str | None:
+    """Name of the row that others were compared with; None where none was."""
+    return next((r.row.base for r in results if r.compared is not None and r.compared.is_reference), None)
 
 
 def _quoted(published: dict[str, float], metric: str) -> str:
@@ -150,9 +129,19 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
     """The table in Markdown, its notes, and the exact command of every measured row."""
     headings, cells = columns(results)
     text = to_markdown(headings, cells, texts=range(2 if headings[1] == "what" else 1))
-    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note]
+    reference = reference_of(results)
+    paired = reference and (
+        f"Against {reference}: points, the mean over the same test samples ± its standard error; within noise where it "
+        "is below two standard errors."
+    )
+    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note, paired]
     text += "".join(f"\n{note}\n" for note in notes if note)
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
+    lines += [
+        f"- `{r.row.name}` cannot be compared with `{reference}`: {'; '.join(r.compared.reasons)}"
+        for r in results
+        if r.compared is not None and r.compared.reasons
+    ]
     text += "\n" + "\n".join(dict.fromkeys(lines)) + "\n" if lines else ""
     commands = [f"{r.command}   # {r.row.name}" for r in results if r.command]
     return text + (FOLDED.format("\n".join(commands)) if commands else "")
@@ -163,13 +152,18 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(f"# {table.title}\n\n{markdown(table, results)}", encoding="utf-8")
     keys = [*METRICS.values(), *COSTS, "protocol", "backbone", "stream", "seed"]
+    compared = ["difference", "difference_error", "not_comparable"]
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "what", "method", "data", *(f"published_{m}" for m in METRICS), *keys, "command"])
+        writer.writerow(
+            ["row", "what", "method", "data", *(f"published_{m}" for m in METRICS), *keys, *compared, "command"]
+        )
         for result in results:
             row, summary = result.row, result.summary or {}
             quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
             values = ["" if summary.get(k) is None else summary[k] for k in keys]
+            found = result.comparison()
+            values += ["" if found[k] is None else found[k] for k in compared]
             writer.writerow([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
 
 
