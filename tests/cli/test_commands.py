@@ -194,7 +194,7 @@ def test_report(photo_run):
         assert "reference" in table
         assert "scored on validation, not on test" in apart
         assert "(runs/apart)" in apart
-    assert "no such" in ostinato("report", "runs/photos", "--against", "none", code=3, cwd=photo_run).stderr
+    assert "none at none" in ostinato("report", "runs/photos", "--against", "none", code=3, cwd=photo_run).stderr
 
 
 def test_learn_more_classes_months_later(photo_run):
