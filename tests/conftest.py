@@ -17,6 +17,8 @@ from PIL import Image
 from pyarrow import csv
 from torch.utils.flop_counter import flop_registry
 
+from tests.cli.forking import Server
+
 from ostinato import lookup, registry
 from ostinato.backbones import Backbone
 from ostinato.contract.toys import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
@@ -122,6 +124,14 @@ def vit_ti() -> Path:
     if not VIT_TI.exists():
         pytest.skip("the real ViT-Ti weights are not beside this checkout (../shared/weights)")
     return VIT_TI
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Server]:
+    """Begins commands in processes that are there at once."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture

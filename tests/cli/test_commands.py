@@ -1,7 +1,7 @@
 """The command line as a person types it.
 
-Commands run in this process, which saves the seconds of importing torch; those that are killed or interrupted, and
-one ordinary run, get a process of their own.
+Commands run in this process, which saves the seconds of importing torch; those that are killed or interrupted get
+one that was forked, and one ordinary run is started as a person does it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
+from tests.cli.forking import Forked
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
 from ostinato.config import changeable
@@ -271,14 +272,14 @@ def test_resume_and_collect_say_where_to_point(tmp_path):
     assert "filled" in (tmp_path / "page.md").read_text()
 
 
-def test_an_interrupted_learn_is_resumed(tmp_path):
+def test_an_interrupted_learn_is_resumed(forked, tmp_path):
     photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
     photos(tmp_path / "more", {"green": GREEN, "white": WHITE}, n=12, seed=1)
     words = ("train.epochs=4", "train.batch_size=4", "checkpoint.every=1")
     for out in ("a", "b"):
         ostinato("run", "dualprompt", "data=photos", "stream.step=2", f"out={out}", *words, cwd=tmp_path)
     ostinato("learn", "a", "data=more", cwd=tmp_path)
-    victim = process("learn", "b", "data=more", cwd=tmp_path)
+    victim = forked("learn", "b", "data=more", cwd=tmp_path)
     wait_for(tmp_path / "b/learn-001/events.jsonl", 7, victim)
     victim.kill()
     victim.communicate()
@@ -336,9 +337,9 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
     assert not list(run.rglob("*.part")), "nothing half done is left"
 
 
-def test_resume_refuses_other_data(tmp_path):
+def test_resume_refuses_other_data(forked, tmp_path):
     photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
-    victim = process("run", "dualprompt", "data=photos", "stream.step=1", "out=r", "train.epochs=50", cwd=tmp_path)
+    victim = forked("run", "dualprompt", "data=photos", "stream.step=1", "out=r", "train.epochs=50", cwd=tmp_path)
     wait_for(tmp_path / "r/events.jsonl", 3, victim)
     victim.kill()
     victim.communicate()
@@ -505,7 +506,7 @@ def whole(tmp_path_factory) -> Path:
     return root / "run"
 
 
-def wait_for(path: Path, lines: int, running: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, lines: int, running: Forked) -> None:
     """Until a log has so many lines."""
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
@@ -528,8 +529,8 @@ def same_result(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [4, 13, 22])
-def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, lines):
-    victim = process(*RUN, "out=run", cwd=tmp_path)
+def test_sigkill_anywhere_and_resume_gives_the_same_matrix(forked, whole, tmp_path, lines):
+    victim = forked(*RUN, "out=run", cwd=tmp_path)
     wait_for(tmp_path / "run/events.jsonl", lines, victim)
     victim.kill()
     victim.communicate()
@@ -545,8 +546,8 @@ def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, line
     same_result(tmp_path / "run", whole)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
-    asked = process(*RUN, "out=run", cwd=tmp_path, stderr=subprocess.PIPE)
+def test_ctrl_c_saves_and_says_how_to_go_on(forked, whole, tmp_path):
+    asked = forked(*RUN, "out=run", cwd=tmp_path)
     wait_for(tmp_path / "run/events.jsonl", 10, asked)
     asked.send_signal(signal.SIGINT)
     _, message = asked.communicate(timeout=60)
