@@ -31,8 +31,8 @@ class Forked:
 
     def __init__(self, server: Server, words: list[str], cwd: Path, env: dict[str, str]) -> None:
         self.server, self.returncode = server, None
-        self.printed = [tempfile.NamedTemporaryFile(mode="r", encoding="utf-8") for _ in range(2)]
-        files = [file.name for file in self.printed]
+        self.folder = tempfile.TemporaryDirectory()
+        files = [str(Path(self.folder.name) / name) for name in ("out", "err")]
         self.pid = server.ask({"words": words, "cwd": str(cwd), "files": files, "env": env})
 
     def poll(self) -> int | None:
@@ -58,9 +58,8 @@ class Forked:
                 self.kill()
                 raise TimeoutError(f"{self.pid} did not end in {timeout} seconds")
             time.sleep(0.01)
-        out, err = (file.read() for file in self.printed)
-        for file in self.printed:
-            file.close()
+        out, err = ((Path(self.folder.name) / name).read_text(encoding="utf-8") for name in ("out", "err"))
+        self.folder.cleanup()
         return out, err
 
 
@@ -115,7 +114,7 @@ def run(question: dict[str, Any]) -> None:
         os.chdir(question["cwd"])
         os.environ.update(question["env"])
         for number, file in enumerate([os.devnull, *question["files"]]):
-            os.dup2(os.open(file, os.O_RDWR), number)
+            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
         try:
             main(question["words"])
             code = 0
