@@ -57,7 +57,7 @@ def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
 
 
 def _options(name: str) -> dict[str, Any]:
-    return {"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}
+    return {"method": {"name": name}, "data": {"path": "digits", "limit_per_class": 60}, "stream": {"step": 2}}
 
 
 def _make_room(out: Path) -> None:
