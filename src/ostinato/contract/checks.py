@@ -24,7 +24,7 @@ from ostinato.contract.tiny_models import BACKBONES, Kind, tiny_stream, unpadded
 from ostinato.lookup import executed_anew, file_of
 from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
-from ostinato.registry import options_schema, parts_of
+from ostinato.registry import options_schema, parts_of, sources_of_options
 from ostinato.streams import StreamOptions, TaskStream
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.loop import Settings, learn_task
@@ -446,7 +446,7 @@ def every_option_has_a_default_and_is_explained(case: Case) -> None:
 
     Those of a part stand under Attributes of its options.
     """
-    docs = [cls.__doc__ or "" for cls in case.method.__mro__]  # **more passes on the base's options
+    docs = [source.__doc__ or "" for source in sources_of_options(case.method)]
     for option, told in options_schema(case.method).model_fields.items():
         if told.is_required():
             raise ContractViolation(f"method.{option} has no default.")
