@@ -178,7 +178,7 @@ def test_the_table_of_the_manual_runs_and_takes_no_row_of_another_text_for_its_o
     assert sum(line.startswith("ostinato run my_method.py ") for line in lines) == 2
     ostinato(*words, cwd=file.parent)
     file.write_text(FILE.replace("lr=0.01", "lr=0.02"))
-    assert "my_method.py changed since it was run" in ostinato(*words, code=2, cwd=file.parent).stderr
+    assert "my_method.py changed since the run" in ostinato(*words, code=2, cwd=file.parent).stderr
 
 
 @pytest.mark.parametrize(
@@ -400,4 +400,4 @@ def test_check_takes_options_of_the_method(file):
         "check", "my_method.py", "method.lenght=2", code=2, cwd=file.parent
     ).stderr  # fmt: skip
     text = ostinato("check", "simplecil", "train.epochs=2", code=2).stderr
-    assert "check takes options of the method alone" in text
+    assert "check takes only options of the method" in text
