@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import reference
 from benchmarks.limits import Shapes, counter, forward_flops, multiply_rate, seconds, synchronise, training_flops
 from ostinato.backbones import Arch, Backbone, Preprocess, VisionBackbone
-from ostinato.contract.toys import random_backbone as toy_backbone
+from ostinato.contract.tiny_models import random_backbone as tiny_backbone
 from ostinato.lookup import get_method, methods
 from ostinato.methods.base import LearnTask, Method, Stage
 from ostinato.training.callbacks import Callback
@@ -141,7 +141,7 @@ SELECTED = {"top_k": 5, "pool_size": 5, "length": 5}
 
 CASES = (
     Case(
-        "DualPrompt, training, fixed views",
+        "DualPrompt, training, fixed transforms",
         "dualprompt",
         {},
         2,
@@ -151,7 +151,7 @@ CASES = (
         flops=lambda arch, n: training_flops(arch, n, prefix=2),
     ),
     Case(
-        "DualPrompt, training, augmented views",
+        "DualPrompt, training, augmented transforms",
         "dualprompt",
         {},
         2,
@@ -236,7 +236,7 @@ def closed_forms() -> list[Case]:
     for name, cls in methods().items():
         if cls.needs is not Backbone and not issubclass(VisionBackbone, cls.needs):
             continue
-        method = cls(toy_backbone())
+        method = cls(tiny_backbone())
         images = Images(CLASSES, method.backbone.preprocess.size, range(CLASSES))
         task = LearnTask(0, range(CLASSES), images, lambda images=images: iter([images.batch(CLASSES, CPU)]))
         method.begin_task(task)
@@ -455,8 +455,8 @@ def measure(
             return _passing(how, ours, plain)
         if case.training:
             return _training(how, ours, plain, folder)
-        if not case.known:
-            ours.cache = None
+        if not case.known and ours.frozen is not None:
+            ours.frozen.feature_cache = None
         return _scoring(how, ours, plain)
 
 
@@ -466,8 +466,8 @@ def _training(how: _How, ours: Method, plain: Method | None, folder: str) -> Mea
     classes = range((case.tasks - 1) * CLASSES, case.tasks * CLASSES)
     images = Images(batch * (rounds + 2), ours.backbone.preprocess.size, classes, pin=device.type == "cuda")
     x, y = images.batch(batch, device)
-    if case.known and ours.cache is not None:
-        ours.cache.persist(folder)
+    if case.known and ours.frozen is not None:
+        ours.frozen.persist(folder)
 
     def other() -> None:
         optimizer = torch.optim.SGD([p for p in cast(Method, plain).train().parameters() if p.requires_grad], 0.0)

@@ -58,7 +58,8 @@ class Trained:
         torch.manual_seed(0)
         self.method: Method = get_method(name)(load_backbone(), **options)
         prepare(self.method, CPU, dtype)
-        self.method.cache = None  # every task shows the same images
+        if self.method.frozen is not None:
+            self.method.frozen.feature_cache = None  # every task shows the same images
         self.settings = Settings(CPU, dtype, overrides={"epochs": 1, "batch_size": 20})
         self.x = Images(PER_TASK, self.method.backbone.preprocess.size, range(CLASSES))
 

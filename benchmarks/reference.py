@@ -86,7 +86,7 @@ def _attention(attn: torch.nn.Module, x: Tensor, layer: Layer) -> Tensor:
 def _prompted(method: DualPrompt | SoftTF, experts: Tensor) -> Layers:
     """Layers under experts (B | 1, E layers, 2, P, D)."""
     prompts = cast(Prefixes, method.prompts)
-    general = {i: Layer(g[None, 0], g[None, 1]) for i, g in zip(prompts.g_layers, prompts.general, strict=True)}
+    general = {i: Layer(g[None, 0], g[None, 1]) for i, g in zip(prompts.g_layers, prompts.g_prompt, strict=True)}
     return general | {i: Layer(experts[:, j, 0], experts[:, j, 1]) for j, i in enumerate(prompts.e_layers)}
 
 
@@ -94,7 +94,7 @@ def dualprompt_loss(method: DualPrompt, x: Tensor, y: Tensor) -> Tensor:
     """The loss of a batch of the newest task."""
     with torch.no_grad():
         query = encode(method.backbone, x)
-    features = encode(method.backbone, x, _prompted(method, method.prompts.experts[-1][None]))
+    features = encode(method.backbone, x, _prompted(method, method.prompts.e_prompt[-1][None]))
     pull = F.cosine_similarity(query, cast(LearnedKeys, method.keys).keys[-1][None]).mean()
     return method.head.loss(features, y) - cast(LearnedKeys, method.keys).weight * pull
 
@@ -104,7 +104,7 @@ def dualprompt_scores(method: DualPrompt, x: Tensor) -> Tensor:
     query = F.normalize(encode(method.backbone, x), dim=1)
     keys = F.normalize(torch.stack(list(cast(LearnedKeys, method.keys).keys)), dim=1)
     tasks = (query @ keys.T).argmax(1)
-    return method.head(encode(method.backbone, x, _prompted(method, torch.stack(list(method.prompts.experts))[tasks])))
+    return method.head(encode(method.backbone, x, _prompted(method, torch.stack(list(method.prompts.e_prompt))[tasks])))
 
 
 # CL-LoRA

@@ -75,6 +75,7 @@ def method_pages() -> dict[str, str]:
         Markdown by path.
     """
     from ostinato.lookup import methods
+    from ostinato.registry import sources_of_options
     from ostinato.report.tables import to_markdown
 
     preset_rows, pages, index = presets(), {}, []
@@ -88,8 +89,14 @@ def method_pages() -> dict[str, str]:
         page = [
             f"# {name}", "", f"::: {cls.__module__}", "    options:", "      members: false",
             "      show_root_heading: false", "      show_root_toc_entry: false", "",
-            "## Options", "", f"::: {cls.__module__}.{cls.__qualname__}", "    options:", "      members: false",
-            "      show_root_heading: false", "      show_root_toc_entry: false", "      show_bases: false", "",
+            "## Options", "",
+        ]  # fmt: skip
+        for source in sources_of_options(cls):
+            page += [
+                f"::: {source.__module__}.{source.__qualname__}", "    options:", "      members: false",
+                "      show_root_heading: false", "      show_root_toc_entry: false", "      show_bases: false", "",
+            ]  # fmt: skip
+        page += [
             "## Defaults", "", f"`ostinato show {name}` prints them as well.", "",
             "```text", *options(shown["options"], "method."), *options(shown["recipe"], "train."), "```", "",
         ]  # fmt: skip

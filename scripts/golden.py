@@ -254,14 +254,14 @@ class Lesson:
     Attributes:
         method: on the CPU, in fp32.
         stream: its tasks.
-        view: sees test samples.
+        transform: sees test samples.
         learn: teaches a task, told to a callback.
         evaluate: counts over test samples of tasks.
     """
 
     method: Any
     stream: Any
-    view: Any
+    transform: Any
     learn: Callable[[int, Losses], Any]
     evaluate: Callable[[Sequence[Any]], Any]
 
@@ -287,7 +287,7 @@ class Losses(Callback):
 
 def begin(row: Row) -> Lesson:
     """The untaught method of a row."""
-    return _on_digits(row) if row.on == "digits" else _on_toys(row)
+    return _on_digits(row) if row.on == "digits" else _on_tiny_models(row)
 
 
 def _on_digits(row: Row) -> Lesson:
@@ -302,26 +302,26 @@ def _on_digits(row: Row) -> Lesson:
     def learn(i: int, callback: Losses) -> None:
         learner.learn(stream.task(i), callback=callback)
 
-    return Lesson(learner.method, stream, learner.eval_view, learn, partial(learner.evaluate, oracle=True))
+    return Lesson(learner.method, stream, learner.eval_transform, learn, partial(learner.evaluate, oracle=True))
 
 
-def _on_toys(row: Row) -> Lesson:
-    from ostinato.contract.lessons import SETTINGS, learn_view, make
-    from ostinato.contract.toys import toy_stream, view_of
+def _on_tiny_models(row: Row) -> Lesson:
+    from ostinato.contract.harness import SETTINGS, learn_task_of, make
+    from ostinato.contract.tiny_models import tiny_stream, transform_of
     from ostinato.evaluation.evaluator import evaluate
     from ostinato.training.loop import learn_task
 
     if row.train or row.learner:
-        raise ValueError(f"{row.name}: the recipe and the learner of toys are fixed.")
-    method, stream = make(row.method, row.on, **row.options), toy_stream(row.on)  # pyright: ignore[reportArgumentType]
+        raise ValueError(f"{row.name}: the recipe and the learner of tiny models are fixed.")
+    method, stream = make(row.method, row.on, **row.options), tiny_stream(row.on)  # pyright: ignore[reportArgumentType]
 
     def learn(i: int, callback: Losses) -> None:
-        learn_task(method, learn_view(method, stream, i), SETTINGS, callback)
+        learn_task(method, learn_task_of(method, stream, i), SETTINGS, callback)
 
     def count(groups: Sequence[Any]) -> Any:
         return evaluate(method, groups, SETTINGS, oracle=True)
 
-    return Lesson(method, stream, view_of(stream), learn, count)
+    return Lesson(method, stream, transform_of(stream), learn, count)
 
 
 COUNTS = ("totals", "correct", "task_incremental", "task_id", "oracle_id")
@@ -362,7 +362,7 @@ def results(row: Row) -> dict[str, Any]:
     groups: list[Any] = []
     for i in range(len(lesson.stream)):
         lesson.learn(i, callback)
-        groups.append(lesson.stream.test(i).with_view(lesson.view))
+        groups.append(lesson.stream.test(i).with_transform(lesson.transform))
         counts = lesson.evaluate(groups)
         accuracy[f"after task {i + 1}"] = {name: getattr(counts, name) for name in COUNTS}
     places = [(group, i) for group in groups for i in range(len(group))]

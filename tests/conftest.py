@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ostinato import lookup, registry
 from ostinato.backbones import Backbone
-from ostinato.contract.toys import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
+from ostinato.contract.tiny_models import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
 from tests.cli.forking import Server
 
 # The models here are tiny: a second thread costs more than it gives, and slows down whatever runs beside the suite.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
     from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
     from ostinato.registry import register
-    from ostinato.streams import Examples, Source, StreamOptions, Task, TaskStream, arrays, open_source
+    from ostinato.streams import LabeledDataset, Source, StreamOptions, Task, TaskStream, arrays, open_source
 
     __version__: str
 
@@ -31,7 +31,7 @@ _HOMES = {
     "DataError": "errors",
     "Edit": "backbones",
     "Evaluation": "evaluation.evaluator",
-    "Examples": "streams",
+    "LabeledDataset": "streams",
     "InputError": "errors",
     "LayerPlan": "backbones",
     "LearnTask": "methods.base",
@@ -75,8 +75,8 @@ __all__ = [
     "DataError",
     "Edit",
     "Evaluation",
-    "Examples",
     "InputError",
+    "LabeledDataset",
     "LayerPlan",
     "LearnTask",
     "Learner",

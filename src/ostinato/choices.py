@@ -97,16 +97,16 @@ class Choice(Generic[Chosen]):
         return f"{dotted(*where.split('.'), key)}: unknown key. {hint}"
 
 
-def built(kind: type[Chosen], where: str, **values: Any) -> Chosen:
-    """A part's options from values.
+def built(defaults: Chosen, where: str, values: Mapping[str, Any]) -> Chosen:
+    """A part's options from its defaults and values.
 
     Raises:
-        InputError: naming the first wrong one.
+        InputError: naming the first wrong one under ``where``.
     """
     try:
-        return kind(**values)
+        return type(defaults)(**{**dict(defaults), **values})
     except ValidationError as error:
-        raise InputError(describe_validation(error, where, list(kind.model_fields))) from None
+        raise InputError(describe_validation(error, where, list(type(defaults).model_fields))) from None
 
 
 def choice_of(field: FieldInfo) -> Choice[Any] | None:

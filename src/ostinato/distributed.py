@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """One of ``size`` processes that share the work; alone, nothing is exchanged.
 
     All processes hold the same method and take the same steps in the same order. Each computes its share of a batch;
@@ -33,15 +33,15 @@ class World:
     size: int = 1
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes logs, checkpoints and plots."""
         return self.rank == 0
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
+    def shard(self, items: Sequence[Item]) -> list[Item]:
         """This process's consecutive part of items; the parts differ by at most one item, and may be empty."""
         return list(items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size])
 
-    def add(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over processes, in one exchange per dtype and device."""
         if self.size == 1:
             return
@@ -54,24 +54,24 @@ class World:
             for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 t.detach().copy_(part.view_as(t))
 
-    def add_gradients(self, params: Sequence[torch.nn.Parameter]) -> None:
+    def all_reduce_gradients(self, params: Sequence[torch.nn.Parameter]) -> None:
         """Sum the gradients; a parameter that no process has a gradient for keeps none."""
         if self.size == 1 or not params:
             return
         present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
-        self.add([present])
+        self.all_reduce([present])
         for p, n in zip(params, present.tolist(), strict=True):
             if n and p.grad is None:
                 p.grad = torch.zeros_like(p)
-        self.add([p.grad for p in params if p.grad is not None])
+        self.all_reduce([p.grad for p in params if p.grad is not None])
 
-    def rows(self, local: Tensor) -> Tensor:
+    def all_gather(self, local: Tensor) -> Tensor:
         """Rows (n_r, ...) of all processes one after another, by rank; sizes may differ."""
         if self.size == 1:
             return local
         sizes = torch.zeros(self.size, dtype=torch.int64, device=local.device)
         sizes[self.rank] = len(local)
-        self.add([sizes])
+        self.all_reduce([sizes])
         longest = int(sizes.max())
         padded = local.new_zeros(longest, *local.shape[1:])
         padded[: len(local)] = local
@@ -84,10 +84,10 @@ class World:
         if self.size == 1:
             return flag
         said = torch.tensor([int(flag)], device=device)
-        self.add([said])
+        self.all_reduce([said])
         return bool(said.item())
 
-    def agree(self, value: Item) -> Item:
+    def broadcast_object(self, value: Item) -> Item:
         """What the main process has; any object that can be pickled."""
         if self.size == 1:
             return value
@@ -95,23 +95,23 @@ class World:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def agree_on(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by those of the main process."""
         if self.size > 1:
             for t in tensors:
                 dist.broadcast(t.detach(), 0)
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes a launcher started together; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def process_group(device: str = "auto") -> Iterator[ProcessGroup]:
     """Join the processes that a launcher started together, for the length of the block; alone without a launcher.
 
     Args:
@@ -120,9 +120,9 @@ def joined(device: str = "auto") -> Iterator[World]:
     Raises:
         InputError: if the device is a numbered one, which two processes would share.
     """
-    size = launched()
+    size = world_size()
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if device.startswith("cuda:"):
         raise InputError(f"device: {device} would be shared by {size} processes; use auto, cuda or cpu.")
@@ -131,6 +131,6 @@ def joined(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()

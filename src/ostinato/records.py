@@ -12,9 +12,9 @@ from ostinato.defaults import LARGEST_SIDE
 from ostinato.errors import DataError
 from ostinato.files import read_json, read_sealed
 
-ARTIFACT_FORMAT = 4
+ARTIFACT_FORMAT = 5
 RECORD_FORMAT = 1
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def _any_text(value: object) -> str:
@@ -108,7 +108,7 @@ class BackboneRecord(Record):
 class ArtifactRecord(Record):
     """``artifact.json``: a learned model, and the files with its tensors."""
 
-    format: Literal[4]
+    format: Literal[5]
     run_id: RunId | None
     method: PlainName
     method_file: MethodFileRecord | None
@@ -116,7 +116,7 @@ class ArtifactRecord(Record):
     backbone: BackboneRecord
     backbone_sha256: Sha256 | None
     preprocess: dict[str, Any]
-    alike: list[Count] | None
+    label_groups: list[Count] | None
     class_names: list[Text]
     task_sizes: list[Annotated[int, Field(ge=1)]]
     protocol: Text
@@ -264,7 +264,7 @@ class CheckpointRecord(Record):
         files: what every file must be.
     """
 
-    format: Literal[2]
+    format: Literal[3]
     run_id: RunId
     learned: dict[str, FileName]
     files: list[StoredFile]

@@ -18,6 +18,7 @@ from ostinato.validation import describe_validation
 if TYPE_CHECKING:
     from ostinato.methods.base import Method
 
+E = TypeVar("E")
 M = TypeVar("M", bound="type[Method]")
 _METHODS: dict[str, type[Method]] = {}
 
@@ -65,32 +66,52 @@ def is_registered(method: type[Method]) -> bool:
 
 
 def sources_of_options(cls: type[Method]) -> list[type]:
-    """The class and its bases whose constructors' options belong to it: one that takes ``**more`` passes it on."""
-    found: list[type] = []
+    """Classes whose options belong to a method: the method, the part or the bases that take its ``**more``."""
+    sources: list[type] = []
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        found.append(base)
-        parameters = inspect.signature(base.__init__).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        sources.append(base)
+        more = next((p for p in _options_of(base) if p.kind is p.VAR_KEYWORD), None)
+        if more is None:
             break
-    return found
+        if part := _extra(more.annotation, Options):
+            return sources + [kind for kind in type(part).__mro__ if issubclass(kind, Options) and kind is not Options]
+    return sources
 
 
 def options_schema(cls: type[Method]) -> type[BaseModel]:
     """Pydantic model of a method's keyword-only options; the constructor is the schema.
 
-    An option that chooses a part (:func:`ostinato.choices.choice_of`) is checked by its choice alone.
+    ``**more: Annotated[Any, PART]`` stands for the options of a part with the defaults PART. An option that chooses a
+    part (:func:`ostinato.choices.choice_of`) is checked by its choice alone.
     """
     fields: dict[str, Any] = {}
     for base in sources_of_options(cls):
-        hints = inspect.get_annotations(base.__init__, eval_str=True)
-        for p in inspect.signature(base.__init__).parameters.values():
-            if p.kind is p.KEYWORD_ONLY and p.name not in fields:
-                hint, default = hints[p.name], ... if p.default is p.empty else p.default
-                choices = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Choice)]
-                fields[p.name] = (Annotated[Any, choices[0]], choices[0].default) if choices else (hint, default)
+        for p in [] if issubclass(base, Options) else _options_of(base):
+            if p.kind is p.KEYWORD_ONLY:
+                found = {p.name: (p.annotation, ... if p.default is p.empty else p.default)}
+                if choice := _extra(p.annotation, Choice):
+                    found = {p.name: (Annotated[Any, choice], choice.default)}
+            elif part := _extra(p.annotation, Options):
+                kinds = type(part).model_fields
+                found = {name: (kinds[name].rebuild_annotation(), value) for name, value in part.own().items()}
+            else:
+                continue
+            for name, field in found.items():
+                fields.setdefault(name, field)
     return create_model(f"{cls.__name__}Options", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _options_of(cls: type) -> list[inspect.Parameter]:
+    """Keyword-only and variable keyword parameters of a constructor."""
+    parameters = inspect.signature(cls.__init__, eval_str=True).parameters.values()
+    return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+
+
+def _extra(hint: Any, kind: type[E]) -> E | None:
+    """The metadata of a kind in an annotation."""
+    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, kind)), None)
 
 
 def parts_of(cls: type[Method]) -> dict[str, tuple[Options, ...]]:

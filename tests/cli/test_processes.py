@@ -15,7 +15,7 @@ import torch
 from tests.cli.command import ENV, ostinato
 from tests.cli.forking import Server
 
-from ostinato.distributed import World, joined
+from ostinato.distributed import ProcessGroup, process_group
 from ostinato.errors import InputError
 
 OPTIONS = (
@@ -92,21 +92,21 @@ def test_a_run_stops_together_and_goes_on_with_another_number(tmp_path: Path):
 def test_a_numbered_gpu_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(InputError, match="cuda:0 would be shared by 2 processes"), joined("cuda:0"):
+    with pytest.raises(InputError, match="cuda:0 would be shared by 2 processes"), process_group("cuda:0"):
         pass
 
 
 def test_shares_cover_everything_once():
     for n in (0, 1, 5, 8):
-        parts = [World(rank, 3).share(range(n)) for rank in range(3)]
+        parts = [ProcessGroup(rank, 3).share(range(n)) for rank in range(3)]
         assert [i for part in parts for i in part] == list(range(n))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_alone_nothing_is_exchanged():
-    alone, rows = World(), torch.ones(2, 3)
-    assert alone.rows(rows) is rows
+    alone, rows = ProcessGroup(), torch.ones(2, 3)
+    assert alone.all_gather(rows) is rows
     assert alone.any(True, torch.device("cpu"))
-    assert alone.agree("x") == "x"
-    alone.add([rows])
+    assert alone.broadcast_object("x") == "x"
+    alone.all_reduce([rows])
     assert rows.sum() == 6

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ostinato.predicting import image_files, texts_of
-from ostinato.streams import EvalView, open_source
+from ostinato.streams import EvalTransform, open_source
 from ostinato.streams.decode import decode, problem
 from tests.faults.fuzz import Target
 from tests.faults.targets_options import file_of
@@ -102,7 +102,7 @@ def _images(kind: str) -> Callable[[], Sequence[bytes]]:
     return lambda: [image(kind, mode, options) for mode, options in FORMATS[kind]]
 
 
-VIEW = EvalView(8)
+VIEW = EvalTransform(8)
 
 
 def _see(data: bytes) -> object:

@@ -22,10 +22,10 @@ from tests.faults.fuzz import Target
 _ABOUT = {
     "run_id": "0" * 32, "method": "simplecil", "method_file": None, "options": {"top_k": [1, 2]},
     "backbone": {"name": "x", "weights": None, "size": None, "preprocess": "weights", "length": None},
-    "backbone_sha256": None, "preprocess": {"mean": [0.5]}, "alike": None, "class_names": ["a", "b"],
+    "backbone_sha256": None, "preprocess": {"mean": [0.5]}, "label_groups": None, "class_names": ["a", "b"],
     "task_sizes": [2], "protocol": "sample", "seed": 0, "crop": 1.0, "precision": "auto", "train": {"epochs": 1},
 }  # fmt: skip
-_WORDS = (b'"format": 4', b'"sha256": ', b"null", b"true", b"../", b'"learned": ', b"{}", b"1e400", b'"\\ud800"')
+_WORDS = (b'"format": 5', b'"sha256": ', b"null", b"true", b"../", b'"learned": ', b"{}", b"1e400", b'"\\ud800"')
 
 
 @cache

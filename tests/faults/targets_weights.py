@@ -17,7 +17,7 @@ from safetensors.torch import save
 from ostinato.backbones.npz import load_npz
 from ostinato.backbones.timm_weights import convert_timm, read_weights
 from ostinato.backbones.weights import _load, load_backbone
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from tests.conftest import save_bert, save_clip
 from tests.faults.fuzz import Target
 from tests.faults.targets_options import file_of

@@ -144,4 +144,4 @@ def test_a_run_that_goes_on_leaves_the_artifact_of_one_that_did_not_stop(tmp_pat
         ostinato("resume", "stopped", cwd=tmp_path)
         assert about("stopped") == about("whole")
         assert about("whole")["precision"] == "auto"
-        assert (about("whole")["alike"] is not None) == alike
+        assert (about("whole")["label_groups"] is not None) == alike

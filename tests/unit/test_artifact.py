@@ -17,7 +17,7 @@ from ostinato.locking import locked
 ABOUT = {
     "run_id": "0" * 32, "method": "simplecil", "method_file": None, "options": {},
     "backbone": {"name": "x", "weights": None, "size": None, "preprocess": "weights", "length": None, "sizes": None},
-    "backbone_sha256": None, "preprocess": {}, "alike": None, "class_names": ["a", os.fsdecode(b"caf\xe9")],
+    "backbone_sha256": None, "preprocess": {}, "label_groups": None, "class_names": ["a", os.fsdecode(b"caf\xe9")],
     "task_sizes": [2], "protocol": "sample", "seed": 0, "crop": 1.0, "precision": "auto", "train": {},
 }  # fmt: skip
 
@@ -116,13 +116,13 @@ def test_the_tensors_of_another_model_are_refused(tmp_path):
         artifact.read(tmp_path / "a")
 
 
-@pytest.mark.parametrize("found", [3, 5, "4", None])
+@pytest.mark.parametrize("found", [4, 6, "5", None])
 def test_other_versions_are_refused_with_a_way_out(tmp_path, found):
     put(tmp_path)
     text = (tmp_path / "artifact.json").read_text()
     shown = f'"{found}"' if isinstance(found, str) else "null" if found is None else str(found)
-    (tmp_path / "artifact.json").write_text(text.replace('"format": 4', f'"format": {shown}'))
-    with pytest.raises(DataError, match="Install a newer ostinato" if found == 5 else "Learn the model again"):
+    (tmp_path / "artifact.json").write_text(text.replace('"format": 5', f'"format": {shown}'))
+    with pytest.raises(DataError, match="Install a newer ostinato" if found == 6 else "Learn the model again"):
         artifact.read(tmp_path)
 
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks import cases, limits
 from benchmarks.cases import CASES, CLASSES, Case, Images, taught
 from ostinato.backbones import Arch
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 
 
 def method_of(case: Case) -> Any:

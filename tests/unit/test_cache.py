@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
-from ostinato.contract.toys import random_backbone, random_clip_backbone
+from ostinato.contract.tiny_models import random_backbone, random_clip_backbone
 from ostinato.errors import InputError
 
 
@@ -275,18 +275,18 @@ def test_states_are_those_of_the_plain_backbone_and_computed_once(monkeypatch):
 
 
 def test_training_from_looked_up_states_is_the_same_run():
-    from ostinato.contract.lessons import inputs_of, learn, make, scores
-    from ostinato.contract.toys import toy_stream
+    from ostinato.contract.harness import inputs_of, learn, make, scores
+    from ostinato.contract.tiny_models import tiny_stream
 
-    stream = toy_stream()
+    stream = tiny_stream()
     for base in ("none", {"name": "dualprompt", "g_layers": ()}):
         plain, fast = make("soft_tf", base=base), make("soft_tf", base=base)
-        fast.state_cache = StateCache(2**22)
+        fast.frozen.state_cache = StateCache(2**22)
         assert fast.plain_below
         x = inputs_of(stream)
         a, b = scores(learn(plain, stream), x), scores(learn(fast, stream), x)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-        assert {key[-2:] for key in fast.state_cache._rows._rows} == {min(fast.layers).to_bytes(2)}
+        assert {key[-2:] for key in fast.frozen.state_cache._rows._rows} == {min(fast.layers).to_bytes(2)}
     assert not make("soft_tf").plain_below, "general prefixes below the masks move"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ostinato.choices import Choice, Options, Part, Share, Size
 from ostinato.config import build_config, parse_overrides
-from ostinato.contract.checks import CHECKS, Broken, Case
+from ostinato.contract.checks import CHECKS, Case, ContractViolation
 from ostinato.errors import InputError
 from ostinato.lookup import get_method, methods
 from ostinato.methods.base import Method
@@ -199,7 +199,7 @@ def test_defaults_without_effect_are_no_error():
 
 def test_the_contract_asks_for_the_options_of_parts_to_be_explained():
     (check,) = [check for check in CHECKS if check.__name__.startswith("every_option_has_a_default")]
-    with pytest.raises(Broken, match=r"method\.shape\.side is missing from Attributes of Square"):
+    with pytest.raises(ContractViolation, match=r"method\.shape\.side is missing from Attributes of Square"):
         check(Case(Shaped, "image"))
     for cls in methods().values():
         check(Case(cls, "image"))

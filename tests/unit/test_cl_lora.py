@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ostinato.backbones import Arch, Edit, LayerPlan, LinearEdit, Preprocess, VisionBackbone
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
 from ostinato.methods import cl_lora
 from ostinato.methods.base import LearnTask
@@ -428,14 +428,14 @@ def test_later_tasks_leave_what_is_frozen_bit_equal():
     settings = Settings(CPU, torch.float32, overrides={"epochs": 3, "batch_size": 5, "lr": 0.1})
     train(method, task_of(0, range(2)), settings)
     own = [bank[0].detach().clone() for bank in (method.downs, method.ups, method.mu)]
-    means, up = method.classes.means(), method.shared_up.detach().clone()
+    means, up = method.class_means.means(), method.shared_up.detach().clone()
     train(method, task_of(1, range(2, 4)), settings)
     assert torch.equal(method.shared_down, down)
     assert torch.equal(method.teacher_up, up)
     for bank, before in zip((method.downs, method.ups, method.mu), own, strict=True):
         assert torch.equal(bank[0], before)
         assert not bank[0].requires_grad
-    assert torch.equal(method.classes.means()[:2], means), "class means are not refreshed"
+    assert torch.equal(method.class_means.means()[:2], means), "class means are not refreshed"
     assert not torch.equal(method.shared_up, up)
     assert method.ups[1].any()
 
@@ -447,7 +447,7 @@ def test_class_means_are_those_of_the_tasks_own_feature():
     with torch.no_grad():
         f = feature(method, x, 1)
     for c in range(2, 5):
-        torch.testing.assert_close(method.classes.means()[c], f[y == c].mean(0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(method.class_means.means()[c], f[y == c].mean(0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("budget", [1, 2 * 5 * 5 * D, 2**25])
@@ -457,13 +457,13 @@ def test_scoring_tasks_at_once_equals_a_loop_over_tasks(monkeypatch, budget, opt
     """Also where layers without an adapter lie between, and with a task of another size."""
     monkeypatch.setattr(cl_lora, "BUDGET", budget)
     method, x = nudge(begin(make(**options), 2, 3, 1)), images(5)
-    method.classes.update(draw(6, D), torch.arange(6))
+    method.class_means.update(draw(6, D), torch.arange(6))
     got = method.scores(x)
     assert got.shape == (5, 6)
     first = 0
     for task, n in enumerate((2, 3, 1)):
         f = feature(method, x, task)
-        want = F.normalize(f, dim=1) @ F.normalize(method.classes.means()[first : first + n], dim=1).T
+        want = F.normalize(f, dim=1) @ F.normalize(method.class_means.means()[first : first + n], dim=1).T
         torch.testing.assert_close(got[:, first : first + n], want, atol=1e-6, rtol=0)
         torch.testing.assert_close(method.features(x)[task], f, atol=2e-6, rtol=1e-5)
         first += n

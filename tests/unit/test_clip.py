@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ostinato.contract.lessons import SETTINGS, inputs_of, learn, learn_view, make, scores
-from ostinato.contract.toys import random_backbone, random_clip_backbone, toy_stream
+from ostinato.contract.harness import SETTINGS, inputs_of, learn, learn_task_of, make, scores
+from ostinato.contract.tiny_models import random_backbone, random_clip_backbone, tiny_stream
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.clip_pgp import ClipPGP
@@ -32,7 +32,7 @@ def test_zero_shot_is_the_scaled_cosine_with_each_name():
     method = ZeroShot(backbone)
     method.begin_task(task := task_of("great_owl", "7"))
     method.end_task(task)
-    x = inputs_of(toy_stream("clip"))[:4]
+    x = inputs_of(tiny_stream("clip"))[:4]
     for i, text in enumerate(("a photo of a great owl.", "a photo of a 7.")):
         row = backbone.text(backbone.text.ids([text]))[0]
         want = backbone.scale * F.cosine_similarity(backbone.joint(backbone(x)), row[None])
@@ -66,7 +66,7 @@ def test_names_must_come_with_a_task():
 def test_the_image_prompt_stands_behind_cls_before_the_first_norm():
     backbone = random_clip_backbone()
     method = ClipPGP(backbone, length=3)
-    x = inputs_of(toy_stream("clip"))[:4]
+    x = inputs_of(tiny_stream("clip"))[:4]
     got = method.prompts.enter(x, method.query)[0].h
     prompt = (method.prompts.prompt + backbone.pos_embed[0, 0]).expand(4, -1, -1)
     plain = backbone.placed(x).h
@@ -75,11 +75,11 @@ def test_the_image_prompt_stands_behind_cls_before_the_first_norm():
 
 
 def test_texts_of_a_task_are_fixed_after_it():
-    stream = toy_stream("clip")
+    stream = tiny_stream("clip")
     method = learn(make("clip_pgp", "clip"), stream, upto=1)
     before, context = method.texts.closed.clone(), method.texts.contexts[0].clone()
     assert before.shape == (2, 8)
-    learn_task(method, learn_view(method, stream, 1), SETTINGS)
+    learn_task(method, learn_task_of(method, stream, 1), SETTINGS)
     assert torch.equal(method.texts.closed[:2], before)
     assert torch.equal(method.texts.contexts[0], context)
     assert not torch.equal(method.texts.contexts[1], context)
@@ -92,7 +92,7 @@ def test_training_uses_the_classes_of_the_task_alone():
     method.begin_task(task_of("0", "1"))
     method.texts.close()
     method.begin_task(task_of("2", "3", index=1, first=2))
-    x, y = inputs_of(toy_stream("clip"))[:4], torch.tensor([2, 3, 3, 2])
+    x, y = inputs_of(tiny_stream("clip"))[:4], torch.tensor([2, 3, 3, 2])
     logits = method.scores(x)
     assert logits.shape == (4, 4)
     torch.testing.assert_close(method.loss(x, y)["ce"], F.cross_entropy(logits[:, 2:], y - 2))
@@ -101,13 +101,13 @@ def test_training_uses_the_classes_of_the_task_alone():
 @torch.no_grad()
 def test_projected_updates_leave_old_tokens_alone():
     """With all of the energy kept there is nothing to move along; with some, what is moved does not meet it."""
-    stream = toy_stream("clip")
+    stream = tiny_stream("clip")
     settings = replace(SETTINGS, overrides={"epochs": 2, "batch_size": 8, "lr": 0.5})
     for pgp, moves in ((0.9, True), (1.0, False), (0.0, True)):
         with torch.enable_grad():
             method = learn(make("clip_pgp", "clip", pgp=pgp), stream, upto=1, settings=settings)
             before = method.prompts.prompt.detach().clone()
-            learn_task(method, learn_view(method, stream, 1), settings)
+            learn_task(method, learn_task_of(method, stream, 1), settings)
         update = method.prompts.prompt - before
         assert (update.abs().max() > 1e-4) == moves, pgp
         if pgp == 0.9:
@@ -127,7 +127,7 @@ def test_projected_updates_leave_old_tokens_alone():
 def test_training_begins_at_clip_pgp(name):
     method = make(name, "clip", base="clip_pgp")
     method.begin_task(task_of("0", "1"))
-    x = inputs_of(toy_stream("clip"))[:4]
+    x = inputs_of(tiny_stream("clip"))[:4]
     plain = make("clip_pgp", "clip")
     plain.prompts, plain.texts = method.prompts, method.head
     assert isinstance(plain, ClipPGP)
@@ -137,7 +137,7 @@ def test_training_begins_at_clip_pgp(name):
 
 @pytest.mark.parametrize("task_id", ["prompt_id", "gradient_id", "min_entropy", "max_score"])
 def test_tasks_are_inferred_per_image(task_id):
-    stream = toy_stream("clip")
+    stream = tiny_stream("clip")
     method = learn(make("soft_tf", "clip", base={"name": "clip_pgp", "pgp": 0.9}, task_id=task_id), stream)
     x = inputs_of(stream)
     together = scores(method, x)
@@ -149,7 +149,7 @@ def test_tasks_are_inferred_per_image(task_id):
 
 
 def test_all_tasks_side_by_side_are_each_task_alone():
-    stream = toy_stream("clip")
+    stream = tiny_stream("clip")
     method = learn(make("soft_tf", "clip", base="clip_pgp"), stream)
     x = inputs_of(stream)
     with torch.inference_mode():

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.cases import CLASSES, Images
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
 from ostinato.training.compiling import compile_layers
@@ -22,7 +22,7 @@ def taught(name: str, tasks: int, compiled: bool) -> tuple[Method, torch.Tensor]
     torch.manual_seed(0)
     method = get_method(name)(random_backbone())
     prepare(method, CPU, torch.float32)
-    method.cache = None
+    method.frozen.feature_cache = None
     if compiled:
         assert compile_layers(method.backbone, CPU, backend="eager")
     settings = Settings(CPU, torch.float32, overrides={"epochs": 1, "batch_size": 4})

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ostinato.contract import kinds_of
-from ostinato.contract.lessons import SETTINGS as LESSONS
-from ostinato.contract.lessons import Stop, StopAt, learn, make
-from ostinato.contract.toys import toy_stream
+from ostinato.contract.harness import SETTINGS as LESSONS
+from ostinato.contract.harness import Stop, StopAt, learn, make
+from ostinato.contract.tiny_models import tiny_stream
 from ostinato.errors import OstinatoError
 from ostinato.lookup import methods
 from ostinato.methods.base import Recipe, Stage
@@ -93,7 +93,7 @@ def test_the_way_out_names_what_can_be_changed():
     (clipped,) = taught(values, replace(SETTINGS, overrides={"clip": 0.5, "lr": 0.1}))
     assert clipped.endswith("Lower train.lr (now 0.1) or train.clip (now 0.5).")
     (fixed,) = taught(values, recipe=Recipe(epochs=2, batch_size=4, lr=0.2))
-    assert fixed.endswith("Lower train.lr of the stages before, or the rate that the method has for this one (0.2).")
+    assert fixed.endswith("Lower train.lr of the stages before, or the method's rate of this one (0.2).")
 
 
 def test_a_run_may_stop_where_a_loss_explodes():
@@ -216,7 +216,7 @@ def test_one_warning_is_enough_for_a_stage():
 
 def test_a_stage_without_gradients_is_said():
     (text,) = taught([1] * 6, gradient=0.0)
-    assert text.startswith("task 1, stage 'main': no gradient reached the trained parameters, so that nothing was")
+    assert text.startswith("task 1, stage 'main': no gradient reached the trained parameters, so nothing was learned")
     assert taught([1] * 6, STOP, gradient=0.0) == [text], "which is no divergence"
 
 
@@ -312,7 +312,7 @@ def test_what_optimises_nothing_is_left_out_rightly():
 
     for name in UNTRAINED:
         kind = kinds_of(methods()[name])[0]
-        learn(make(name, kind), toy_stream(kind), callback=Steps())
+        learn(make(name, kind), tiny_stream(kind), callback=Steps())
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])
@@ -328,7 +328,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
     overrides = {**LESSONS.overrides, "lr": 1e6, "batch_size": size, "epochs": 1 if size > 8 else 2}
     settings = replace(LESSONS, on_divergence=policy, overrides=overrides)
     with pytest.raises((DivergedError, Heard), match=r"task 1, stage '\w+'.*: the .*Lower train.lr") as caught:
-        learn(make(name, kind), toy_stream(kind), upto=1, settings=settings, callback=Once())
+        learn(make(name, kind), tiny_stream(kind), upto=1, settings=settings, callback=Once())
     assert policy == "warn" or caught.type is DivergedError
     assert issubclass(DivergedError, OstinatoError)
 
@@ -337,7 +337,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
 def test_no_method_is_warned_of_where_it_learns(name):
     """Its last task is of a single class."""
     kind, told = kinds_of(methods()[name])[0], Told()
-    learn(make(name, kind), toy_stream(kind), callback=told)
+    learn(make(name, kind), tiny_stream(kind), callback=told)
     assert told.texts == []
 
 

@@ -21,7 +21,7 @@ from ostinato.backbones import (
 )
 from ostinato.backbones.edits import LINEARS
 from ostinato.backbones.encoder import ACTIVATIONS, Block
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
 
 B, P, T, D, H, DEPTH = 3, 4, 2, 16, 2, 3

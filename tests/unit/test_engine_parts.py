@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from ostinato.backbones.weights import load_backbone
 from ostinato.config import build_config
-from ostinato.contract.toys import random_backbone
-from ostinato.distributed import ALONE, World
+from ostinato.contract.tiny_models import random_backbone
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError, explained
 from ostinato.methods.base import LearnTask, Method, Recipe, Stage
 from ostinato.report.console import Reporter
@@ -166,23 +166,23 @@ def flat_order(batches):
     return [i for batch in order_of(batches) for i in batch]
 
 
-def epoch_batches(epoch=0, start=0, workers=0, seed=3, position=(0, 0), batch_size=4, world=ALONE):
+def epoch_batches(epoch=0, start=0, workers=0, seed=3, position=(0, 0), batch_size=4, processes=SINGLE_PROCESS):
     batches = training_batches(
         Points(), batch_size, seed=seed, position=position, epoch=epoch, start=start, device=CPU, workers=workers,
-        world=world,
+        processes=processes,
     )  # fmt: skip
     return [(x, y) for x, y, share in batches if share]
 
 
 def test_processes_share_every_batch():
     whole = epoch_batches()
-    parts = [epoch_batches(world=World(rank, 3)) for rank in range(3)]
+    parts = [epoch_batches(processes=ProcessGroup(rank, 3)) for rank in range(3)]
     together = [sorted(i for b in order_of(part) for i in b) for part in parts]
     assert sorted(i for part in together for i in part) == sorted(i for b in order_of(whole) for i in b)
     for rank in range(8):  # more processes than the last batch has samples
         rows = list(
             training_batches(
-                Points(), 4, seed=3, position=(0, 0), epoch=0, start=0, device=CPU, world=World(rank, 8)
+                Points(), 4, seed=3, position=(0, 0), epoch=0, start=0, device=CPU, processes=ProcessGroup(rank, 8)
             )
         )  # fmt: skip
         assert len(rows) == len(whole), "every process takes every step"
@@ -516,12 +516,12 @@ def test_prepare_runs_once_also_across_a_resume(cut, prepared):
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_step():
-    class Broken(Probe):
+    class ContractViolation(Probe):
         def loss(self, x, y):
             losses = super().loss(x, y)
             return losses | {"odd": losses["fit"] * math.nan} if len(self.log) > 3 else losses
 
-    method = Broken(lambda m: [Stage(m.loss, step=lambda o: (o.step(), m.log.append("step")))])
+    method = ContractViolation(lambda m: [Stage(m.loss, step=lambda o: (o.step(), m.log.append("step")))])
     watch = Watch(method, stop_at=(0, 3))
     kept = {}
     watch.on_step = lambda position, losses, optimizer, n: kept.update(w=weights(method), at=position)

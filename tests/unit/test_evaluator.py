@@ -11,13 +11,13 @@ from torch import nn
 from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, evaluate, never_predicted
 from ostinato.methods.base import Method, TaskInferring
-from ostinato.streams import EvalView, StreamOptions, TaskStream, arrays
+from ostinato.streams import EvalTransform, StreamOptions, TaskStream, arrays
 from ostinato.training.callbacks import Callback
 from ostinato.training.loop import Settings
 
 SIDE = 4
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=1, eval_batch_size=8)
-VIEW = EvalView(SIDE, "nearest")
+VIEW = EvalTransform(SIDE, "nearest")
 
 
 def stream(labels, step=2):
@@ -31,7 +31,7 @@ def stream(labels, step=2):
 
 
 def groups(stream):
-    return [stream.test(i).with_view(VIEW) for i in range(len(stream))]
+    return [stream.test(i).with_transform(VIEW) for i in range(len(stream))]
 
 
 class Table(Method):
@@ -121,9 +121,9 @@ def test_predictions_are_counted_per_class():
 def test_groups_need_not_be_tasks():
     """A group may mix tasks, as the classes of an earlier run do; the true task is that of the label."""
     parts = groups(stream(HAND_LABELS))
-    from ostinato.streams import Examples
+    from ostinato.streams import LabeledDataset
 
-    mixed = [Examples.concat([parts[0], parts[2]]), parts[1]]
+    mixed = [LabeledDataset.concat([parts[0], parts[2]]), parts[1]]
     result = evaluate(Table(HAND_SCORES, [2, 2, 1]), mixed, SETTINGS)
     assert (result.totals, result.correct, result.task_incremental) == ([5, 3], [2, 1], [4, 2])
 

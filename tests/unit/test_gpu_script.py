@@ -17,7 +17,7 @@ from benchmarks import cases, gpu, limits
 from benchmarks.cases import CASES, CLASSES, MORE, Case, Images, Measured, closed_forms, taught
 from ostinato.backbones import Arch
 from ostinato.contract import Case as ContractCase
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
 from ostinato.training.precision import prepare

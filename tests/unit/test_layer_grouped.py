@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, VisionBackbone
-from ostinato.contract import lessons
-from ostinato.contract.toys import random_backbone, toy_stream
+from ostinato.contract import harness
+from ostinato.contract.tiny_models import random_backbone, tiny_stream
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.layer_grouped import LayerGrouped, sinusoids
@@ -245,7 +245,7 @@ def test_soft_query_weights_are_cosines_with_the_nearest_class_mean():
     method, x = taught(make(fusion="soft_query"), 2, 1, 3), images(5)
     query, rows, labels = method.backbone(x), [], []
     for t, classes in enumerate((range(2), range(2, 3), range(3, 6))):
-        for xs, ys in task_of(t, classes).batches():
+        for xs, ys in task_of(t, classes).eval_batches():
             rows.append(method.backbone(xs))
             labels.append(ys)
     rows, labels = torch.cat(rows), torch.cat(labels)
@@ -440,17 +440,17 @@ class Snapshots(Callback):
 
 def engine_run(method, stream, upto, callback=None):
     for i in range(upto):
-        learn_task(method, lessons.learn_view(method, stream, i), SETTINGS, callback if i == upto - 1 else None)
+        learn_task(method, harness.learn_task_of(method, stream, i), SETTINGS, callback if i == upto - 1 else None)
     return method
 
 
 def whole(**options):
-    return lessons.make("layer_grouped", **({"length": 3, "align": {"epochs": 2, "samples": 16}} | options))
+    return harness.make("layer_grouped", **({"length": 3, "align": {"epochs": 2, "samples": 16}} | options))
 
 
 @pytest.mark.parametrize("align", ["gaussians", "none"])
 def test_training_moves_the_current_task_and_the_alignment_the_head_alone(align):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = whole() if align == "gaussians" else whole(align="none")
     callback = Snapshots(method)
     engine_run(method, stream, 2, callback)
@@ -485,19 +485,19 @@ def test_the_first_task_needs_no_alignment_but_leaves_gaussians_for_later():
 
 
 def test_prompts_and_heads_of_old_tasks_survive_weight_decay():
-    stream = toy_stream()
+    stream = tiny_stream()
     method = engine_run(whole(align="none"), stream, 1)
     before = {k: v.clone() for k, v in method.learned_state().items()}
     overrides = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "weight_decay": 0.1}
     settings = Settings(torch.device("cpu"), torch.float32, seed=3, overrides=overrides)
-    learn_task(method, lessons.learn_view(method, stream, 1), settings)
+    learn_task(method, harness.learn_task_of(method, stream, 1), settings)
     for name in ("head.weight.0", "head.bias.0"):
         assert torch.equal(method.learned_state()[name], before[name])
     assert torch.equal(method.prompts[0], before["prompts"][0])
     aligned = engine_run(whole(), stream, 1)
     before = {k: v.clone() for k, v in aligned.learned_state().items()}
     callback = Snapshots(aligned)
-    learn_task(aligned, lessons.learn_view(aligned, stream, 1), settings, callback)
+    learn_task(aligned, harness.learn_task_of(aligned, stream, 1), settings, callback)
     for name in ("head.weight.0", "head.bias.0"):
         assert torch.equal(callback.stepped_to[0][name], before[name]), "the main stage"
         assert not torch.equal(callback.stepped_to[1][name], before[name]), "the alignment"
@@ -523,7 +523,7 @@ def test_gaussians_are_of_features_under_fixed_weights(fusion, weights):
     task = task_of(2, range(3, 5))
     method._collect_gaussians(task, method.alignment)
     rows, labels = [], []
-    for xs, ys in task.batches():
+    for xs, ys in task.eval_batches():
         labels += ys.tolist()
         for x in xs:
             if weights is None:
@@ -579,27 +579,27 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()))
 def test_runs_with_other_options(options):
     """Batch independence, and stops inside the main stage and inside the alignment that change nothing."""
-    stream = toy_stream()
-    x = lessons.inputs_of(stream)
-    method = lessons.learn(whole(**options), stream)
-    together = lessons.scores(method, x)
+    stream = tiny_stream()
+    x = harness.inputs_of(stream)
+    method = harness.learn(whole(**options), stream)
+    together = harness.scores(method, x)
     assert together.shape == (len(x), 5)
-    alone = torch.cat([lessons.scores(method, x[i : i + 1]) for i in range(len(x))])
+    alone = torch.cat([harness.scores(method, x[i : i + 1]) for i in range(len(x))])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
     for steps in (4, 6, 9):
-        cut = lessons.learn(whole(**options), stream, upto=1)
-        callback = lessons.StopAt(cut, steps)
-        task = lessons.learn_view(cut, stream, 1)
+        cut = harness.learn(whole(**options), stream, upto=1)
+        callback = harness.StopAt(cut, steps)
+        task = harness.learn_task_of(cut, stream, 1)
         if steps == 9 and options.get("align") == "none":
             continue  # there is no ninth step
-        with pytest.raises(lessons.Stop):
-            learn_task(cut, task, lessons.SETTINGS, callback)
+        with pytest.raises(harness.Stop):
+            learn_task(cut, task, harness.SETTINGS, callback)
         assert callback.position.stage == (steps > 6)
         fresh = whole(**options)
         fresh.load_learned_state(callback.state)
-        learn_task(fresh, task, lessons.SETTINGS, resume=(callback.position, callback.optimizer))
-        learn_task(fresh, lessons.learn_view(fresh, stream, 2), lessons.SETTINGS)
-        assert torch.equal(lessons.scores(fresh, x), together)
+        learn_task(fresh, task, harness.SETTINGS, resume=(callback.position, callback.optimizer))
+        learn_task(fresh, harness.learn_task_of(fresh, stream, 2), harness.SETTINGS)
+        assert torch.equal(harness.scores(fresh, x), together)
 
 
 @pytest.mark.parametrize(

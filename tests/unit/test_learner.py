@@ -139,7 +139,7 @@ def test_classes_that_mean_the_same_are_kept_with_the_learner(taught, tmp_path):
     learner, stream = taught
     groups = [task.validation for task in stream]
     apart = learner.evaluate(groups)
-    learner.alike = [0, 0, 0]
+    learner.label_groups = [0, 0, 0]
     try:
         assert learner.answers().tolist()[:3] == [0, 0, 0]
         assert len(set(learner.answers().tolist())) == 2, "a class beyond the list differs from all"
@@ -147,9 +147,9 @@ def test_classes_that_mean_the_same_are_kept_with_the_learner(taught, tmp_path):
         again = Learner.load(tmp_path / "model")
         assert again.evaluate(groups).accuracy >= apart.accuracy
         wrong = torch.tensor([0, 0, 0, 0])
-        assert again.evaluate(groups, alike=wrong).accuracy == 1
+        assert again.evaluate(groups, label_groups=wrong).accuracy == 1
     finally:
-        learner.alike = None
+        learner.label_groups = None
 
 
 def test_a_backbone_that_reads_out_otherwise_is_refused(taught, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ostinato.backbones import Arch, Edit, LayerPlan, Preprocess, Tokens, VisionBackbone
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.lieprompt import LiEPrompt, PoolPlan
@@ -198,7 +198,7 @@ def test_the_gate_at_test_is_the_archived_routers_share_above_uniform():
         method.test_gate = mode
         by_mode[mode] = method.gate(frozen, tasks)
     for i, t in enumerate(tasks.tolist()):
-        rows, bias = method.weight[t].detach(), method.bias[t].detach()
+        rows, bias = method.router_weight[t].detach(), method.router_bias[t].detach()
         share = naive_softmax([float(rows[layer] @ frozen[i] + bias[layer]) for layer in range(DEPTH)])
         mask = [float(s > 1 / DEPTH) for s in share]
         assert hard[i].tolist() == mask
@@ -211,7 +211,7 @@ def test_the_gate_at_test_is_the_archived_routers_share_above_uniform():
 def test_the_gate_in_training_has_noise_of_the_learned_size():
     method = begin(make(), 2, 2)
     frozen = draw(5, D)
-    logits = frozen @ method.weight[1].T + method.bias[1]
+    logits = frozen @ method.router_weight[1].T + method.router_bias[1]
     torch.manual_seed(5)
     noise = torch.randn(5, DEPTH)
     torch.manual_seed(5)
@@ -219,21 +219,21 @@ def test_the_gate_in_training_has_noise_of_the_learned_size():
     torch.testing.assert_close(gate, (logits + 0.1 * noise).softmax(1))
     gate[:, 0].sum().backward()
     assert method.noise_std.grad.abs() > 0
-    assert method.weight[0].grad is None
-    assert method.weight[1].grad.abs().max() > 0
+    assert method.router_weight[0].grad is None
+    assert method.router_weight[1].grad.abs().max() > 0
 
 
 def test_routers_start_fresh_and_old_ones_are_frozen():
     method = begin(make(), 2)
-    assert method.bias[0].abs().max() == 0
-    assert 0.01 < method.weight[0].std() < 0.03
+    assert method.router_bias[0].abs().max() == 0
+    assert 0.01 < method.router_weight[0].std() < 0.03
     nudge(method)
     begin(method, 2)
-    assert method.bias[1].abs().max() > 0
-    assert 0.1 < method.weight[1].abs().max() <= D**-0.5
-    assert not method.weight[0].requires_grad
-    assert not method.bias[0].requires_grad
-    assert method.weight[1].requires_grad
+    assert method.router_bias[1].abs().max() > 0
+    assert 0.1 < method.router_weight[1].abs().max() <= D**-0.5
+    assert not method.router_weight[0].requires_grad
+    assert not method.router_bias[0].requires_grad
+    assert method.router_weight[1].requires_grad
 
 
 def test_the_running_share_is_an_average_that_starts_with_each_task():
@@ -301,8 +301,8 @@ def test_absent_layers_are_absent_per_sample():
     nudge(method)
     tasks, frozen = torch.zeros(6, dtype=torch.int64), method.query(x)
     with torch.no_grad():  # random features are much alike: a router that tells them apart
-        method.weight[0].copy_(3 * draw(DEPTH, D))
-        method.bias[0].copy_(-method.weight[0] @ frozen.mean(0))
+        method.router_weight[0].copy_(3 * draw(DEPTH, D))
+        method.router_bias[0].copy_(-method.router_weight[0] @ frozen.mean(0))
     gate = method.gate(frozen, tasks)
     assert len({tuple(row) for row in gate.tolist()}) > 1
     got = method.features(x, tasks)
@@ -341,10 +341,10 @@ def test_restricted_samples_see_the_prompts_of_their_task_only():
     assert method.sizes.tolist() == [[4, 4, 4], [4, 7, 4]]
     first, second = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
     with torch.no_grad():
-        method.weight[0].zero_()
-        method.bias[0].copy_(torch.tensor([0.0, 3.0, 0.0]))  # the grown layer is on
-        method.weight[1].zero_()
-        method.bias[1].copy_(torch.tensor([0.0, 3.0, 0.0]))
+        method.router_weight[0].zero_()
+        method.router_bias[0].copy_(torch.tensor([0.0, 3.0, 0.0]))  # the grown layer is on
+        method.router_weight[1].zero_()
+        method.router_bias[1].copy_(torch.tensor([0.0, 3.0, 0.0]))
     before = [method.scores_given_task(x, t) for t in (first, second)]
     with torch.no_grad():
         method.pools[1].prompts += 1
@@ -413,7 +413,7 @@ def test_samples_are_scored_under_the_router_of_their_own_task():
     method, x = begin(make(), 2, 2), images(6)
     with torch.no_grad():
         for t in range(2):
-            method.bias[t].copy_(5 * torch.eye(DEPTH)[t])
+            method.router_bias[t].copy_(5 * torch.eye(DEPTH)[t])
     tasks = torch.tensor([1, 0, 0, 1, 1, 0])
     got = method.scores_given_task(x, tasks)
     for i, t in enumerate(tasks.tolist()):
@@ -425,7 +425,7 @@ def test_samples_are_scored_under_the_router_of_their_own_task():
 
 def test_prototype_readout():
     method, x = begin(make(readout="proto"), 2, 2), images(4)
-    query, means = method.backbone(x), method.classes.means()
+    query, means = method.backbone(x), method.class_means.means()
     want = [[cos(query[i], m) for m in means] for i in range(4)]
     torch.testing.assert_close(method.scores(x), torch.tensor(want), atol=1e-5, rtol=1e-4)
     assert not method.scores_are_logits
@@ -454,9 +454,9 @@ def test_loss_terms():
     for pool in method.pools:
         assert pool.prompts.grad.abs().max() > 0
         assert pool.keys.grad.abs().max() > 0
-    assert method.weight[1].grad.abs().max() > 0
+    assert method.router_weight[1].grad.abs().max() > 0
     assert method.noise_std.grad.abs() > 0
-    assert method.weight[0].grad is None
+    assert method.router_weight[0].grad is None
     assert method.head.weight[0].grad is None
     assert method.head.weight[1].grad.abs().max() > 0
 
@@ -569,7 +569,7 @@ def test_frozen_features_do_not_change_and_lookups_agree_with_them():
     method, x = learn(make(), 2), images(5)
     before = method.prototype_scores(x)
     learn(method, 2)
-    method.cache = None
+    method.frozen.feature_cache = None
     torch.testing.assert_close(method.prototype_scores(x)[:, :2], before, atol=1e-6, rtol=1e-6)
 
 
@@ -618,7 +618,7 @@ def test_numbers_of_parameters_on_a_vit_b(vit_b, options, start, growth):
             method.importance = torch.cat([method.importance, torch.rand(1, 12)])
         method.begin_task(LearnTask(index, range(5 * index, 5 * index + 5), None, None))
         assert prompts() == start + index * growth
-        routers = [*method.weight, *method.bias]
+        routers = [*method.router_weight, *method.router_bias]
         assert sum(p.numel() for p in routers) == 9_228 * (index + 1)
         assert sum(p.numel() for p in routers if p.requires_grad) == 9_228
         assert sum(p.numel() for p in method.head.parameters()) == 769 * 5 * (index + 1)
@@ -639,7 +639,7 @@ def test_numbers_of_parameters_on_a_vit_b(vit_b, options, start, growth):
         ({"pool_size": 0}, r"method.pool_size must be at least 1"),
         ({"length": 0}, r"method.length must be at least 1"),
         ({"align": {"lr": 0.0}}, r"method.align.lr: .*greater than 0, got 0.0"),
-        ({"key_pull": 0.1}, r"method.key_pull pulls selected keys; set method.top_k"),
+        ({"key_pull": 0.1}, r"method.key_pull=0.1 pulls selected keys: set method.top_k"),
     ],
 )
 def test_options(options, message):

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ostinato.backbones import Edit, LayerPlan, Tokens
-from ostinato.contract.toys import random_backbone
+from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, TaskInferring
 from ostinato.methods.coda_prompt import CODAPrompt
@@ -219,12 +219,12 @@ def test_dualprompt_plan_layers_and_prefixes():
         for head in range(H):
             part = slice(head * D // H, (head + 1) * D // H)
             for sample in range(3):
-                assert torch.equal(general[sample, head], method.prompts.general[0, role, :, part])
+                assert torch.equal(general[sample, head], method.prompts.g_prompt[0, role, :, part])
             for i, layer in enumerate((1, 2)):
                 expert = edits[layer].prefix[role]
                 assert expert.shape == (3, H, 4, D // H)
                 for sample, task in enumerate((1, 0, 1)):
-                    assert torch.equal(expert[sample, head], method.prompts.experts[task][i, role, :, part])
+                    assert torch.equal(expert[sample, head], method.prompts.e_prompt[task][i, role, :, part])
 
 
 def test_dualprompt_without_general_prompts():
@@ -236,16 +236,16 @@ def test_dualprompt_without_general_prompts():
 def test_dualprompt_new_experts_are_copies_with_a_life_of_their_own():
     method = begin(dual(), 2)
     nudge(method)
-    old = method.prompts.experts[0].detach().clone()
+    old = method.prompts.e_prompt[0].detach().clone()
     begin(method, 2)
-    assert torch.equal(method.prompts.experts[1], old)
+    assert torch.equal(method.prompts.e_prompt[1], old)
     assert not torch.equal(method.keys.keys[1], method.keys.keys[0])
     nudge(method)
-    assert torch.equal(method.prompts.experts[0], old)
-    assert not torch.equal(method.prompts.experts[1], old)
+    assert torch.equal(method.prompts.e_prompt[0], old)
+    assert not torch.equal(method.prompts.e_prompt[1], old)
     cold = begin(dual(warm_start=False), 2, 2)
-    assert not torch.equal(cold.prompts.experts[1], cold.prompts.experts[0])
-    assert cold.prompts.experts[1].abs().max() <= 1
+    assert not torch.equal(cold.prompts.e_prompt[1], cold.prompts.e_prompt[0])
+    assert cold.prompts.e_prompt[1].abs().max() <= 1
 
 
 def test_dualprompt_infers_the_task_of_the_nearest_key():
@@ -281,10 +281,10 @@ def test_dualprompt_trains_the_current_expert_and_the_general_prompt():
     logits = features @ method.head.weight[1].T + method.head.bias[1]
     torch.testing.assert_close(losses["ce"], F.cross_entropy(logits, y - 2))
     (losses["ce"] + losses["pull"]).backward()
-    for bank in (method.prompts.experts, method.keys.keys, method.head.weight):
+    for bank in (method.prompts.e_prompt, method.keys.keys, method.head.weight):
         assert bank[0].grad is None
         assert bank[1].grad.abs().max() > 0
-    assert method.prompts.general.grad.abs().max() > 0
+    assert method.prompts.g_prompt.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(

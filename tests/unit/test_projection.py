@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores
-from ostinato.contract.toys import random_backbone, toy_stream
+from ostinato.contract.harness import SETTINGS, Stop, StopAt, inputs_of, learn, learn_task_of, make, scores
+from ostinato.contract.tiny_models import random_backbone, tiny_stream
 from ostinato.errors import InputError
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.parts.prompts import Prompts
@@ -48,7 +48,7 @@ def covariance(rows, blocks=1):
 
 @pytest.fixture(scope="module")
 def stream():
-    return toy_stream()
+    return tiny_stream()
 
 
 # Covariance
@@ -211,7 +211,7 @@ class Watch(Callback):
 
 
 def prefixes(method, half):
-    return [*method.prompts.general.detach()[:, half], *method.prompts.experts[-1].detach()[:, half]]
+    return [*method.prompts.g_prompt.detach()[:, half], *method.prompts.e_prompt[-1].detach()[:, half]]
 
 
 def queries_of(method, stream, i):
@@ -225,7 +225,7 @@ def queries_of(method, stream, i):
     hooks = [
         block.norm1.register_forward_hook(keep(k, block.attn)) for k, block in enumerate(method.backbone.encoder.blocks)
     ]
-    x = torch.cat([x for x, _ in learn_view(method, stream, i).batches()])
+    x = torch.cat([x for x, _ in learn_task_of(method, stream, i).eval_batches()])
     with torch.no_grad():
         # The plain read-out computes the last layer for the CLS token only; none is prompted here.
         method.features(x, method.prompts.under(i))
@@ -261,7 +261,7 @@ def test_dualprompt_updates_of_keys_leave_the_directions_of_old_queries_alone(st
             keys.on_step(*args), values.on_step(*args)
 
     bases = [space.basis.clone() for space in method.prompts.projection]
-    learn_task(method, learn_view(method, stream, 1), SETTINGS, Both())
+    learn_task(method, learn_task_of(method, stream, 1), SETTINGS, Both())
     assert len(keys.moves()) > 2
     for moves in keys.moves():
         for move, basis in zip(moves, bases, strict=True):
@@ -292,16 +292,16 @@ def test_dualprompt_with_a_full_share_old_attention_does_not_change():
             out = slice(head * D // H, (head + 1) * D // H)
             mix = F.normalize(draw(8, 4, seed=head), dim=0)
             w[out], b[out] = mix @ mix.T @ w[out], mix @ mix.T @ b[out]
-    stream = toy_stream()
+    stream = tiny_stream()
     options = {"g_layers": (0,), "e_layers": (1,), "g_length": 3, "e_length": 4}
     change = {}
     for energy in (0.0, 1.0):
         method = learn(make("dualprompt", backbone=backbone, pgp=energy, **options), stream, upto=1)
         old = prefixes(method, 0)[0].clone()
         query = backbone.queries(
-            0, backbone.embed(torch.cat([x for x, _ in learn_view(method, stream, 0).batches()])).h
+            0, backbone.embed(torch.cat([x for x, _ in learn_task_of(method, stream, 0).eval_batches()])).h
         )
-        learn_task(method, learn_view(method, stream, 1), SETTINGS)
+        learn_task(method, learn_task_of(method, stream, 1), SETTINGS)
         moved = prefixes(method, 0)[0] - old
         assert moved.abs().max() > 1e-3
         per_head = torch.einsum("bnhd,phd->bnhp", query.unflatten(-1, (H, -1)), moved.unflatten(-1, (H, -1)))
@@ -327,13 +327,13 @@ def test_statistics_take_a_bounded_number_of_images(stream, monkeypatch):
 def test_dualprompt_mean_keys_are_the_optimum_of_the_pull(stream):
     method = make("dualprompt", keys="mean", **DUAL)
     for i in range(len(stream)):
-        task = learn_view(method, stream, i)
+        task = learn_task_of(method, stream, i)
         watch = Watch(lambda: [method.keys.keys[-1].detach()])
         learn_task(method, task, SETTINGS, watch)
         assert all(torch.equal(seen[0], watch.seen[0][0]) for seen in watch.seen), "no step moves a key"
         assert not method.keys.keys[-1].requires_grad
     for i, key in enumerate(method.keys.keys):
-        x = torch.cat([x for x, _ in learn_view(method, stream, i).batches()])
+        x = torch.cat([x for x, _ in learn_task_of(method, stream, i).eval_batches()])
         query = method.backbone(x).double()
         want = (query / query.norm(dim=1, keepdim=True)).mean(0)
         torch.testing.assert_close(key.detach(), want.float(), atol=1e-6, rtol=1e-6)
@@ -348,7 +348,7 @@ def test_dualprompt_mean_keys_are_the_optimum_of_the_pull(stream):
 
 def make_begun(name, stream, **options):
     method = make(name, **options)
-    method.begin_task(learn_view(method, stream, 0))
+    method.begin_task(learn_task_of(method, stream, 0))
     return method
 
 
@@ -356,8 +356,8 @@ def test_dualprompt_mean_keys_change_nothing_but_the_keys_where_nothing_is_clipp
     """Key and prefixes meet in the gradient norm alone."""
     settings = SETTINGS.__class__(CPU, torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8, "clip": 1e9})
     a, b = (learn(make("dualprompt", keys=keys, **DUAL), stream, settings=settings) for keys in ("learned", "mean"))
-    torch.testing.assert_close(a.prompts.general, b.prompts.general, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(a.prompts.experts.stacked(), b.prompts.experts.stacked(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(a.prompts.g_prompt, b.prompts.g_prompt, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(a.prompts.e_prompt.stacked(), b.prompts.e_prompt.stacked(), atol=1e-6, rtol=1e-6)
     assert not torch.allclose(a.keys.keys.stacked(), b.keys.keys.stacked())
 
 
@@ -366,7 +366,7 @@ def test_dualprompt_mean_keys_change_nothing_but_the_keys_where_nothing_is_clipp
 
 def test_l2p_directions_and_updates(stream):
     method = learn(make("l2p", pgp=0.9, pgp_keys=0.9999, pool_size=6, top_k=2, length=3), stream, upto=1)
-    x = torch.cat([x for x, _ in learn_view(method, stream, 0).batches()])
+    x = torch.cat([x for x, _ in learn_task_of(method, stream, 0).eval_batches()])
     with torch.no_grad():
         ids, _ = method.pool.select(method.query(x))
         patches = method.backbone.embed(x).h[:, 1:]
@@ -381,7 +381,7 @@ def test_l2p_directions_and_updates(stream):
         assert got.shape == w.shape
         np.testing.assert_allclose((got @ got.T).numpy(), w @ w.T, atol=1e-4)
     watch = Watch(lambda: method.pool.protected())
-    learn_task(method, learn_view(method, stream, 1), SETTINGS, watch)
+    learn_task(method, learn_task_of(method, stream, 1), SETTINGS, watch)
     assert len(watch.moves()) > 2
     for moves in watch.moves():
         for move, basis in zip(moves, bases, strict=True):
@@ -423,12 +423,12 @@ def test_stopping_inside_a_task_and_going_on_changes_nothing(stream, name, optio
         cut = learn(make(name, **options), stream, upto=1)
         callback = StopAt(cut, steps)
         with pytest.raises(Stop):
-            learn_task(cut, learn_view(cut, stream, 1), SETTINGS, callback)
+            learn_task(cut, learn_task_of(cut, stream, 1), SETTINGS, callback)
         fresh = make(name, **options)
         fresh.load_learned_state(callback.state)
-        task = learn_view(fresh, stream, 1)
+        task = learn_task_of(fresh, stream, 1)
         learn_task(fresh, task, SETTINGS, resume=(callback.position, callback.optimizer))
-        learn_task(fresh, learn_view(fresh, stream, 2), SETTINGS)
+        learn_task(fresh, learn_task_of(fresh, stream, 2), SETTINGS)
         ours, theirs = fresh.learned_state(), whole.learned_state()
         assert ours.keys() == theirs.keys()
         for key in ours:
@@ -442,7 +442,7 @@ def test_state_of_any_length_loads_and_old_private_parameters_stay(stream, name,
     method = make(name, **options)
     snapshots = []
     for i in range(len(stream)):
-        learn_task(method, learn_view(method, stream, i), SETTINGS)
+        learn_task(method, learn_task_of(method, stream, i), SETTINGS)
         snapshots.append({k: v.clone() for k, v in method.learned_state().items()})
     fresh = make(name, **options)
     for state in (snapshots[-1], snapshots[0]):
@@ -452,7 +452,7 @@ def test_state_of_any_length_loads_and_old_private_parameters_stay(stream, name,
     fresh.load_learned_state(snapshots[-1])
     torch.testing.assert_close(scores(fresh, x), scores(method, x), atol=1e-6, rtol=1e-5)
     assert all(v.dtype in (torch.float32, torch.int64) for v in snapshots[-1].values())
-    for key in ("keys.keys.0", "prompts.experts.0"):
+    for key in ("keys.keys.0", "prompts.e_prompt.0"):
         if name == "dualprompt":
             assert torch.equal(snapshots[0][key], snapshots[-1][key]), key
 

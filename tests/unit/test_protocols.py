@@ -76,11 +76,11 @@ def test_batch_protocols_are_the_evaluators_own(protocol):
 
 
 def test_classes_that_mean_the_same_count_for_each_other():
-    found = compared(alike=torch.zeros(6, dtype=torch.long))
+    found = compared(label_groups=torch.zeros(6, dtype=torch.long))
     assert all(row.accuracy == 1 for row in found.values())
-    alike = torch.tensor([0, 1, 0, 1, 0, 1])
-    one = compared(rules=["near"], alike=alike)["near", "sample"]
-    own = evaluate(Noisy(), groups(stream(LABELS)), SETTINGS, alike=alike)
+    label_groups = torch.tensor([0, 1, 0, 1, 0, 1])
+    one = compared(rules=["near"], label_groups=label_groups)["near", "sample"]
+    own = evaluate(Noisy(), groups(stream(LABELS)), SETTINGS, label_groups=label_groups)
     assert one.accuracy == pytest.approx(own.accuracy)
     assert one.accuracy > compared(rules=["near"])["near", "sample"].accuracy
 
@@ -151,9 +151,9 @@ def test_methods_without_tasks_have_no_batch_protocol():
 
     method = Plain(nn.Identity())
     method.name, method.task_sizes = "plain", torch.tensor([2, 2, 2])
-    with pytest.raises(InputError, match="plain infers no task"):
+    with pytest.raises(InputError, match="needs? a method that infers tasks; plain does not"):
         compare_protocols(method, groups(stream(LABELS)), SETTINGS)
-    with pytest.raises(InputError, match="plain infers no task"):
+    with pytest.raises(InputError, match="needs? a method that infers tasks; plain does not"):
         evaluate(method, groups(stream(LABELS)), SETTINGS, protocol=BatchProtocol())
 
 

@@ -107,13 +107,13 @@ def test_entry_points_are_loaded(monkeypatch):
 
 
 def test_a_broken_package_stops_nobody_elses_methods(monkeypatch):
-    class Broken:
+    class ContractViolation:
         name, value = "theirs", "their.package:Method"
 
         def load(self):
             raise ImportError("no module named 'their.dependency'")
 
-    monkeypatch.setattr("ostinato.lookup.entry_points", lambda group: [Broken()])
+    monkeypatch.setattr("ostinato.lookup.entry_points", lambda group: [ContractViolation()])
     with pytest.warns(UserWarning, match="'theirs' of their.package:Method cannot be loaded: no module"):
         assert get_method("simplecil").name == "simplecil"
 

@@ -7,7 +7,7 @@ import torch
 from tests.unit.test_methods_math import images
 from torch.nn import functional as F
 
-from ostinato.contract.toys import random_backbone, random_text_backbone
+from ostinato.contract.tiny_models import random_backbone, random_text_backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask
 from ostinato.methods.idbr import IDBR

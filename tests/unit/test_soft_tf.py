@@ -9,8 +9,8 @@ import torch
 
 from ostinato.backbones import Arch, LayerPlan, LinearEdit, Preprocess, Tokens, VisionBackbone
 from ostinato.backbones.edits import edited_linear, per_task
-from ostinato.contract.lessons import SETTINGS, learn, learn_view, make
-from ostinato.contract.toys import random_backbone, toy_stream
+from ostinato.contract.harness import SETTINGS, learn, learn_task_of, make
+from ostinato.contract.tiny_models import random_backbone, tiny_stream
 from ostinato.errors import InputError
 from ostinato.methods.adapter import Adapter
 from ostinato.methods.lora import LoRA
@@ -46,7 +46,7 @@ def vit_b() -> VisionBackbone:
 
 def taught(name="soft_tf", tasks=3, **options):
     """Three tasks whose edits differ clearly, without the time of training."""
-    stream = toy_stream()
+    stream = tiny_stream()
     method = make(name, **options)
     with torch.enable_grad():
         learn(method, stream, upto=tasks)
@@ -103,7 +103,7 @@ def test_budgets_of_the_baselines_on_vit_b(cls, options, count):
 def test_dualprompt_below_has_its_published_size():
     method = SoftTF(vit_b())
     method.begin_task(Only())
-    prompts = sum(p.numel() for p in (method.prompts.general, *method.prompts.experts, *method.keys.keys))
+    prompts = sum(p.numel() for p in (method.prompts.g_prompt, *method.prompts.e_prompt, *method.keys.keys))
     assert prompts == 39_168
 
 
@@ -115,7 +115,7 @@ def test_dualprompt_below_has_its_published_size():
 def test_training_begins_at_the_prompt_method(name, base):
     method = make(name, base=base)
     with torch.no_grad():
-        method.begin_task(learn_view(method, toy_stream(), 0))
+        method.begin_task(learn_task_of(method, tiny_stream(), 0))
         x = pixels(3)
         prompts, tokens = method.prompts, method.prompts.enter(x, method.query)[0]
         changed = prompts.read(tokens, edited(prompts.under(-1), method.linear(-1)))
@@ -140,19 +140,19 @@ def test_initialisations_of_the_ablation(kind):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_private_parts_of_old_tasks_and_their_rows_are_bit_equal(name):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = learn(make(name, base="dualprompt"), stream, upto=1)
     before = [e.mask if e.mask is not None else e.outer if e.outer is not None else e.up for e in edits_of(method, 0)]
     before = [t.detach().clone() for t in before]
     own = [t.detach().clone() for t in private(method)]
-    learn_task(method, learn_view(method, stream, 1), SETTINGS)
+    learn_task(method, learn_task_of(method, stream, 1), SETTINGS)
     after = [e.mask if e.mask is not None else e.outer if e.outer is not None else e.up for e in edits_of(method, 0)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(own, private(method), strict=True))
 
 
 def private(method):
-    return method.prompts.experts[0], method.keys.keys[0], method.head.weight[0], method.head.bias[0]
+    return method.prompts.e_prompt[0], method.keys.keys[0], method.head.weight[0], method.head.bias[0]
 
 
 def edits_of(method, task):
@@ -161,9 +161,9 @@ def edits_of(method, task):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_training_moves_what_belongs_to_the_task(name):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = make(name)
-    method.begin_task(learn_view(method, stream, 0))
+    method.begin_task(learn_task_of(method, stream, 0))
     before = [p.detach().clone() for p in method.parameters() if p.requires_grad]
     named = [n for n, p in method.named_parameters() if p.requires_grad]
     other = learn(make(name), stream, upto=1)
@@ -296,7 +296,7 @@ def test_straight_through_gradient_reaches_all_scores():
 
 @pytest.mark.parametrize("kind", ["binary", "hybrid", "soft"])
 def test_stored_masks_are_the_learned_ones(kind):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = make("wsn", kind=kind, keep=0.7)
     learn(method, stream, upto=1)
     bank = method.bank.maps["11"]["proj"]
@@ -311,7 +311,7 @@ def test_stored_masks_are_the_learned_ones(kind):
     if kind == "soft":
         assert torch.equal(mask[live > 0], torch.ones_like(mask[live > 0]))
         assert 0.3 < mask[live == 0].mean() < 0.7
-    learn_task(method, learn_view(method, stream, 1), SETTINGS)
+    learn_task(method, learn_task_of(method, stream, 1), SETTINGS)
     assert torch.equal(bank.masks[0], live > 0), "stored masks stay"
     assert not torch.equal(keep_largest(bank.scores, 0.7), live), "scores go on"
 
@@ -321,11 +321,11 @@ def test_stored_masks_are_the_learned_ones(kind):
 
 @pytest.mark.parametrize("base", ["dualprompt", "l2p"])
 def test_projected_prompts_below_masks(base):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = learn(make("soft_tf", base={"name": base, "pgp": 0.9}), stream, upto=1)
     before = [part.clone() for part in method.prompts.protected()]
     bases = [space.basis.clone() for space in method.prompts.projection]
-    learn_task(method, learn_view(method, stream, 1), replace(SETTINGS, overrides={"epochs": 1, "batch_size": 8}))
+    learn_task(method, learn_task_of(method, stream, 1), replace(SETTINGS, overrides={"epochs": 1, "batch_size": 8}))
     for part, old, basis in zip(method.prompts.protected(), before, bases, strict=True):
         assert (part - old).abs().max() > 1e-4
         assert ((part - old) @ basis).abs().max() < 1e-6
@@ -376,14 +376,14 @@ def test_options_of_the_prompts_belong_to_the_method():
 
 @pytest.mark.parametrize("name", ["dualprompt", "soft_tf"])
 def test_keys_per_class_find_the_task_of_the_nearest_class_mean(name):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = learn(make(name, keys="classes"), stream)
     x = pixels(9)
     with torch.no_grad():
         query = torch.nn.functional.normalize(method.backbone(x), dim=-1)
         means = []
         for i in range(len(stream)):
-            images, labels = zip(*learn_view(method, stream, i).batches(), strict=True)
+            images, labels = zip(*learn_task_of(method, stream, i).eval_batches(), strict=True)
             features = torch.nn.functional.normalize(method.backbone(torch.cat(images)).double(), dim=-1)
             labels = torch.cat(labels)
             means += [features[labels == c].mean(0) for c in stream.task(i).classes]
@@ -394,12 +394,12 @@ def test_keys_per_class_find_the_task_of_the_nearest_class_mean(name):
 
 
 def test_keys_that_are_set_are_not_optimised():
-    stream = toy_stream()
+    stream = tiny_stream()
     method = make("soft_tf", keys="classes")
     learn(method, stream, upto=2)
     fresh = make("soft_tf", keys="classes")
     for i in range(2):
-        task = learn_view(fresh, stream, i)
+        task = learn_task_of(fresh, stream, i)
         fresh.begin_task(task)
         fresh.stages(task)[0].prepare()
     assert all(torch.equal(a, b) for a, b in zip(method.keys.keys, fresh.keys.keys, strict=True))
@@ -407,11 +407,11 @@ def test_keys_that_are_set_are_not_optimised():
 
 @pytest.mark.parametrize("name", ["dualprompt", "soft_tf"])
 def test_gaussians_find_the_task_of_the_likeliest_class(name):
-    stream = toy_stream()
+    stream = tiny_stream()
     method = learn(make(name, keys="gaussians"), stream)
     images, labels = [], []
     for i in range(len(stream)):
-        for x, y in learn_view(method, stream, i).batches():
+        for x, y in learn_task_of(method, stream, i).eval_batches():
             images.append(x)
             labels.append(y)
     x, labels = pixels(9), torch.cat(labels)
@@ -431,12 +431,12 @@ def test_gaussians_find_the_task_of_the_likeliest_class(name):
 
 
 def test_a_method_with_gaussians_goes_on_from_its_state():
-    stream = toy_stream()
+    stream = tiny_stream()
     method, fresh = make("soft_tf", keys="gaussians"), make("soft_tf", keys="gaussians")
     learn(method, stream, upto=2)
     fresh.load_state_dict(method.state_dict())
     for each in (method, fresh):
-        task = learn_view(each, stream, 2)
+        task = learn_task_of(each, stream, 2)
         torch.manual_seed(0)
         each.begin_task(task)
         each.stages(task)[0].prepare()

@@ -12,12 +12,12 @@ from sklearn.datasets import load_digits
 
 from ostinato.errors import DataError, InputError
 from ostinato.streams import (
-    EvalView,
-    Examples,
+    EvalTransform,
+    LabeledDataset,
     Source,
     StreamOptions,
     TaskStream,
-    TrainView,
+    TrainTransform,
     arrays,
     open_source,
     scorable,
@@ -108,7 +108,7 @@ def test_order_seeded_depends_on_the_seed_alone_and_leaves_global_state_untouche
     before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     source = toy([2] * 10)
     names = [TaskStream(source, StreamOptions(order="seeded", seed=seed)).class_names for seed in (1, 1, 2)]
-    examples = TaskStream(source, StreamOptions(order="seed1993")).task(0).train.with_view(TrainView(8))
+    examples = TaskStream(source, StreamOptions(order="seed1993")).task(0).train.with_transform(TrainTransform(8))
     _ = examples[0, 3]
     assert names[0] == names[1] != names[2]
     assert np.array_equal(before[0], np.random.get_state()[1])  # noqa: NPY002
@@ -167,7 +167,7 @@ def test_explicit_tasks_may_be_a_subset():
         ({"validation": 1.0}, "validation: Input should be less than 1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"stepp": 1}, "stepp: unknown key. Did you mean 'step'"),
-        ({"tasks": [["class 1", "klass 2"]]}, "toy has not: 'klass 2'. Did you mean 'class 2'"),
+        ({"tasks": [["class 1", "klass 2"]]}, "toy has no class 'klass 2'. Did you mean 'class 2'"),
         ({"tasks": [["class 1"], ["class 1"]]}, "lists twice: 'class 1'"),
         ({"tasks": [["class 1"], []]}, "at least one class"),
         ({"tasks": []}, "at least one class"),
@@ -221,23 +221,23 @@ def test_tasks_outside_the_stream():
 
 def test_examples_are_a_function_of_key_and_seed():
     noisy = arrays(np.random.default_rng(0).integers(0, 255, (8, 9, 9, 3), dtype=np.uint8), [0, 1] * 4)
-    train = TaskStream(noisy, StreamOptions(step=2)).task(0).train.with_view(TrainView(16))
+    train = TaskStream(noisy, StreamOptions(step=2)).task(0).train.with_transform(TrainTransform(16))
     assert torch.equal(train[2, 5][0], train[2, 5][0])
     assert not torch.equal(train[2, 5][0], train[2, 6][0])
-    assert torch.equal(train[2][0], EvalView(16)(train.raw(2), None))
+    assert torch.equal(train[2][0], EvalTransform(16)(train.raw(2), None))
     assert train[2, 5][1] == int(train.labels[2])
-    expected = train.view(train.raw(2), np.random.default_rng([0, 2, 5]))
+    expected = train.transform(train.raw(2), np.random.default_rng([0, 2, 5]))
     assert torch.equal(train[2, 5][0], expected)
-    other = TaskStream(noisy, StreamOptions(step=2, seed=0)).task(0).train.with_view(train.view)
+    other = TaskStream(noisy, StreamOptions(step=2, seed=0)).task(0).train.with_transform(train.transform)
     assert torch.equal(train[1, 1][0], pickle.loads(pickle.dumps(other))[1, 1][0])
 
 
 def test_examples_basics():
     train = TaskStream(toy([4, 4, 4]), StreamOptions(step=3, validation=0)).task(0).train
-    with pytest.raises(InputError, match="need a view"):
+    with pytest.raises(InputError, match="needs a transform before"):
         _ = train[0]
-    seen = train.with_view(EvalView(6))
-    assert train.view is None
+    seen = train.with_transform(EvalTransform(6))
+    assert train.transform is None
     image, label = seen[-1]
     assert image.shape == (3, 6, 6)
     assert image.dtype == torch.uint8
@@ -254,16 +254,16 @@ def test_subset_and_concat_keep_samples_with_their_labels():
     other = TaskStream(toy([3], names=["new"]), StreamOptions(validation=0), offset_classes=4)
     few = stream.task(2).train.subset([3, 0])
     assert few.names() == [stream.task(2).train.names()[i] for i in (3, 0)]
-    both = Examples.concat([few, other.task(0).train, stream.task(1).train])
+    both = LabeledDataset.concat([few, other.task(0).train, stream.task(1).train])
     assert both.labels.tolist() == [2, 2, 4, 4, 4, 1, 1, 1, 1, 1]
     assert [both.raw(i).getpixel((0, 0))[0] for i in range(len(both))] == [2, 2, 0, 0, 0, 1, 1, 1, 1, 1]
     assert both.class_counts() == {1: 5, 2: 2, 4: 3}
-    again = Examples.concat([both, both.subset(torch.tensor([2]))])
+    again = LabeledDataset.concat([both, both.subset(torch.tensor([2]))])
     assert again.names()[-1] == both.names()[2]
-    with pytest.raises(InputError, match="empty list"):
-        Examples.concat([])
-    with pytest.raises(InputError, match="same view"):
-        Examples.concat([few, few.with_view(EvalView(4))])
+    with pytest.raises(InputError, match="list is empty"):
+        LabeledDataset.concat([])
+    with pytest.raises(InputError, match="same transform"):
+        LabeledDataset.concat([few, few.with_transform(EvalTransform(4))])
 
 
 def test_digest_names_the_split_not_its_order():
@@ -330,8 +330,8 @@ def test_the_bundled_digits_are_those_of_scikit_learn():
     ("spec", "options", "message"),
     [
         ("digit", {}, "Did you mean 'digits'"),
-        ("no/such/folder", {}, "a path that exists, but 'no/such/folder'"),
-        ("", {}, "a path that exists"),
+        ("no/such/folder", {}, "an existing path, not 'no/such/folder'"),
+        ("", {}, "an existing path"),
         ("hub:", {}, "owner/name"),
         ("digits", {"on_error": "ignore"}, "on_error must be 'raise'"),
         ("digits", {"seed": -1}, "seed must be 0 or more"),
@@ -376,7 +376,7 @@ def test_arrays_of_different_sizes():
         (
             (np.zeros((2, 3, 3), np.uint8), [0, 1], np.zeros((1, 3, 3), np.uint8), [5]),
             DataError,
-            r"none of \[5\]",
+            r"none for \[5\]",
         ),
     ],
 )
@@ -504,9 +504,12 @@ def test_a_limit_per_task_cuts_training_and_test():
         assert len(stream.test(i)) == 21
         assert min(stream.task(i).train.class_counts().values()) >= 9
         assert set(stream.test(i).names()) < set(full.test(i).names())
-    with pytest.raises(InputError, match=r"^limit_per_task must leave every class a sample.*5 classes and keeps 3"):
+    with pytest.raises(
+        InputError,
+        match=r"^limit_per_task must be at least the number of classes.*it is 3, and a task has 5",
+    ):
         TaskStream(source, StreamOptions(step=5, limit_per_task=3))
-    with pytest.raises(InputError, match=r"^test_limit_per_task must leave every class a sample"):
+    with pytest.raises(InputError, match=r"^test_limit_per_task must be at least the number of classes"):
         TaskStream(source, StreamOptions(step=5, test_limit_per_task=3)).test(0)
 
 

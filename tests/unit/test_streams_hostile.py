@@ -93,7 +93,7 @@ import io, os, re, sys, warnings
 from pathlib import Path
 from PIL import Image
 from ostinato.errors import DataError
-from ostinato.streams import EvalView, TrainView, decode as module
+from ostinato.streams import EvalTransform, TrainTransform, decode as module
 import numpy as np
 
 def status(key):
@@ -129,16 +129,16 @@ def peaks_of(code):
 def test_the_memory_for_images_and_their_views_is_bounded():
     grown, messages = peaks_of(
         """
-        def views(data):
-            for view, rng in (EvalView(224), None), (TrainView(224), np.random.default_rng(0)):
-                view(module.decode(data, "it"), rng)
+        def transforms(data):
+            for transform, rng in (EvalTransform(224), None), (TrainTransform(224), np.random.default_rng(0)):
+                transform(module.decode(data, "it"), rng)
 
         size = (10000, 10000)
         for mode, options in (
             ("RGBA", ("PNG",)), ("I;16", ("PNG",)), ("CMYK", ("JPEG",)), ("RGBA", ("WEBP",))
         ):
             data = stored(mode, size, *options, progressive=True, method=0, compress_level=1)
-            peak(lambda: views(data))
+            peak(lambda: transforms(data))
         os.cpu_count = lambda: 4
         data = stored("RGB", size, "PNG", compress_level=1)
         peak(lambda: module.problems(lambda i: data, 4, 0))

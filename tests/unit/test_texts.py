@@ -1,4 +1,4 @@
-"""Texts as data: tables, sets side by side, views, and batches by length."""
+"""Texts as data: tables, sets side by side, transforms, and batches by length."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tests.conftest import photos, text_tables
 
 from ostinato.backbones import Tokenization
 from ostinato.backbones.cache import FeatureCache, StateCache
-from ostinato.contract.toys import random_backbone, random_text_backbone, sentences, whole_words
+from ostinato.contract.tiny_models import random_backbone, random_text_backbone, sentences, whole_words
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.simplecil import SimpleCIL
-from ostinato.streams import StreamOptions, TaskStream, TextView, open_source
+from ostinato.streams import StreamOptions, TaskStream, TextTransform, open_source
 from ostinato.training.loader import by_length, pack, training_batches
 
 CPU = torch.device("cpu")
 
 
-def view() -> TextView:
-    return TextView(random_text_backbone().tokenization)
+def transform() -> TextTransform:
+    return TextTransform(random_text_backbone().tokenization)
 
 
 def test_labels_of_a_csv_are_what_is_written(tmp_path):
@@ -116,16 +116,16 @@ def test_sets_side_by_side(tmp_path):
     text_tables(tmp_path / "venus", 3, "csv", seed=4)
     source = open_source(str(tmp_path), sets=["venus", "mars"])
     assert source.task_names == [[f"venus: planet {i}" for i in range(3)], ["mars: planet 0", "mars: planet 1"]]
-    assert source.alike == [0, 1, 2, 0, 1]
+    assert source.label_groups == [0, 1, 2, 0, 1]
     stream = TaskStream(source, StreamOptions(tasks="folders", validation=0))
     assert [len(task.classes) for task in stream] == [3, 2]
     task = stream.task(1)
     assert task.train.names()[0].startswith("mars/train.parquet row")
     mars = open_source(str(tmp_path / "mars"))
     assert {task.train.raw(i) for i in range(len(task.train))} == {mars.train.load(i) for i in range(len(mars.train))}
-    assert stream.alike is not None
-    assert stream.alike.tolist() == [0, 1, 2, 0, 1]
-    with pytest.raises(InputError, match=r"holds no set 'venux', only mars, venus.*'venus'"):
+    assert stream.label_groups is not None
+    assert stream.label_groups.tolist() == [0, 1, 2, 0, 1]
+    with pytest.raises(InputError, match=r"has no set 'venux', only mars, venus.*'venus'"):
         open_source(str(tmp_path), sets=["venux"])
     with pytest.raises(InputError, match="each once"):
         open_source(str(tmp_path), sets=["mars", "mars"])
@@ -137,11 +137,11 @@ def test_views_of_the_wrong_kind_say_so(tmp_path):
         Learner("simplecil").learn(stream.task(0))
     images = TaskStream(open_source(str(photos(tmp_path / "p", {"a": (9, 9, 9), "b": (99, 99, 99)}))), StreamOptions())
     with pytest.raises(InputError, match=r"hold images, but the backbone takes texts: .* such as vit_base"):
-        images.task(0).train.with_view(view())
+        images.task(0).train.with_transform(transform())
 
 
 def test_long_texts_lose_their_end_but_not_its_token():
-    seen = view()
+    seen = transform()
     text = " ".join(f"w{i}" for i in range(30))
     assert seen(text).tolist() == [1, *range(4, 14), 2]
     assert (seen.tokens(text), seen.tokenization.count(text)) == (12, 32)
@@ -157,7 +157,7 @@ def test_a_tokenization_needs_room():
 
 def examples(tmp_path: Path, n_classes: int = 4):
     stream = TaskStream(open_source(str(text_tables(tmp_path, n_classes))), StreamOptions(step=n_classes, validation=0))
-    return stream.task(0).train.with_view(view())
+    return stream.task(0).train.with_transform(transform())
 
 
 def test_training_batches_hold_all_samples_once_and_texts_of_like_length(tmp_path):
@@ -207,7 +207,7 @@ def test_packed_batches_have_no_more_tokens_than_the_longest_texts_would(tmp_pat
 
 def test_features_and_states_are_found_whatever_fills_a_batch_up():
     backbone, features, states = random_text_backbone(), FeatureCache(), StateCache(2**20)
-    seen = view()
+    seen = transform()
     texts = [seen(t) for t in ("w1 w2", "w3 w4 w5 w6 w7", "w1 w2 w9")]
     want = backbone(seen.join(texts))
     features.features(backbone, seen.join(texts[:1]))

@@ -1,4 +1,4 @@
-"""How strongly each task uses each block: the block weights of CL-LoRA."""
+"""Block weights of CL-LoRA per task and layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
 from ostinato.report.figures import Panel, heat_maps
 
 MAPS = {"q": 0, "v": 2}
-"""Edited maps and their rows of the block weights; row 1 is that of the keys, which are not edited."""
+"""Edited maps and their rows in the block weights; row 1 is for the keys, which are not edited."""
 
 
 def find(subject: Subject) -> Findings:

@@ -1,4 +1,4 @@
-"""How much weight each layer gets, task by task: the figure of LiEPrompt."""
+"""Importance of layers per task: the figure of LiEPrompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which task the images of each task are taken for."""
+"""Confusion of true and inferred tasks."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ostinato.report.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:
-    """Count held-out images by true and found task, each image on its own."""
+    """Count held-out images by true and found task, each image alone."""
     method = subject.method
     groups = subject.held_out()
-    inferring = isinstance(method, TaskInferring)
-    owner = method.task_of_class
 
     def found(x: Tensor) -> Tensor:
-        return method.infer_task(x) if isinstance(method, TaskInferring) else owner[method.scores(x).argmax(1)]
+        if isinstance(method, TaskInferring):
+            return method.infer_task(x)
+        return method.task_of_class[method.scores(x).argmax(1)]
 
     counts = torch.zeros(len(groups), method.n_tasks, dtype=torch.int64)
     for i, tasks in subject.each_batch(groups, found):
         counts[i] += torch.bincount(tasks, minlength=method.n_tasks)
     shares = counts / counts.sum(1, keepdim=True)  # NaN where a task has no images
-    source = "inferred task" if inferring else "task of the predicted class"
+    source = "inferred task" if isinstance(method, TaskInferring) else "task of the predicted class"
     right = int(counts.diagonal().sum()) / int(counts.sum())
 
     def draw(path: Path) -> None:

@@ -90,10 +90,9 @@ class LinearEdit:
         up: (out, r), the second factor, any scale included.
         inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
         outer: (out, r), its second factor.
-        probe: (B, S) zeros; after the backward pass its gradient holds, for every sample, the derivative with
-            respect to the coefficients of ``directions`` in this sample's own mask. Forward, it
-            changes nothing.
-        directions: (S, out, in), what ``probe`` differentiates along; they are added to the mask.
+        mask_coefficients: (B, S) zeros, without effect forward; after the backward pass its gradient holds, for every
+            sample, the derivative with respect to the coefficients of ``mask_basis`` in this sample's mask.
+        mask_basis: (S, out, in), what ``mask_coefficients`` differentiates along; they are added to the mask.
     """
 
     mask: Tensor | None = None
@@ -102,12 +101,12 @@ class LinearEdit:
     up: Tensor | None = None
     inner: Tensor | None = None
     outer: Tensor | None = None
-    probe: Tensor | None = None
-    directions: Tensor | None = None
+    mask_coefficients: Tensor | None = None
+    mask_basis: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that what belongs together comes together."""
-        for one, other in (("down", "up"), ("inner", "outer"), ("probe", "directions")):
+        for one, other in (("down", "up"), ("inner", "outer"), ("mask_coefficients", "mask_basis")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise InputError(f"LinearEdit: {one} and {other} must be given together; one of them is None.")
 
@@ -187,8 +186,8 @@ def edited_output(y: Tensor, x: Tensor, weight: Tensor, edit: LinearEdit | None)
         y = y + edit.bias.to(x.dtype)
     if edit.down is not None and edit.up is not None:
         y = y + _times(_times(x, edit.down.to(x.dtype)), edit.up.to(x.dtype))
-    if edit.probe is not None and edit.directions is not None:
-        y = _Probe.apply(y, x, edit.probe, weight * edit.directions)
+    if edit.mask_coefficients is not None and edit.mask_basis is not None:
+        y = _MaskGradient.apply(y, x, edit.mask_coefficients, weight * edit.mask_basis)
     if edit.inner is not None and edit.outer is not None:
         y = y + _times(F.gelu(_times(y, edit.inner.to(x.dtype))), edit.outer.to(x.dtype))
     return y
@@ -208,29 +207,29 @@ def per_task(edits: Sequence[LinearEdit]) -> LinearEdit:
         parts = [getattr(edit, name) for edit in edits]
         return None if parts[0] is None else torch.stack(parts)[:, None]
 
-    if edits[0].bias is not None or edits[0].probe is not None:
-        raise InputError("per_task: edits with a bias or a probe cannot be joined.")
+    if edits[0].bias is not None or edits[0].mask_coefficients is not None:
+        raise InputError("per_task: edits with a bias or mask coefficients cannot be joined.")
     return LinearEdit(**{name: join(name) for name in ("mask", "down", "up", "inner", "outer")})
 
 
-class _Probe(torch.autograd.Function):
-    """The identity on ``y``, whose gradient for ``probe`` is that of ``y + sum_s probe[:, s] x directions[s]^T``.
+class _MaskGradient(torch.autograd.Function):
+    """The identity on ``y`` with a gradient for mask coefficients c: that of ``y + sum_s c[:, s] x mask_basis[s]^T``.
 
     With x and the gradient d of y, the weight gradient of sample b is d_b^T x_b, and the derivative along a
-    direction its inner product with it. All directions share that one product, so that the cost does not grow
-    by a pass per direction, and no per-sample weight is ever formed in the forward pass.
+    direction its inner product with it. All directions of the basis share that one product,
+    so that the cost does not grow by a pass per direction, and the forward pass forms no weight per sample.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, probe: Tensor, directions: Tensor) -> Tensor:  # noqa: ARG004
-        ctx.save_for_backward(x, directions)
+    def forward(ctx: Any, y: Tensor, x: Tensor, mask_coefficients: Tensor, mask_basis: Tensor) -> Tensor:  # noqa: ARG004
+        ctx.save_for_backward(x, mask_basis)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d,) = grads
-        x, directions = ctx.saved_tensors
-        flat = directions.flatten(1).float()
+        x, mask_basis = ctx.saved_tensors
+        flat = mask_basis.flatten(1).float()
         # A chunk of samples at a time: the product holds out x in numbers for each of them.
         size = max(1, 2**25 // flat.shape[1])
         rows = [

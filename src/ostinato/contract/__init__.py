@@ -17,14 +17,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ostinato.contract.checks import CHECKS, Broken, Case, DoesNotApply
-from ostinato.contract.lessons import SETTINGS
-from ostinato.contract.toys import BACKBONES, Kind
+from ostinato.contract.checks import CHECKS, Case, ContractViolation, DoesNotApply
+from ostinato.contract.harness import SETTINGS
+from ostinato.contract.tiny_models import BACKBONES, Kind
 from ostinato.errors import InputError
 from ostinato.methods.base import Method
 from ostinato.registry import check_options
 
-__all__ = ["CHECKS", "Broken", "Case", "Checked", "DoesNotApply", "check_method", "kinds_of"]
+__all__ = ["CHECKS", "Case", "Checked", "ContractViolation", "DoesNotApply", "check_method", "kinds_of"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _outcome(case: Case, check: Callable[[Case], None]) -> Checked:
         check(case)
     except DoesNotApply as why:
         outcome, found = "does not apply", str(why)
-    except Broken as broken:
+    except ContractViolation as broken:
         outcome, found = "broken", str(broken)
     except Exception as error:  # of the method, which is what is looked for
         outcome, found = "broken", _told(error, sys.modules[case.method.__module__])

@@ -1,7 +1,7 @@
 """What must hold for every method, whatever its paper, each as one function of a case.
 
-A check returns nothing where the contract holds, raises :class:`Broken` where it does not, and :class:`DoesNotApply`
-where the method has nothing that it is about.
+A check returns nothing where the contract holds, raises :class:`ContractViolation` where it does not, and
+:class:`DoesNotApply` where the method has no such part.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ostinato.contract.lessons import SETTINGS, Stop, StopAt, inputs_of, learn, learn_view, make, scores, settings_on
-from ostinato.contract.toys import BACKBONES, Kind, toy_stream, unpadded
+from ostinato.contract.harness import SETTINGS, Stop, StopAt, inputs_of, learn, learn_task_of, make, scores, settings_on
+from ostinato.contract.tiny_models import BACKBONES, Kind, tiny_stream, unpadded
 from ostinato.lookup import executed_anew, file_of
 from ostinato.methods.base import Method, Stage, TaskInferring
 from ostinato.nn import PerTask
-from ostinato.registry import options_schema, parts_of
+from ostinato.registry import options_schema, parts_of, sources_of_options
 from ostinato.streams import StreamOptions, TaskStream
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import prepare
 
 
-class Broken(AssertionError):
+class ContractViolation(AssertionError):
     """What was found instead of what must hold."""
 
 
@@ -59,7 +59,7 @@ class Case:
     @cached_property
     def stream(self) -> TaskStream:
         """Five classes in three tasks, the last one of a single class."""
-        return toy_stream(self.kind)
+        return tiny_stream(self.kind)
 
     @cached_property
     def settings(self) -> Settings:
@@ -94,15 +94,15 @@ class Case:
             self._after.append(self.make())
         for i in range(len(self._after) - 1, n_tasks):
             method = deepcopy(self._after[i])
-            learn_task(method, learn_view(method, self.stream, i), self.settings)
+            learn_task(method, learn_task_of(method, self.stream, i), self.settings)
             self._after.append(method)
         return deepcopy(self._after[n_tasks])
 
-    def twin(self, state: dict[str, Tensor]) -> Method:
+    def reloaded(self, state: dict[str, Tensor]) -> Method:
         """A new method, of a new execution of its file, that is given copies of learned tensors and nothing else."""
-        twin = self._placed(make(executed_anew(self.method), self.kind, **self.options))
-        twin.load_learned_state({k: v.clone() for k, v in state.items()})
-        return twin
+        reloaded = self._placed(make(executed_anew(self.method), self.kind, **self.options))
+        reloaded.load_learned_state({k: v.clone() for k, v in state.items()})
+        return reloaded
 
 
 CHECKS: list[Callable[[Case], None]] = []
@@ -118,16 +118,16 @@ def _same(what: str, got: Tensor, want: Tensor, *, exact: bool = False) -> None:
     """Compare scores: bit by bit, or to what a different order of sums explains.
 
     Raises:
-        Broken: with the largest difference and where it is.
+        ContractViolation: with the largest difference and where it is.
     """
     if got.shape != want.shape:
-        raise Broken(f"{what}: the shape is {tuple(got.shape)} where it was {tuple(want.shape)}.")
+        raise ContractViolation(f"{what}: the shape is {tuple(got.shape)} where it was {tuple(want.shape)}.")
     close = torch.equal(got, want) if exact else torch.allclose(got, want, rtol=1e-4, atol=1e-5)
     if not close:
         apart = (got - want).abs().flatten(1).amax(1)
         worst = int(apart.argmax())
         tail = ", and must not differ in one bit" if exact else ""
-        raise Broken(f"{what}: scores of sample {worst} differ by {apart[worst]:.3g}{tail}.")
+        raise ContractViolation(f"{what}: scores of sample {worst} differ by {apart[worst]:.3g}{tail}.")
 
 
 # It works at all
@@ -139,9 +139,9 @@ def it_runs_through_a_stream(case: Case) -> None:
     values = scores(case.learned, case.inputs)
     want = (len(case.inputs), len(case.stream.class_names))
     if tuple(values.shape) != want:
-        raise Broken(f"scores must be (samples, classes seen) = {want}, got {tuple(values.shape)}.")
+        raise ContractViolation(f"scores must be (samples, classes seen) = {want}, got {tuple(values.shape)}.")
     if not bool(values.isfinite().all()):
-        raise Broken(
+        raise ContractViolation(
             "scores are not all finite numbers. Where a class cannot be, say so by a low one: -inf is no valid JSON, "
             "and a difference of two is no number."
         )
@@ -160,7 +160,9 @@ def a_score_does_not_depend_on_its_batch(case: Case) -> None:
     _same("alone, not in a batch", alone, together)
     _same("in a batch of another order", scores(method, x[shuffle]), together[shuffle])
     if method.protocol != "sample":
-        raise Broken(f"its protocol says {method.protocol!r}, which is for scores that do depend on their batch.")
+        raise ContractViolation(
+            f"its protocol says {method.protocol!r}, which is for scores that do depend on their batch."
+        )
 
 
 @_check
@@ -173,10 +175,12 @@ def every_rule_weighs_every_task_for_each_sample_alone(case: Case) -> None:
         for rule, weigh in method.rules().items():
             evidence = weigh(x)
             if evidence.shape != (len(x), method.n_tasks):
-                raise Broken(f"rule {rule!r} must give {(len(x), method.n_tasks)}, got {tuple(evidence.shape)}.")
+                raise ContractViolation(
+                    f"rule {rule!r} must give {(len(x), method.n_tasks)}, got {tuple(evidence.shape)}."
+                )
             _same(f"rule {rule!r}", torch.cat([weigh(unpadded(x[i : i + 1])) for i in range(len(x))]), evidence)
         if not torch.equal(method.infer_task(x), method.task_scores(x).argmax(1)):
-            raise Broken("infer_task must be the task with the largest task_scores.")
+            raise ContractViolation("infer_task must be the task with the largest task_scores.")
 
 
 # 2. No leak
@@ -187,7 +191,7 @@ def scores_are_given_the_input_alone(case: Case) -> None:
     """``scores(self, x)`` takes neither labels nor tasks."""
     names = list(inspect.signature(case.method.scores).parameters)
     if len(names) != 2:
-        raise Broken(f"scores takes {names}.")
+        raise ContractViolation(f"scores takes {names}.")
 
 
 # 3. Open-ended
@@ -198,10 +202,10 @@ def scores_cover_exactly_the_classes_seen(case: Case) -> None:
     """After every task there is one score per class seen."""
     method = case.make()
     for i, n_seen in enumerate((2, 4, 5)):  # one method that is scored between tasks, as runs do it
-        learn_task(method, learn_view(method, case.stream, i), case.settings)
+        learn_task(method, learn_task_of(method, case.stream, i), case.settings)
         found = scores(method, case.inputs_upto(i + 1)).shape[1]
         if not found == n_seen == method.n_seen:
-            raise Broken(f"after {n_seen} classes there are {found} scores, and n_seen is {method.n_seen}.")
+            raise ContractViolation(f"after {n_seen} classes there are {found} scores, and n_seen is {method.n_seen}.")
 
 
 @_check
@@ -219,7 +223,7 @@ def a_task_of_one_class_is_learned(case: Case) -> None:
     """A single class, with none to be told apart from but those before, leaves every parameter finite."""
     for name, p in case.learned.named_parameters():
         if not bool(p.isfinite().all()):
-            raise Broken(f"{name} is not finite after a task of one class.")
+            raise ContractViolation(f"{name} is not finite after a task of one class.")
 
 
 @_check
@@ -227,12 +231,12 @@ def tasks_continue_the_classes_seen(case: Case) -> None:
     """``begin_task`` refuses a task that does not start where the one before ended: call ``super().begin_task``."""
     method = case.make()
     try:
-        method.begin_task(learn_view(method, case.stream, 1))
+        method.begin_task(learn_task_of(method, case.stream, 1))
     except Exception as error:
         if "must start at class 0" not in str(error):
             raise
         return
-    raise Broken("the second task was accepted as the first one.")
+    raise ContractViolation("the second task was accepted as the first one.")
 
 
 # 4. State
@@ -240,11 +244,11 @@ def tasks_continue_the_classes_seen(case: Case) -> None:
 
 @_check
 def all_learned_state_is_saved(case: Case) -> None:
-    """A twin that is given the learned tensors, and has seen no sample, gives the same scores."""
-    twin = case.twin(case.learned.learned_state())
-    if twin.n_seen != case.learned.n_seen:
-        raise Broken(f"n_seen is {twin.n_seen} where it was {case.learned.n_seen}.")
-    _same("a twin with the same state", scores(twin, case.inputs), scores(case.learned, case.inputs))
+    """A reloaded that is given the learned tensors, and has seen no sample, gives the same scores."""
+    reloaded = case.reloaded(case.learned.learned_state())
+    if reloaded.n_seen != case.learned.n_seen:
+        raise ContractViolation(f"n_seen is {reloaded.n_seen} where it was {case.learned.n_seen}.")
+    _same("a reloaded with the same state", scores(reloaded, case.inputs), scores(case.learned, case.inputs))
 
 
 @_check
@@ -256,9 +260,9 @@ def a_frozen_backbone_is_bit_equal(case: Case) -> None:
     now = method.backbone.state_dict()
     for key, value in BACKBONES[case.kind]().state_dict().items():
         if not torch.equal(value.to(case.device), now[key]):
-            raise Broken(f"backbone.{key} changed.")
+            raise ContractViolation(f"backbone.{key} changed.")
     if able := [n for n, p in method.backbone.named_parameters() if p.requires_grad]:
-        raise Broken(f"backbone.{able[0]} requires a gradient.")
+        raise ContractViolation(f"backbone.{able[0]} requires a gradient.")
 
 
 def _private(method: Method) -> dict[str, PerTask]:
@@ -274,9 +278,11 @@ def private_parts_of_earlier_tasks_are_bit_equal(case: Case) -> None:
         raise DoesNotApply("it keeps nothing of a task apart")
     for name, part in before.items():
         if not torch.equal(part[0], now[name][0]):
-            raise Broken(f"{name}: what belongs to task 0 was changed in task 1.")
+            raise ContractViolation(f"{name}: what belongs to task 0 was changed in task 1.")
         if now[name][0].requires_grad:
-            raise Broken(f"{name}: what belongs to task 0 still requires a gradient after task 1; freeze it there.")
+            raise ContractViolation(
+                f"{name}: a tensor of task 0 still requires a gradient after task 1; freeze it there."
+            )
 
 
 @_check
@@ -285,7 +291,7 @@ def learned_tensors_are_not_rounded(case: Case) -> None:
     kinds = (torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
     for key, value in case.learned.learned_state().items():
         if value.dtype not in kinds:
-            raise Broken(f"{key} is {value.dtype}.")
+            raise ContractViolation(f"{key} is {value.dtype}.")
 
 
 @_check
@@ -296,7 +302,7 @@ def what_is_said_to_be_trained_is(case: Case) -> None:
     """
     for n_tasks in (0, 1):
         method = case.after(n_tasks)
-        task = learn_view(method, case.stream, n_tasks)
+        task = learn_task_of(method, case.stream, n_tasks)
         method.train()
         method.begin_task(task)
         able = {n: p for n, p in method.named_parameters() if p.requires_grad}
@@ -305,7 +311,7 @@ def what_is_said_to_be_trained_is(case: Case) -> None:
             continue
         named = {id(p) for params in given for p in params or []}
         if idle := [n for n, p in able.items() if id(p) not in named]:
-            raise Broken(f"{idle[0]} requires a gradient in task {n_tasks}, but no stage trains it.")
+            raise ContractViolation(f"{idle[0]} requires a gradient in task {n_tasks}, but no stage trains it.")
 
 
 class _Gradients(Callback):
@@ -328,11 +334,11 @@ def what_can_train_gets_a_gradient(case: Case) -> None:
     """Every parameter that requires a gradient is reached by one."""
     method = case.after(1)
     gradients = _Gradients(method)
-    learn_task(method, learn_view(method, case.stream, 1), case.settings, gradients)
+    learn_task(method, learn_task_of(method, case.stream, 1), case.settings, gradients)
     # Fine-tuning a CLIP model on images is given, and counts, what only its texts use.
     towers = ("backbone.text", "backbone.projection") if case.kind == "clip" and method.trains_backbone else ()
     if idle := sorted(n for n in gradients.able - gradients.reached if not n.startswith(towers)):
-        raise Broken(f"{idle[0]} requires a gradient, and no loss depends on it.")
+        raise ContractViolation(f"{idle[0]} requires a gradient, and no loss depends on it.")
 
 
 # 5. Same seed, same run; stop anywhere
@@ -361,7 +367,7 @@ def same_seed_same_run(case: Case) -> None:
     before = _generators(case.device)
     learn(first, case.stream)
     if drawn := [library for library, state in _generators(case.device).items() if state != before[library]]:
-        raise Broken(f"training drew from the global generator of {drawn[0]} outside the engine's seeds.")
+        raise ContractViolation(f"training drew from the global generator of {drawn[0]} outside the engine's seeds.")
     torch.manual_seed(99)
     learn(second, case.stream)
     _same("a second run", scores(second, case.inputs), scores(first, case.inputs), exact=True)
@@ -382,7 +388,7 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
     """State and optimiser after a step inside a task, loaded into a new method, lead to the same scores bit by bit."""
     for first in (1, 0):  # a task after others where something is optimised in it, or else the first one
         steps, method = _Steps(), case.after(first)
-        learn_task(method, learn_view(method, case.stream, first), case.settings, steps)
+        learn_task(method, learn_task_of(method, case.stream, first), case.settings, steps)
         if steps.n:
             break
     else:
@@ -390,23 +396,23 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
     want = scores(case.learned, case.inputs)
     for n in sorted({1, 2 * steps.n // 3} - {0}):
         cut = case.after(first)
-        task = learn_view(cut, case.stream, first)
+        task = learn_task_of(cut, case.stream, first)
         callback = StopAt(cut, n)
         try:
             learn_task(cut, task, case.settings, callback)
         except Stop:
-            cut = case.twin(callback.state)
+            cut = case.reloaded(callback.state)
             learn_task(cut, task, case.settings, resume=(callback.position, callback.optimizer))
         for i in range(first + 1, len(case.stream)):
-            learn_task(cut, learn_view(cut, case.stream, i), case.settings)
+            learn_task(cut, learn_task_of(cut, case.stream, i), case.settings)
         _same(f"stopped after step {n} of task {first}", scores(cut, case.inputs), want, exact=True)
 
 
 @_check
 def the_state_between_tasks_is_enough_to_go_on(case: Case) -> None:
     """A new method with the learned tensors of after a task learns the next one bit by bit alike."""
-    fresh = case.twin(case.after(2).learned_state())
-    learn_task(fresh, learn_view(fresh, case.stream, 2), case.settings)
+    fresh = case.reloaded(case.after(2).learned_state())
+    learn_task(fresh, learn_task_of(fresh, case.stream, 2), case.settings)
     _same("loaded after task 1", scores(fresh, case.inputs), scores(case.learned, case.inputs), exact=True)
 
 
@@ -418,7 +424,7 @@ def there_is_no_transformer_in_it(case: Case) -> None:
     """The method's file computes no attention of its own; it edits the encoder."""
     pattern = r"scaled_dot_product|MultiheadAttention|nn\.Transformer|\.attn\b"
     if found := re.search(pattern, _text(case.method)):
-        raise Broken(f"its file holds {found[0]!r}.")
+        raise ContractViolation(f"its file holds {found[0]!r}.")
 
 
 def _text(method: type[Method]) -> str:
@@ -440,21 +446,23 @@ def every_option_has_a_default_and_is_explained(case: Case) -> None:
 
     Those of a part stand under Attributes of its options.
     """
-    docs = [cls.__doc__ or "" for cls in case.method.__mro__]  # **more passes on the base's options
+    docs = [source.__doc__ or "" for source in sources_of_options(case.method)]
     for option, told in options_schema(case.method).model_fields.items():
         if told.is_required():
-            raise Broken(f"method.{option} has no default.")
+            raise ContractViolation(f"method.{option} has no default.")
         if not any(f"{option}:" in doc for doc in docs):
-            raise Broken(f"method.{option} is missing from Args.")
+            raise ContractViolation(f"method.{option} is missing from Args.")
     for option, parts in parts_of(case.method).items():
         for part in parts:
             for key in part.own():
                 if f"{key}:" not in (type(part).__doc__ or ""):
-                    raise Broken(f"method.{option}.{key} is missing from Attributes of {type(part).__name__}.")
+                    raise ContractViolation(
+                        f"method.{option}.{key} is missing from Attributes of {type(part).__name__}."
+                    )
 
 
 @_check
 def it_says_what_it_implements(case: Case) -> None:
     """The docstring of the file names its source, and has a paragraph 'Differences from the ...' (paper, code)."""
     if "Differences from the" not in (getattr(inspect.getmodule(case.method), "__doc__", None) or ""):
-        raise Broken("the docstring of its file does not say 'Differences from the paper: ...' (or 'none').")
+        raise ContractViolation("the docstring of its file does not say 'Differences from the paper: ...' (or 'none').")

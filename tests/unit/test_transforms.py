@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ostinato.errors import InputError
-from ostinato.streams import EvalView, TrainView
+from ostinato.streams import EvalTransform, TrainTransform
 
 
 def picture(width, height, seed=0):
@@ -26,7 +26,7 @@ def pixels(image):
 def test_square_images_agree_with_pillow(side, interpolation):
     image = picture(side, side)
     expected = image.resize((64, 64), getattr(Image.Resampling, interpolation.upper()))
-    difference = (EvalView(64, interpolation)(image, None).int() - pixels(expected)).abs()
+    difference = (EvalTransform(64, interpolation)(image, None).int() - pixels(expected)).abs()
     assert difference.max() <= 2
     assert difference.float().mean() < 0.2
 
@@ -39,7 +39,7 @@ def test_resize_then_centre_crop(size, crop):
     image = picture(*size)
     resized = tv.resize(image, [round(48 / crop)], interpolation=tv.InterpolationMode.BICUBIC)
     expected = pixels(tv.center_crop(resized, [48, 48]))
-    difference = (EvalView(48, crop=crop)(image, None).int() - expected).abs()
+    difference = (EvalTransform(48, crop=crop)(image, None).int() - expected).abs()
     assert difference.max() <= 4  # both round to 8 bits between the two directions
     assert difference.float().mean() < 0.4
 
@@ -49,9 +49,14 @@ def test_resize_then_centre_crop(size, crop):
 def test_extreme_shapes(size, kind):
     image = picture(*size)
     rng = np.random.default_rng(0)
-    for view in (EvalView(32), EvalView(32, crop=0.8), TrainView(32, kind=kind), TrainView(1, kind=kind)):
-        tensor = view(image, rng)
-        assert tensor.shape == (3, view.size, view.size)
+    for transform in (
+        EvalTransform(32),
+        EvalTransform(32, crop=0.8),
+        TrainTransform(32, kind=kind),
+        TrainTransform(1, kind=kind),
+    ):
+        tensor = transform(image, rng)
+        assert tensor.shape == (3, transform.size, transform.size)
         assert tensor.dtype == torch.uint8
         assert tensor.is_contiguous()
 
@@ -59,29 +64,29 @@ def test_extreme_shapes(size, kind):
 @pytest.mark.parametrize("kind", ["photo", "glyph"])
 def test_random_views_come_from_the_generator_alone(kind):
     image = picture(40, 50)
-    view = TrainView(32, kind=kind)
+    transform = TrainTransform(32, kind=kind)
     torch.manual_seed(1)
-    first = view(image, np.random.default_rng([1, 2, 3]))
+    first = transform(image, np.random.default_rng([1, 2, 3]))
     torch.manual_seed(2)
-    assert torch.equal(first, view(image, np.random.default_rng([1, 2, 3])))
-    assert not torch.equal(first, view(image, np.random.default_rng([1, 2, 4])))
-    assert torch.equal(view(image, None), EvalView(32)(image, None))
+    assert torch.equal(first, transform(image, np.random.default_rng([1, 2, 3])))
+    assert not torch.equal(first, transform(image, np.random.default_rng([1, 2, 4])))
+    assert torch.equal(transform(image, None), EvalTransform(32)(image, None))
 
 
 def test_none_is_the_evaluation_view():
     image = picture(40, 50)
-    tensor = TrainView(32, kind="none")(image, np.random.default_rng(0))
-    assert torch.equal(tensor, EvalView(32)(image, None))
+    tensor = TrainTransform(32, kind="none")(image, np.random.default_rng(0))
+    assert torch.equal(tensor, EvalTransform(32)(image, None))
 
 
 def test_photo_mirrors_half_the_time_and_crops_as_told():
     width = 64
     ramp = np.repeat(np.arange(width, dtype=np.uint8)[None, :, None] * 4, width, 0).repeat(3, 2)
     image = Image.fromarray(ramp)
-    view = TrainView(32, scale=(0.2, 0.5))
+    transform = TrainTransform(32, scale=(0.2, 0.5))
     mirrored, shares = 0, []
     for seed in range(400):
-        row = view(image, np.random.default_rng(seed))[0, 16].int()
+        row = transform(image, np.random.default_rng(seed))[0, 16].int()
         mirrored += int(row[-1] < row[0])
         shares.append(abs(int(row[-1] - row[0])) / 4 / width)
     assert 160 < mirrored < 240
@@ -93,9 +98,9 @@ def test_glyph_stays_close_and_keeps_its_background():
     ground = np.full((40, 40, 3), 30, np.uint8)
     ground[10:30, 18:22] = 255
     image = Image.fromarray(ground)
-    mass = (EvalView(40)(image, None).float() - 30).clamp(min=0).sum()
+    mass = (EvalTransform(40)(image, None).float() - 30).clamp(min=0).sum()
     for seed in range(30):
-        tensor = TrainView(40, kind="glyph")(image, np.random.default_rng(seed))
+        tensor = TrainTransform(40, kind="glyph")(image, np.random.default_rng(seed))
         assert set(tensor[:, 0, 0].tolist()) == {30}
         assert tensor.min() >= 25
         assert 0.75 < (tensor.float() - 30).clamp(min=0).sum() / mass < 1.3
@@ -104,11 +109,11 @@ def test_glyph_stays_close_and_keeps_its_background():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EvalView(0), "at least 1 pixel"),
-        (lambda: EvalView(8, crop=0), r"crop must be in \(0, 1\]"),
-        (lambda: EvalView(8, "bicubik"), "Did you mean 'bicubic'"),
-        (lambda: TrainView(8, kind="foto"), "Did you mean 'photo'"),
-        (lambda: TrainView(8, scale=(0.5, 0.1)), "growing fractions"),
+        (lambda: EvalTransform(0), "at least 1 pixel"),
+        (lambda: EvalTransform(8, crop=0), r"crop must be in \(0, 1\]"),
+        (lambda: EvalTransform(8, "bicubik"), "Did you mean 'bicubic'"),
+        (lambda: TrainTransform(8, kind="foto"), "Did you mean 'photo'"),
+        (lambda: TrainTransform(8, scale=(0.5, 0.1)), "growing fractions"),
     ],
 )
 def test_wrong_options(make, message):
@@ -118,6 +123,6 @@ def test_wrong_options(make, message):
 
 @pytest.mark.parametrize("size", [0, 8193, 10**30])
 def test_sizes_that_no_view_has(size):
-    for view in (EvalView, TrainView):
+    for transform in (EvalTransform, TrainTransform):
         with pytest.raises(InputError, match=r"size must be at least 1 pixel and at most 8,192, not"):
-            view(size)
+            transform(size)

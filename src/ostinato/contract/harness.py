@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ostinato.backbones import Backbone
-from ostinato.contract.toys import BACKBONES, Kind, view_of
+from ostinato.contract.tiny_models import BACKBONES, Kind, transform_of
 from ostinato.lookup import get_method
 from ostinato.methods.base import LearnTask, Method
 from ostinato.registry import check_options
-from ostinato.streams import Examples, TaskStream
+from ostinato.streams import LabeledDataset, TaskStream
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.loop import Settings, learn_task, optimizer_tensors
 from ostinato.training.precision import prepare
@@ -47,13 +47,13 @@ def make(
     return made.eval()
 
 
-def learn_view(method: Method, stream: TaskStream, i: int) -> LearnTask:
+def learn_task_of(method: Method, stream: TaskStream, i: int) -> LearnTask:
     """What a method sees of task ``i``, not augmented."""
     task = stream.task(i)
     train = task.train
     if method.data_seen == "all":
-        train = Examples.concat([stream.task(j).train for j in range(i + 1)])
-    plain = train.with_view(view_of(stream))
+        train = LabeledDataset.concat([stream.task(j).train for j in range(i + 1)])
+    plain = train.with_transform(transform_of(stream))
 
     def batches(positions: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         rows = range(len(plain)) if positions is None else positions
@@ -74,13 +74,13 @@ def learn(
     """Teach all tasks of a stream, or the first ``upto``, by ``SETTINGS`` on the method's device if none are given."""
     settings = settings or settings_on(method.device)
     for i in range(len(stream) if upto is None else upto):
-        learn_task(method, learn_view(method, stream, i), settings, callback)
+        learn_task(method, learn_task_of(method, stream, i), settings, callback)
     return method
 
 
 def inputs_of(stream: TaskStream, upto: int | None = None, device: torch.device = SETTINGS.device) -> Tensor:
     """All test samples of the stream, or of its first ``upto`` tasks, as one batch on a device."""
-    groups = [stream.test(i).with_view(view_of(stream)) for i in range(len(stream) if upto is None else upto)]
+    groups = [stream.test(i).with_transform(transform_of(stream)) for i in range(len(stream) if upto is None else upto)]
     return groups[0].collate([group[j] for group in groups for j in range(len(group))])[0].to(device)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ostinato.backbones import Arch, ClipBackbone, Preprocess, TextBackbone, Tokenization, VisionBackbone
 from ostinato.backbones.clip import TextTower
-from ostinato.streams import EvalView, Source, StreamOptions, TaskStream, TextView, View, arrays
+from ostinato.streams import EvalTransform, Source, StreamOptions, TaskStream, TextTransform, Transform, arrays
 from ostinato.streams.texts import Texts
 
 Kind = Literal["image", "text", "clip"]
@@ -103,7 +103,7 @@ BACKBONES = {"image": random_backbone, "text": random_text_backbone, "clip": ran
 """How to make a toy encoder of each kind."""
 
 
-def toy_stream(kind: Kind = "image", n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
+def tiny_stream(kind: Kind = "image", n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
     """Classes that are easy to tell apart even for random features: 12 training and 6 test samples each.
 
     Args:
@@ -116,9 +116,13 @@ def toy_stream(kind: Kind = "image", n_classes: int = 5, step: int = 2, seed: in
     return TaskStream(source, StreamOptions(step=step, validation=0))
 
 
-def view_of(stream: TaskStream) -> View:
+def transform_of(stream: TaskStream) -> Transform:
     """How the samples of a toy stream are seen."""
-    return TextView(Tokenization(whole_words(), 12, pad=0)) if stream.source.modality == "text" else EvalView(SIDE)
+    return (
+        TextTransform(Tokenization(whole_words(), 12, pad=0))
+        if stream.source.modality == "text"
+        else EvalTransform(SIDE)
+    )
 
 
 def unpadded(x: Tensor) -> Tensor:

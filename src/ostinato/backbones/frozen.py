@@ -1,0 +1,69 @@
+"""The plain frozen backbone, with its features and states of inputs that come again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ostinato.backbones.base import Backbone
+from ostinato.backbones.cache import FeatureCache, StateCache
+from ostinato.backbones.edits import Tokens
+
+
+class FrozenBackbone:
+    """A backbone without edits whose weights never change, so that results of earlier passes are looked up.
+
+    Args:
+        backbone: frozen.
+
+    Attributes:
+        feature_cache: features by the content of an input; None computes them always.
+        state_cache: states by the content of an input and layer; None, the default, computes them always.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.feature_cache: FeatureCache | None = FeatureCache()
+        self.state_cache: StateCache | None = None
+
+    def persist(self, folder: str | Path) -> None:
+        """Also keep features in a file in ``folder``, see :meth:`FeatureCache.persist`."""
+        if self.feature_cache is not None:
+            self.feature_cache.persist(folder)
+
+    @torch.no_grad()
+    def features(self, x: Tensor, *, training: bool = False) -> Tensor:
+        """Features (B, D) of inputs.
+
+        In training they are looked up only where they are kept on disk. The unknown inputs of a batch are computed
+        together, and their number decides the last bits, which a resumed run should repeat.
+
+        Args:
+            x: inputs (B, ...) as they enter the backbone.
+            training: inputs may never come again, as augmented ones.
+        """
+        cache = self.feature_cache
+        if cache is None or (training and not cache.persistent):
+            return self.backbone(x)
+        return cache.features(self.backbone, x, passing=training)
+
+    @torch.no_grad()
+    def states(self, x: Tensor, layer: int) -> Tokens:
+        """States (B, N, D) that enter a layer."""
+        if self.state_cache is not None and layer > 0:
+            return self.state_cache.states(self.backbone, x, layer)
+        return self.backbone.run(self.backbone.embed(x), stop=layer)
+
+    @contextmanager
+    def without_caches(self) -> Iterator[None]:
+        """Compute everything within the block."""
+        kept = self.feature_cache, self.state_cache
+        self.feature_cache = self.state_cache = None
+        try:
+            yield
+        finally:
+            self.feature_cache, self.state_cache = kept

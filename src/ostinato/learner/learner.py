@@ -1,0 +1,434 @@
+"""Learner: a method on a backbone that learns task by task, evaluates, predicts, saves and loads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ostinato import artifact, crash
+from ostinato.backbones import TextBackbone, VisionBackbone
+from ostinato.backbones.cache import StateCache
+from ostinato.backbones.weights import load_backbone
+from ostinato.defaults import DEFAULT_BACKBONE
+from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
+from ostinato.errors import DataError, InputError, OstinatoError
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
+from ostinato.learner.predicting import Prediction, Predictor, batch_of
+from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
+from ostinato.learner.spec import BackboneSpec
+from ostinato.lookup import file_of, get_method
+from ostinato.methods.base import LearnTask, Method
+from ostinato.registry import check_options
+from ostinato.streams import EvalTransform, LabeledDataset, Task, TaskStream, TextTransform, TrainTransform, Transform
+from ostinato.training.callbacks import Callback, Position
+from ostinato.training.compiling import compile_layers
+from ostinato.training.loader import fixed_batches
+from ostinato.training.loop import Settings, learn_task
+from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
+from ostinato.training.recipes import check_recipe
+from ostinato.training.seeding import seeded
+
+MOST_GIB = 2**20
+"""Exclusive bound on ``state_cache``, above the memory of any machine."""
+
+
+class Learner:
+    """A method on a backbone, with the names of its classes.
+
+    Args:
+        method: registered name, for example "dualprompt", file of a method, "my_method.py", or subclass of
+            :class:`Method`. A class that is neither registered nor from a file cannot be saved.
+        backbone: name of the backbone, folder of a text encoder, or :class:`BackboneSpec`.
+        weights: file of the backbone's weights, or folder of a text encoder; None finds them by name.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: of frozen weights: "auto", "fp32" or "bf16".
+        seed: of all randomness.
+        train: fields of the recipe to override, for example ``{"epochs": 2}``.
+        crop: share of the shorter side of images at test time.
+        accumulate: micro-batches per training step.
+        on_divergence: "stop" or "warn" when a loss explodes; a loss that is not finite always stops.
+        workers: loading processes.
+        eval_batch_size: samples per batch in passes without training.
+        cache: folder of frozen features for all runs on the same weights; None keeps them in memory.
+        state_cache: GiB of memory for token states of images that are not augmented, for methods with plain lower
+            layers; 0 for none.
+        compile: compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
+        processes: that share the work, see :func:`ostinato.distributed.process_group`.
+        options: of the method.
+
+    Attributes:
+        used: sorted fingerprints of all samples for training or validation, see
+            :meth:`ostinato.streams.LabeledDataset.fingerprints`; other samples of their classes may be scored.
+        label_groups: group number of each class, below the list's length; classes of one group are the same answer, and
+            classes beyond the list differ from all. None if all classes differ.
+
+    Raises:
+        InputError: for unknown names or options, with the closest known ones.
+    """
+
+    def __init__(
+        self,
+        method: str | type[Method],
+        *,
+        backbone: str | BackboneSpec = DEFAULT_BACKBONE,
+        weights: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        seed: int = 0,
+        train: dict[str, Any] | None = None,
+        crop: float = 1.0,
+        accumulate: int = 1,
+        on_divergence: Literal["stop", "warn"] = "warn",
+        workers: int = 0,
+        eval_batch_size: int = 64,
+        cache: str | Path | None = None,
+        state_cache: float = 0.0,
+        compile: bool = False,
+        processes: ProcessGroup = SINGLE_PROCESS,
+        **options: Any,
+    ) -> None:
+        cls = get_method(method)
+        check_options(cls, options)  # before any file is read
+        train = check_recipe(train or {})
+        where = resolve_device(device)
+        # Processes on other machines take the measurement of the main process.
+        chosen = processes.broadcast_object(choose_precision(precision, where))
+        self.settings = Settings(
+            where, chosen.dtype, seed, train, accumulate, workers, eval_batch_size, processes, on_divergence
+        )
+        if isinstance(backbone, BackboneSpec) and weights is not None:
+            raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
+        self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
+        loaded = load_backbone(**vars(self.spec))
+        self.options = check_options(cls, options, loaded.arch.depth)
+        self.origin = loaded.origin
+        if self.origin is not None:  # the full name, with its tag
+            self.spec = replace(self.spec, name=self.origin.name)
+        if isinstance(loaded, TextBackbone):  # its default may change with the files beside the weights
+            self.spec = replace(self.spec, length=loaded.tokenization.length)
+        self.crop = crop
+        self.class_names: list[str] = []
+        self.used = np.empty(0, np.uint64)
+        self.label_groups: list[int] | None = None
+        self.precision, self.precision_reason = precision, chosen.reason
+        self._history: list[LabeledDataset] = []
+        self._loaded_from: Path | None = None
+        with seeded(where, seed, "method"):
+            self.method = cls(loaded, **self.options)
+        prepare(self.method, where, self.settings.dtype)
+        frozen = self.method.frozen
+        if cache is not None and frozen is not None:
+            frozen.persist(cache)
+        if compile:
+            compile_layers(loaded, where)
+        if not 0 <= state_cache < MOST_GIB:
+            raise InputError(f"state_cache must lie in [0, {MOST_GIB}) GiB, got {state_cache}.")
+        if state_cache and frozen is not None:
+            frozen.state_cache = StateCache(round(state_cache * 2**30))
+
+    @property
+    def eval_transform(self) -> Transform:
+        """Transform of inputs at test time."""
+        backbone = self.method.backbone
+        if isinstance(backbone, TextBackbone):
+            return TextTransform(backbone.tokenization)
+        preprocess = cast(VisionBackbone, backbone).preprocess
+        return EvalTransform(preprocess.size, preprocess.interpolation, self.crop)
+
+    def train_transform(self, augment: str) -> Transform:
+        """Transform of inputs in training, with the augmentation "photo", "glyph" or "none"."""
+        backbone = self.method.backbone
+        if isinstance(backbone, TextBackbone):
+            if augment != "none":
+                raise InputError(f"data.augment must be 'none' for texts, got {augment!r}.")
+            return TextTransform(backbone.tokenization)
+        preprocess = cast(VisionBackbone, backbone).preprocess
+        return TrainTransform(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
+
+    def learn(
+        self,
+        task: Task,
+        *,
+        augment: str | None = None,
+        callback: Callback | None = None,
+        resume: tuple[Position, dict[str, Tensor]] | None = None,
+    ) -> float:
+        """Learn the classes of a task.
+
+        Args:
+            task: the next task of a stream.
+            augment: "photo", "glyph" or "none"; None for the default of the task's source.
+            callback: called after every training step, and every batch of a pass without training.
+            resume: position and optimiser state of a checkpoint whose state the learner holds.
+
+        Returns:
+            Seconds spent.
+
+        Raises:
+            InputError: if the task does not continue what was learned.
+        """
+        callback = callback or Callback()
+        if resume is None:
+            self._check_whole()
+        self._remember(task)
+        samples = LabeledDataset.concat(self._history) if self.method.data_seen == "all" else task.train
+        plain = samples.with_transform(self.eval_transform)
+
+        settings = self.settings
+
+        def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+            for x, y in fixed_batches(
+                plain, settings.eval_batch_size, device=settings.device, order=rows, workers=settings.workers
+            ):
+                yield x, y
+                callback.on_batch(len(y))
+
+        train = samples.with_transform(self.train_transform(augment or task.augment))
+        work = LearnTask(task.index, task.classes, train, batches, settings.processes, task.class_names)
+        seconds = learn_task(self.method, work, settings, callback, resume=resume)
+        self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
+        self._note_used(task)
+        return seconds
+
+    def _check_whole(self) -> None:
+        """Raise InputError if :meth:`learn` was interrupted inside a task."""
+        if self.method.n_seen != len(self.class_names):
+            raise InputError(
+                f"This learner was interrupted while it learned the classes from {len(self.class_names)} on; load it "
+                "from where it was saved last."
+            )
+
+    def _note_used(self, task: Task) -> None:
+        if not self.settings.processes.is_main:  # fingerprints read every sample, and only the main process saves
+            return
+        for part in (task.train, task.validation):
+            self.used = np.union1d(self.used, part.fingerprints())
+
+    def _remember(self, task: Task) -> None:
+        """Keep the data of all tasks for methods that train on it."""
+        if self.method.data_seen != "all":
+            return
+        if len(self._history) < task.index:
+            raise InputError(
+                f"{self.method.name} trains on the data of all tasks, but that of tasks {len(self._history)} to "
+                f"{task.index - 1} is missing. Run it on the whole stream, or choose a method that needs no old data."
+            )
+        self._history = [*self._history[: task.index], task.train]
+
+    def remember(self, tasks: Sequence[Task]) -> None:
+        """Restore the used samples, and data for methods that need it, of tasks learned before a restart."""
+        for task in tasks:
+            self._remember(task)
+            self._note_used(task)
+
+    def evaluate(
+        self,
+        groups: TaskStream | Sequence[LabeledDataset],
+        *,
+        oracle: bool = False,
+        protocol: BatchProtocol | None = None,
+        label_groups: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Evaluation:
+        """Evaluate on test samples of the classes learned so far, mixed over tasks.
+
+        Args:
+            groups: test splits, or a stream, for the test splits of its tasks learned so far.
+            oracle: also score under the true task, for methods that infer one.
+            protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
+            label_groups: group number of each label; None for the learner's ``label_groups``.
+            callback: called after every batch.
+
+        Returns:
+            Counts per task, with accuracies.
+        """
+        self._check_whole()
+        if isinstance(groups, TaskStream):
+            learned = self.method.n_tasks - groups.offset_tasks
+            groups = [groups.test(i) for i in range(min(len(groups), learned))]
+        same = self.answers() if label_groups is None else label_groups
+        seen = [group.with_transform(self.eval_transform) for group in groups]
+        with self._explaining_damage():
+            return evaluate(
+                self.method, seen, self.settings, oracle=oracle, protocol=protocol, label_groups=same,
+                names=self.class_names, callback=callback,
+            )  # fmt: skip
+
+    def answers(self) -> Tensor | None:
+        """``label_groups`` of all classes learned, (n_seen,)."""
+        if self.label_groups is None:
+            return None
+        n = len(self.class_names)
+        return torch.tensor([*self.label_groups[:n], *range(len(self.label_groups), n)])
+
+    @torch.inference_mode()
+    def scores(self, x: Tensor) -> Tensor:
+        """Scores (B, n_seen) of inputs under ``eval_transform``: (B, 3, S, S) uint8, or (B, N) int64.
+
+        Raises:
+            InputError: if scores are not finite.
+        """
+        with self._explaining_damage():
+            scores = self._scores(x)
+        check_scores(self.method, not_finite(scores), self.class_names)
+        return scores
+
+    def _scores(self, x: Tensor) -> Tensor:
+        self.method.eval()
+        with compute(self.method, self.settings.device, self.settings.dtype):
+            scores = self.method.scores(x.to(self.settings.device))
+        check_shape(scores, len(x), self.method)
+        return scores
+
+    @contextmanager
+    def _explaining_damage(self) -> Iterator[None]:
+        """Raise DataError for a failure of loaded tensors, which then cannot score a blank input either."""
+        try:
+            yield
+        except OstinatoError:
+            raise
+        except Exception as error:  # of any kind: methods use tensors of wrong shapes anywhere
+            from_file = file_of(type(self.method)) is not None  # its author needs the original error
+            if from_file or self._loaded_from is None or self._scores_something():
+                raise
+            raise DataError(
+                f"{self._loaded_from}: the learned tensors do not fit {self.method.name}. Restore the artifact from a "
+                f"copy. If it is whole: {crash.report(error, sys.argv)}"
+            ) from error
+
+    def _scores_something(self) -> bool:
+        transform = self.eval_transform
+        sample: Any = "a" if transform.modality == "text" else Image.new("RGB", (8, 8))
+        try:
+            with torch.inference_mode():
+                self._scores(batch_of(transform, [transform(sample)]))
+        except Exception:  # of any kind, as above
+            return False
+        return True
+
+    def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
+        """Predict the best classes of images or texts, each scored alone, in order.
+
+        Args:
+            inputs: image files or PIL images; texts for a text encoder.
+            topk: classes per input.
+
+        Raises:
+            DataError: naming a file that is missing or no image, or an empty text.
+            InputError: if no class was learned yet, or ``topk`` is below 1.
+        """
+        if isinstance(inputs, str | Path | Image.Image):
+            raise InputError("predict takes a list, also of one input: predict([...]).")
+        out: list[Prediction] = []
+        for result in self.predictions(inputs, topk=topk):
+            if isinstance(result, DataError):
+                raise result
+            out.append(result)
+        return out
+
+    def predictions(
+        self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1
+    ) -> Iterator[Prediction | DataError]:
+        """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
+
+        Threads read files ahead.
+
+        Args:
+            inputs: as in :meth:`predict`; errors among them are passed on.
+            topk: classes per input.
+
+        Raises:
+            InputError: if no class was learned yet, or ``topk`` is below 1.
+        """
+        if not self.class_names:
+            raise InputError("predict: no class was learned yet; call learn first.")
+        self._check_whole()
+        if topk < 1:
+            raise InputError(f"topk must be at least 1, got {topk}.")
+        predictor = Predictor(
+            transform=self.eval_transform,
+            scores=self.scores,
+            class_names=self.class_names,
+            scores_are_logits=self.method.scores_are_logits,
+            backbone=self.spec.name,
+        )
+        return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
+
+    def save(self, path: str | Path, *, run_id: str | None = None) -> None:
+        """Write the learner as a folder with ``artifact.json``, whole or not at all.
+
+        Args:
+            path: a new folder, or a saved learner, which is replaced when the new one is on disk.
+            run_id: of the run that trained it.
+
+        Raises:
+            InputError: if ``path`` exists and is no saved learner, or the method is neither registered nor from a file.
+        """
+        self._check_whole()
+        save(self, Path(path), run_id)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        weights: str | None = None,
+        device: str = "auto",
+        method: str | None = None,
+        **more: Any,
+    ) -> Learner:
+        """Load a saved learner, which gives the same scores and can learn further tasks.
+
+        No code of the artifact, or of a path that it names, is run.
+
+        Args:
+            path: folder of :meth:`save`, or directory of a finished run.
+            weights: new place of the backbone's weights, if they moved.
+            device: as in the constructor.
+            method: file of a method that is not registered; the file is run.
+            more: further arguments of the constructor, which replace the saved ones.
+
+        Raises:
+            DataError: if the folder is no artifact, or its weights differ from those of its training.
+            InputError: if ``method`` is another method, or is missing for one that is not registered.
+        """
+        folder = artifact_folder(Path(path))
+        saved = artifact.read(folder)
+        if (Path(path) / "config.toml").is_file():
+            check_run(Path(path), saved.about)
+        learner = cls(device=device, **(arguments(folder, saved.about, weights, method) | more))
+        check_backbone(folder, saved.about, learner)
+        learner.restore(saved.learned, saved.about.class_names)
+        if learner.method.task_sizes.tolist() != saved.about.task_sizes:
+            raise DataError(
+                f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact."
+            )
+        learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
+        return learner
+
+    def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
+        """Set learned tensors and class names.
+
+        Raises:
+            DataError: if the tensors do not fit the method.
+        """
+        try:
+            self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
+        except OstinatoError:
+            raise
+        except Exception as error:  # of any kind, for tensors of wrong shapes
+            raise DataError(
+                f"The learned tensors do not fit {self.method.name} ({type(error).__name__}: {error})."
+            ) from error
+        prepare(self.method, self.settings.device, self.settings.dtype)
+        self.method.eval()
+        self.class_names = list(class_names)

@@ -1,0 +1,110 @@
+"""Prediction of images and texts in batches, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ostinato.errors import DataError, InputError
+from ostinato.reading import ahead, batched
+from ostinato.streams import Transform
+from ostinato.streams.decode import as_rgb, decode
+from ostinato.streams.texts import EMPTY, is_empty
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one input.
+
+    Attributes:
+        source: the file, or the position of a PIL image or text.
+        classes: names, best first.
+        scores: of these classes, logits or cosines; comparable within one learner only.
+        confidences: softmax of the scores over all classes, not calibrated; None if scores are no logits.
+    """
+
+    source: str
+    classes: list[str]
+    scores: list[float]
+    confidences: list[float] | None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predictor of the best classes of inputs.
+
+    Attributes:
+        transform: of inputs at test time.
+        scores: from transformed inputs (B, ...) to scores (B, C).
+        class_names: of the C classes.
+        scores_are_logits: whether predictions have confidences.
+        backbone: its name, for messages.
+    """
+
+    transform: Transform
+    scores: Callable[[Tensor], Tensor]
+    class_names: list[str]
+    scores_are_logits: bool
+    backbone: str
+
+    def predictions(
+        self, inputs: Iterable[str | Path | Image.Image | DataError], topk: int, batch_size: int
+    ) -> Iterator[Prediction | DataError]:
+        """A prediction or an error per input, in order; threads read files ahead."""
+        transformed = ahead(self._transformed, enumerate(inputs), 2 * batch_size)
+        return (result for batch in batched(transformed, batch_size) for result in self._predicted(batch, topk))
+
+    def _transformed(self, item: tuple[int, Any]) -> tuple[str, Tensor] | DataError:
+        """Name and tensor of an input."""
+        index, given = item
+        if isinstance(given, DataError):
+            return given
+        try:
+            source, sample = self._read(index, given)
+        except DataError as error:
+            return error
+        return source, self.transform(sample)
+
+    def _read(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
+        """Name of an input, and its text or image for the transform."""
+        if self.transform.modality == "text":
+            if not isinstance(given, str):
+                raise InputError(f"predict: {self.backbone} takes texts, but input {index} is {given!r}.")
+            if is_empty(given):
+                raise DataError(f"text {index}: {EMPTY}.")
+            return f"text {index}", given
+        if isinstance(given, Image.Image):
+            return f"image {index}", as_rgb(given, f"image {index}")
+        if not isinstance(given, str | Path):
+            raise InputError(
+                f"predict: {self.backbone} takes image files or PIL images, but input {index} is {given!r}."
+            )
+        return str(given), decode(Path(given), str(given))
+
+    def _predicted(self, batch: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
+        """Predictions and errors of a batch."""
+        usable = [item for item in batch if not isinstance(item, DataError)]
+        if not usable:
+            yield from (item for item in batch if isinstance(item, DataError))
+            return
+        scores = self.scores(batch_of(self.transform, [x for _, x in usable])).float()
+        best = scores.topk(min(topk, scores.shape[1]), dim=1)
+        names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
+        values: list[list[float]] = best.values.tolist()
+        shares: list[list[float] | None] = [None] * len(usable)
+        if self.scores_are_logits:
+            shares = scores.softmax(1).gather(1, best.indices).tolist()
+        made = (Prediction(*row) for row in zip((name for name, _ in usable), names, values, shares, strict=True))
+        for item in batch:
+            yield item if isinstance(item, DataError) else next(made)
+
+
+def batch_of(transform: Transform, inputs: list[Tensor]) -> Tensor:
+    """A batch of transformed inputs, by the transform's ``join`` if sizes vary."""
+    return getattr(transform, "join", torch.stack)(inputs)
