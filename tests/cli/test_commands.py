@@ -643,7 +643,7 @@ def test_predict_bad_texts(text_run):
     assert "lines.txt:4: byte 2 is not UTF-8" in done.stderr
     assert "latin.csv cannot be read as csv" in ostinato("predict", "run", "latin.csv", code=3, cwd=text_run).stderr
     (text_run / "other.csv").write_text("a,b\n1,2\n")
-    assert "say --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
+    assert "Give --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
     assert "a: " not in ostinato("predict", "run", "other.csv", "--column", "a", cwd=text_run).stderr
     assert (
         "no column of other.csv"
@@ -725,7 +725,7 @@ def test_text_and_images_do_not_mix(text_run, photo_run):
         (["run", "simplecil", "data=intents", "backbone=bert", "data.augment=photo"], "must be 'none' for texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "backbone.size=8"], "are for images"),
         (["run", "simplecil", "data=digits", "backbone.length=8"], "is for text encoders"),
-        (["predict", photo_run / "runs/photos", "--text", "w1"], "has learned images"),
+        (["predict", photo_run / "runs/photos", "--text", "w1"], "learned images"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.alike=true"], "no two sets share a name"),
     ):
         assert says in ostinato(*words, code=2, cwd=text_run).stderr, words
