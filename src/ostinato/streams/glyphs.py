@@ -105,7 +105,11 @@ def glyphs(classes: int = 20, per_class_train: int = 40, per_class_test: int = 2
         if value < least:
             raise InputError(f"glyphs: {name} must be at least {least}, got {value}.")
     characters = STREAM[:classes]
-    _check_fonts(characters)
+    if lacking := [class_name(character) for character in characters if not fonts_with(character)]:
+        raise DataError(
+            f"glyphs: every character must be in one of matplotlib's fonts, but {len(lacking)} are in none (the first: "
+            f"{lacking[0]}). Install an unmodified matplotlib, or request fewer classes."
+        )
     return Source(
         "glyphs",
         [class_name(character) for character in characters],
@@ -224,15 +228,6 @@ class _Rendered(Split):
             raise IndexError(f"sample {index} of {len(self.labels)}")
         label, number = divmod(index, self._per_class)
         return self._characters[label], number
-
-
-def _check_fonts(characters: tuple[str, ...]) -> None:
-    lacking = [class_name(character) for character in characters if not fonts_with(character)]
-    if lacking:
-        raise DataError(
-            f"glyphs: every character must be in one of the fonts of matplotlib, but {len(lacking)} are in none "
-            f"(the first: {lacking[0]}). Install an unmodified matplotlib, or ask for fewer classes."
-        )
 
 
 def _path(font: str) -> Path:

@@ -1,7 +1,7 @@
 """Reader of tables from untrusted files: csv, tsv, jsonl and parquet, each in bounded memory.
 
 Text files take a multiple of their size. A parquet file may unpack to far more than its size; it is read in small
-batches and refused as soon as they exceed the limit. One page of it cannot be bounded: the library unpacks it as a
+batches and refused as soon as they exceed the limit. A single page cannot be bounded: the library unpacks it as a
 whole, up to 2 GB.
 """
 
@@ -76,7 +76,7 @@ def read_table(file: Path) -> pa.Table:
         raise
     except MemoryError:
         raise DataError(f"{file} cannot be read as {kind}: it takes more memory than there is.") from None
-    except Exception as error:  # what pyarrow raises on damaged files has no common base
+    except Exception as error:  # pyarrow's errors on damaged files have no common base
         hint = " Save it in UTF-8." if "utf" in str(error).lower() else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{file} cannot be read as {kind} ({reason}).{hint}") from error
