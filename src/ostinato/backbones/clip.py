@@ -49,11 +49,7 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(arch.dim, joint, bias=False)
 
     def ids(self, texts: Sequence[str], *, room: int = 0) -> Tensor:
-        """Token numbers (B, N) of texts, each padded with its last token.
-
-        Args:
-            texts: texts, never cut.
-            room: positions to leave free for learned vectors.
+        """Token numbers (B, N) of texts, each padded with its last token; ``room`` positions are left free.
 
         Raises:
             InputError: if a text is too long.

@@ -22,14 +22,11 @@ _NAMED = 4
 
 
 def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tensor]:
-    """Read named tensors from a safetensors or pth file, unwrapped from the usual containers.
-
-    Args:
-        path: the file; anything but safetensors is read with ``weights_only``, so that no code runs.
-        where: option or model of the file, for messages.
+    """Read named tensors from a safetensors or pth file, unwrapped from the usual containers, without running code.
 
     Raises:
-        InputError: if the file is missing, has another format or content, or claims more than it holds.
+        InputError: if the file is missing, has another format or content, or claims more than it holds; the message
+            starts with ``where``, the option or model of the file.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file at {quoted(str(path))}. Give the path of a safetensors, pth or npz file.")
@@ -72,12 +69,7 @@ def _unpickled(path: Path) -> Any:
 
 
 class Taken:
-    """Access to the tensors of a file, each by name and expected shape.
-
-    Args:
-        tensors: by name.
-        where: their purpose, for messages.
-    """
+    """Access to the tensors of a file, each by name and expected shape; messages start with ``where``."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.tensors, self.where = tensors, where
@@ -90,13 +82,7 @@ class Taken:
 def fitting(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str, *, whole: bool = False
 ) -> dict[str, Tensor]:
-    """Select the tensors of these names and shapes, in fp32.
-
-    Args:
-        tensors: by name.
-        shapes: expected, by name.
-        where: their purpose, for messages.
-        whole: whether other tensors are an error.
+    """Select the tensors of these names and shapes, in fp32; with ``whole``, any other tensor is an error.
 
     Raises:
         InputError: naming tensors that are missing, unknown, of another shape or not of floating-point numbers.

@@ -67,16 +67,10 @@ OTHER_DEFAULTS: dict[str, dict[str, int]] = {
 
 
 def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone, dict[str, Tensor]]:
-    """Make a text backbone without weights, and its state dict.
+    """Make a text backbone without weights, and its state dict, from a folder or a name on the Hugging Face hub.
 
-    The read-out is the model's own: that of a sentence encoder's folder, else the first token.
-
-    Args:
-        source: a folder with ``config.json``, weights and a tokenizer, or a name on the Hugging Face hub.
-        length: maximum tokens of a text; None for that of a sentence encoder's folder, else 256 or what fits.
-
-    Returns:
-        The backbone in fp32, and its state dict.
+    The read-out and, if ``length`` is None, the maximum tokens are those of a sentence encoder's folder; otherwise the
+    first token, and 256 tokens or what fits.
 
     Raises:
         InputError: if there is no such model, or it has a part that our encoder does not compute.

@@ -31,13 +31,7 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 def timm_backbone(
     name: str, weights: str | Path | None, size: int | None, sizes: VisionSizes | None
 ) -> tuple[VisionBackbone, dict[str, Tensor], str, str]:
-    """Make a backbone of a timm name without weights.
-
-    Args:
-        name: timm's, best with a tag.
-        weights: a safetensors, pth or npz file; None fetches them by name.
-        size: input side in pixels; None for that of the weights.
-        sizes: of the backbone, where known; None asks timm.
+    """Make a backbone of a timm name without weights; arguments as in :func:`ostinato.backbones.weights.load_backbone`.
 
     Returns:
         The backbone, its state dict, the hash of the weights and the full name.

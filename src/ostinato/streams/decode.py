@@ -151,7 +151,7 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
     """
     try:
         if isinstance(image, ImageFile.ImageFile) and image.format not in (*FORMATS, "MPO") and not _is_loaded(image):
-            raise _Unfit(f"of format {image.format} and not loaded; {_READ}, others after load()")
+            raise _Unfit(f"not loaded and of kind {image.format}; {_READ}, others after load()")
         _check(image)
         image.load()
         return to_rgb(image)
@@ -166,19 +166,16 @@ def problem(data: Path | bytes, *, full: bool) -> str | None:
             # At an eighth of its size all of a JPEG is read and little is computed.
             _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load())
         else:
-            _opened(data, _as_it_is, _as_it_is)
+            _opened(data, lambda _: None, lambda _: None)
     except Exception as error:  # the decoders of damaged files raise almost anything
         return _reason(error)
     return None
 
 
 def problems(read: Callable[[int], Path | bytes | None], n: int, total_bytes: int) -> dict[int, str]:
-    """Check many images in threads.
+    """Check ``n`` images in threads; only their headers above :data:`FULL_CHECK_FILES` or :data:`FULL_CHECK_BYTES`.
 
-    Args:
-        read: gives image ``i`` as a file or bytes; None where there is none.
-        n: number of images.
-        total_bytes: of all images; decides whether they are decoded or only their headers read.
+    ``read`` gives image ``i`` as a file or bytes, None where there is none; ``total_bytes`` is the size of all.
 
     Returns:
         Position -> reason of each image that cannot be used.
@@ -338,10 +335,6 @@ def _reduce(image: ImageFile.ImageFile) -> None:
     if width * height > REDUCED_FROM and min(width, height) >= 2 * REDUCED_SIDE:
         by = min(8, min(width, height) // REDUCED_SIDE)
         image.draft(None, (width // by, height // by))
-
-
-def _as_it_is(image: ImageFile.ImageFile) -> None:
-    """Read no more than the header."""
 
 
 def _check(image: Image.Image) -> None:

@@ -150,13 +150,7 @@ def fonts_with(character: str) -> tuple[str, ...]:
 def drawn(character: str, font: str, side: int = _OVERSAMPLE * SIZE) -> Image.Image:
     """Draw a character without jitter, centred; its longer side takes 3/4 of the square unless it is a tiny one.
 
-    Args:
-        character: to draw.
-        font: a name out of ``fonts_with(character)``.
-        side: of the square, in pixels.
-
-    Returns:
-        Greyscale, bright on dark; all dark where the glyph is blank. It is cached: do not change it.
+    The greyscale image (side, side) is bright on dark, all dark where the glyph is blank. It is cached: do not edit it.
     """
     loaded = _font(font)
     left, top, right, bottom = (round(edge) for edge in loaded.getbbox(character))

@@ -54,6 +54,9 @@ _CELLS = 2**22
 _HEADER = re.compile(rb'\s*+((?:[^"\r\n]++|"[^"]*+"?)*+)')
 """The first row of a csv file; a field in quotes may hold line breaks."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which cannot be encoded."""
+
 
 def read_table(file: Path) -> pa.Table:
     """Read a table from a file, in the format of its suffix; csv and tsv start with a line of column names.
@@ -181,17 +184,9 @@ def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DataError(f"{where}: {name!r} must be a number of at most 64 bits; write it as a text.")
-        if b"\\u" in line and isinstance(value, str) and not _is_unicode(name + value):
+        if b"\\u" in line and isinstance(value, str) and _SURROGATE.search(name + value):
             raise DataError(f"{where}: {name!r} holds half a character (a surrogate).")
     return row
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _lines(file: Path, lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:

@@ -126,11 +126,7 @@ def table(path: str | Path, **options: Unpack[TableOptions]) -> Source:
 
 
 def hub(name: str, **options: Unpack[TableOptions]) -> Source:
-    """Open a data set of the Hugging Face hub, downloaded on first use; needs the extra ``ostinato[hub]``.
-
-    Args:
-        name: "owner/name".
-        options: see :class:`TableOptions`.
+    """Open a data set "owner/name" of the Hugging Face hub, downloaded on first use; needs ``ostinato[hub]``.
 
     Raises:
         InputError: if the columns cannot be found, or the package ``datasets`` is not installed.
