@@ -34,7 +34,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes logs, checkpoints and plots."""
+        """Tell whether this process writes logs, checkpoints and plots."""
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> list[Item]:

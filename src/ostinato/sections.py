@@ -47,7 +47,7 @@ class StreamSection(Section):
 
     Attributes:
         first: classes in the first task; None for as many as ``step``.
-        step: classes in each further task; None for 10 of 50 classes or more, else for a fifth of them, rounded up.
+        step: classes in each further task; None for 10 if there are 50 classes or more, else for a fifth, rounded up.
             The last task may be smaller.
         tasks: class names of each task, of all classes or some, or "folders" for a task per folder; None to use
             ``first`` and ``step``.

@@ -242,7 +242,7 @@ def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):
     assert "rendered characters" not in said, "nothing can be done about it any more"
     for command in ("report", "show"):
         said = " ".join(ostinato(command, "r", cwd=tmp_path).stdout.split())
-        assert "r was taught more since by learn-001, each a run of its own: its model now knows 4 classes." in said
+        assert "r was continued by learn-001; its model now has 4 classes." in said
 
 
 def test_classes_called_nearly_alike_in_one_table_are_pointed_out(text_run, tmp_path):
@@ -398,7 +398,7 @@ def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path
     text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
     assert text.startswith("error: ")
     assert says in text
-    assert "'ostinato resume RUN' goes on" in text
+    assert "'ostinato resume RUN' continues" in text
     assert text.count("\n") == 1
 
 
