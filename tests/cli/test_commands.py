@@ -243,7 +243,7 @@ def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):
     assert "rendered characters" not in said, "nothing can be done about it any more"
     for command in ("report", "show"):
         said = " ".join(ostinato(command, "r", cwd=tmp_path).stdout.split())
-        assert "r was taught more since by learn-001, each a run of its own: its model now knows 4 classes." in said
+        assert "r was continued by learn-001; its model now has 4 classes." in said
 
 
 def test_classes_called_nearly_alike_in_one_table_are_pointed_out(text_run, tmp_path):
@@ -399,7 +399,7 @@ def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path
     text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
     assert text.startswith("error: ")
     assert says in text
-    assert "'ostinato resume RUN' goes on" in text
+    assert "'ostinato resume RUN' continues" in text
     assert text.count("\n") == 1
 
 
@@ -644,7 +644,7 @@ def test_predict_bad_texts(text_run):
     assert "lines.txt:4: byte 2 is not UTF-8" in done.stderr
     assert "latin.csv cannot be read as csv" in ostinato("predict", "run", "latin.csv", code=3, cwd=text_run).stderr
     (text_run / "other.csv").write_text("a,b\n1,2\n")
-    assert "say --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
+    assert "Give --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
     assert "a: " not in ostinato("predict", "run", "other.csv", "--column", "a", cwd=text_run).stderr
     assert (
         "no column of other.csv"
@@ -726,7 +726,7 @@ def test_text_and_images_do_not_mix(text_run, photo_run):
         (["run", "simplecil", "data=intents", "backbone=bert", "data.augment=photo"], "must be 'none' for texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "backbone.size=8"], "are for images"),
         (["run", "simplecil", "data=digits", "backbone.length=8"], "is for text encoders"),
-        (["predict", photo_run / "runs/photos", "--text", "w1"], "has learned images"),
+        (["predict", photo_run / "runs/photos", "--text", "w1"], "learned images"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.alike=true"], "no two sets share a name"),
     ):
         assert says in ostinato(*words, code=2, cwd=text_run).stderr, words

@@ -384,7 +384,7 @@ def test_what_is_broken_is_shown_with_what_must_hold(file):
     file.write_text(FILE.replace("there is none", "yes").replace("        length: positions of a prefix.\n", ""))
     shown = ostinato("check", "my_method.py", code=1, cwd=file.parent).stdout
     assert shown.count("  broken          every option has a default and is explained: method.length is missing") == 3
-    assert "  every option has a default and is explained: Options run without being given, and" in shown
+    assert "  every option has a default and is explained: Options have defaults, and stand" in shown
 
 
 def test_a_method_that_fails_is_told_by_its_own_line_and_not_checked_further(file):

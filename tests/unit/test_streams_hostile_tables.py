@@ -32,10 +32,10 @@ def written(path, content):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("~nosuchuser/photos", "home folder in '~nosuchuser/photos' is not known"),
+        ("~nosuchuser/photos", "home folder in '~nosuchuser/photos' is unknown"),
         ("x" * 5000, "too long"),
-        ("a\0b", "holds no NUL character"),
-        ("a\ud800", "can be in no file's name"),
+        ("a\0b", "without NUL characters"),
+        ("a\ud800", "no file name can hold"),
     ],
 )
 def test_names_that_no_data_have(spec, message):

@@ -37,13 +37,7 @@ SWEEP = "layer_sweep"
 
 @dataclass(frozen=True)
 class Written:
-    """Files of an analysis.
-
-    Attributes:
-        png: figure.
-        csv: table.
-        notes: remarks for the reader.
-    """
+    """Figure and table of an analysis, and remarks for the reader."""
 
     png: Path
     csv: Path

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -172,12 +172,8 @@ def find(subject: Subject) -> Findings:
     columns = ("image", "predicted", "task", "layer", "head", "prefix_share", "cls_share", *names)
     which = "mean over heads" if head is None else f"head {head}"
 
-    def draw(path: Path) -> None:
-        attention_maps(
-            looked, path, f"Attention to the patches: {subject.title}",
-            f"of the read-out tokens, {which}; each map scaled to its maximum; below: total share of the patches",
-        )  # fmt: skip
-
+    subtitle = f"of the read-out tokens, {which}; each map scaled to its maximum; below: total share of the patches"
+    draw = partial(attention_maps, looked, title=f"Attention to the patches: {subject.title}", subtitle=subtitle)
     return Findings(columns, rows, draw)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,12 @@ def find(folder: Path) -> Findings:
         )
     shared = ", ".join(part for i, part in enumerate(next(iter(lines))) if i not in differing and part)
 
-    def draw(path: Path) -> None:
-        placements(
-            series, [written(layers) for layers in placed], path,
-            f"Accuracy by placement{': ' + shared if shared else ''}",
-            "after the last task; solid: all classes compete   |   dashed: the classes of the true task alone",
-            across="edited layers",
-        )  # fmt: skip
-
+    draw = partial(
+        placements, series, [written(layers) for layers in placed],
+        title=f"Accuracy by placement{': ' + shared if shared else ''}",
+        subtitle="after the last task; solid: all classes compete   |   dashed: the classes of the true task alone",
+        across="edited layers",
+    )  # fmt: skip
     rows: list[tuple[Any, ...]] = []
     for p in sorted(points, key=lambda p: (p.method, p.variant, p.stream, _place(p.layers), p.run)):
         given = "" if p.given is None else p.given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -48,13 +48,11 @@ def find(subject: Subject) -> Findings:
         layers.setdefault(layer, {})[part] = (n / n.sum()).numpy()
     which = f"task {tasks[0]}" if subject.task is not None else f"all {len(tasks)} tasks"
 
-    def draw(path: Path) -> None:
-        histograms(
-            {f"layer {layer}": lines for layer, lines in layers.items()}, edges.numpy(), path,
-            f"Learned mask values: {subject.title}", f"share of a map's entries per bin, {which}; logarithmic",
-            across="mask value",
-        )  # fmt: skip
-
+    draw = partial(
+        histograms, {f"layer {layer}": lines for layer, lines in layers.items()}, edges.numpy(),
+        title=f"Learned mask values: {subject.title}", across="mask value",
+        subtitle=f"share of a map's entries per bin, {which}; logarithmic",
+    )  # fmt: skip
     shown = subject.task if subject.task is not None else "all"
     rows = [
         (shown, *name.partition(".")[::2], float(edges[i]), float(edges[i + 1]), int(n[i]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -38,13 +38,9 @@ def find(subject: Subject) -> Findings:
     used = [(i, len(group), part) for i, (group, part) in enumerate(zip(groups, parts, strict=True)) if len(part)]
     kind = "prompt" if having("usage")(subject.method) else "prompt of the inferred task"
 
-    def draw(path: Path) -> None:
-        bars = {f"task {i}": (part / n).numpy() for i, n, part in used}
-        bar_rows(
-            bars, path, f"Use of prompts: {subject.title}",
-            "mean use per held-out image (1: chosen for every image), one row per true task", across=kind,
-        )  # fmt: skip
-
+    bars = {f"task {i}": (part / n).numpy() for i, n, part in used}
+    subtitle = "mean use per held-out image (1: chosen for every image), one row per true task"
+    draw = partial(bar_rows, bars, title=f"Use of prompts: {subject.title}", subtitle=subtitle, across=kind)
     rows = [(i, n, m, float(part[m]), float(part[m]) / n) for i, n, part in used for m in range(len(part))]
     return Findings(("true_task", "images", kind.replace(" ", "_"), "chosen", "per_image"), rows, draw)
 

@@ -15,13 +15,7 @@ from ostinato.training.callbacks import Callback
 
 @dataclass(frozen=True)
 class Study:
-    """A run under all protocols.
-
-    Attributes:
-        run: name of its directory.
-        method: registered name.
-        rows: scores by protocol and rule.
-    """
+    """Scores of a run by protocol and rule; ``run`` is the name of its directory."""
 
     run: str
     method: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,14 +29,14 @@ def find(subject: Subject) -> Findings:
     source = "inferred task" if isinstance(method, TaskInferring) else "task of the predicted class"
     right = int(counts.diagonal().sum()) / int(counts.sum())
 
-    def draw(path: Path) -> None:
-        panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
-        heat_maps(
-            [panel], path, f"True task and {source}: {subject.title}",
-            f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal",
-            across=source, down="true task",
-        )  # fmt: skip
-
+    panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
+    subtitle = (
+        f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal"
+    )
+    draw = partial(
+        heat_maps, [panel], title=f"True task and {source}: {subject.title}", subtitle=subtitle,
+        across=source, down="true task",
+    )  # fmt: skip
     rows = [
         (i, j, source.replace(" ", "_"), int(counts[i, j]), float(shares[i, j]))
         for i in range(len(groups))

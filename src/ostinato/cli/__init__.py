@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Pillow warns at a number of pixels; decoding here limits memory and raises an error.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     words = sys.argv[1:] if arguments is None else arguments
-    go_on = " 'ostinato resume RUN' goes on from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
-    interrupted = f"Interrupted.{go_on}"
+    advice = " 'ostinato resume RUN' continues from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
+    interrupted = f"Interrupted.{advice}"
     try:
         code = app(args=arguments, prog_name="ostinato", standalone_mode=False)
     except OstinatoError as error:
@@ -41,13 +41,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(interrupted, Interrupted.exit_code)
     except Exception as error:
         if (known := explained(error)) is not None:
-            _fail(f"{known}{go_on}", known.exit_code)
+            _fail(f"{known}{advice}", known.exit_code)
         show_usage = getattr(error, "format_message", None)
         if show_usage is not None:  # Typer's own usage errors
             _fail(show_usage(), 2)
         if _lost_the_main_process(error):
             _fail("Stopped, because the main process stopped; see its message.", 3)
-        _fail(f"{crash.report(error, words)}{go_on}", crash.EXIT_CODE)
+        _fail(f"{crash.report(error, words)}{advice}", crash.EXIT_CODE)
     if code == Interrupted.exit_code:  # Typer's code for Ctrl-C
         _fail(interrupted, code)
     if code:

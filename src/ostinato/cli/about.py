@@ -130,7 +130,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Learn handwritten digits in five tasks with three methods, with and without forgetting."""
-    from ostinato.demo import run_demo
+    from ostinato.demo import EXPLANATION, run_demo
+    from ostinato.report.tables import run_table
 
     refuse_several("demo")
     with reporting(as_json) as (console, reporter):
@@ -138,8 +139,5 @@ def demo(
     if as_json:
         say_json(summaries)
         return
-    from ostinato.demo import EXPLANATION
-    from ostinato.report.tables import run_table
-
     console.print(run_table(summaries))
     console.print(EXPLANATION.format(out=out), highlight=False)

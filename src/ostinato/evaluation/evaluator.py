@@ -287,16 +287,7 @@ def not_finite(values: Tensor) -> Tensor:
 
 
 def check_scores(method: Method, bad: Tensor, names: Sequence[str] | None = None) -> None:
-    """Refuse scores that are not finite.
-
-    Args:
-        method: of the scores.
-        bad: (n_seen,) of :func:`not_finite`.
-        names: of the classes.
-
-    Raises:
-        InputError: naming the first class with such scores.
-    """
+    """Raise InputError for the first class with scores that are not finite, by ``bad`` of :func:`not_finite`."""
     if found := bad.nonzero().flatten().tolist():
         name = repr(found[0] if names is None else names[found[0]])
         raise InputError(
@@ -306,16 +297,7 @@ def check_scores(method: Method, bad: Tensor, names: Sequence[str] | None = None
 
 
 def check_evidence(method: Method, bad: Tensor, rule: str | None = None) -> None:
-    """Refuse evidence that is not finite.
-
-    Args:
-        method: of the evidence.
-        bad: (T,) of :func:`not_finite`.
-        rule: of the evidence; None for the method's default.
-
-    Raises:
-        InputError: naming the first task with such evidence.
-    """
+    """Raise InputError for the first task with evidence that is not finite, by ``bad`` of :func:`not_finite`."""
     if found := bad.nonzero().flatten().tolist():
         of = "" if rule is None else f" by rule {rule!r}"
         raise InputError(

@@ -89,18 +89,16 @@ class Predictor:
 
     def _predicted(self, batch: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
         """Predictions and errors of a batch."""
-        usable = [item for item in batch if not isinstance(item, DataError)]
-        if not usable:
-            yield from (item for item in batch if isinstance(item, DataError))
-            return
-        scores = self.scores(batch_of(self.transform, [x for _, x in usable])).float()
-        best = scores.topk(min(topk, scores.shape[1]), dim=1)
-        names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
-        values: list[list[float]] = best.values.tolist()
-        shares: list[list[float] | None] = [None] * len(usable)
-        if self.scores_are_logits:
-            shares = scores.softmax(1).gather(1, best.indices).tolist()
-        made = (Prediction(*row) for row in zip((name for name, _ in usable), names, values, shares, strict=True))
+        made: Iterator[Prediction] = iter(())
+        if usable := [item for item in batch if not isinstance(item, DataError)]:
+            sources, inputs = zip(*usable, strict=True)
+            scores = self.scores(batch_of(self.transform, list(inputs))).float()
+            best = scores.topk(min(topk, scores.shape[1]), dim=1)
+            names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
+            confidences: list[list[float] | None] = [None] * len(usable)
+            if self.scores_are_logits:
+                confidences = scores.softmax(1).gather(1, best.indices).tolist()
+            made = map(Prediction, sources, names, best.values.tolist(), confidences)
         for item in batch:
             yield item if isinstance(item, DataError) else next(made)
 

@@ -33,11 +33,7 @@ def artifact_folder(path: Path) -> Path:
 
 
 def check_run(run: Path, about: ArtifactRecord) -> None:
-    """Check that the artifact in a run is of the run, of one of its continuations, or saved there from Python.
-
-    Raises:
-        DataError: if it is of another run.
-    """
+    """Raise DataError unless the artifact in a run is of the run, of a continuation, or saved there from Python."""
     record = read_record(run / "record.json")
     if about.run_id not in (None, record.run_id, *record.continued_by):
         raise DataError(f"{run}: the artifact in it is of another run. Restore it from a copy.")
@@ -66,15 +62,12 @@ def method_of(folder: Path, about: ArtifactRecord, given: str | None) -> str:
 
 
 def check_inputs(learned: str, recorded: dict[str, Any], backbone: Backbone) -> None:
-    """Check that a backbone still computes the features of its training.
+    """Raise DataError if a backbone computes other features than the one that ``learned`` was learned on.
 
     Args:
-        learned: name of the learner, for messages.
+        learned: name of the learner, for the message.
         recorded: ``Backbone.describe()`` at the time of training.
         backbone: as loaded now.
-
-    Raises:
-        DataError: naming the first difference.
     """
     now = json.loads(json.dumps(backbone.describe()))
     if changed := [key for key in now if now[key] != recorded.get(key)]:
@@ -139,11 +132,7 @@ def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: 
 
 
 def check_backbone(folder: Path, about: ArtifactRecord, learner: Learner) -> None:
-    """Check that a learner's backbone has the weights and features of the artifact.
-
-    Raises:
-        DataError: if they differ.
-    """
+    """Raise DataError unless a learner's backbone has the weights and features of the artifact."""
     if learner.origin is not None and learner.origin.sha256 != about.backbone_sha256:
         raise DataError(
             f"{folder} was trained on backbone weights with SHA-256 {str(about.backbone_sha256)[:12]}..., the ones "

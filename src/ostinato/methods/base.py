@@ -276,11 +276,7 @@ B = TypeVar("B", bound=Backbone)
 
 
 def check_kind(user: str, backbone: Backbone, kind: type[B]) -> B:
-    """Return the backbone if it is of a kind; ``user`` names the method or option that needs it.
-
-    Raises:
-        InputError: otherwise.
-    """
+    """Return the backbone, or raise InputError if it is not of the kind that ``user``, a method or option, needs."""
     if not isinstance(backbone, kind):
         name = f" {backbone.origin.name!r}" if backbone.origin is not None else ""
         raise InputError(f"{user} needs {kind.kind}, but the backbone{name} is {backbone.kind}.")
@@ -288,11 +284,7 @@ def check_kind(user: str, backbone: Backbone, kind: type[B]) -> B:
 
 
 def check_layers(option: str, layers: Sequence[int] | None, depth: int, where: str = "method") -> tuple[int, ...]:
-    """Return the layers of the option ``where.option``; None stands for all.
-
-    Raises:
-        InputError: if a layer is outside [0, depth - 1] or named twice.
-    """
+    """Return the layers of an option, None for all, or raise InputError for one outside [0, depth - 1] or repeated."""
     layers = range(depth) if layers is None else layers
     if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
         raise InputError(f"{where}.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")

@@ -83,9 +83,9 @@ class LearnedKeys(_OneKey):
 
     learned = True
 
-    def __init__(self, dim: int, weight: float) -> None:
+    def __init__(self, dim: int, pull: float) -> None:
         super().__init__(dim)
-        self.weight = weight
+        self.weight = pull
 
     def pull(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The mean cosine of q(x) with the newest key, times ``-weight``."""
@@ -140,49 +140,47 @@ class GaussianKeys(TaskKeys):
         return nearest_per_task(self.discriminant(F.normalize(query.float(), dim=-1)), sizes)
 
 
-class LearnedKeyOptions(Options, frozen=True):
+class KeyOptions(Options, frozen=True):
+    """Base class of the options of task keys."""
+
+    kind: ClassVar[type[TaskKeys]]
+
+    def build(self, dim: int) -> TaskKeys:
+        """Keys for features of width ``dim``."""
+        return self.kind(dim, **self.own())
+
+
+class LearnedKeyOptions(KeyOptions, frozen=True):
     """A key per task, pulled towards q(x) in training.
 
     Attributes:
         pull: weight of the pull (lambda).
     """
 
+    kind = LearnedKeys
     name: Literal["learned"] = "learned"
     pull: float = 1.0
 
-    def build(self, dim: int) -> TaskKeys:
-        """Keys for features of width ``dim``."""
-        return LearnedKeys(dim, self.pull)
 
-
-class MeanKeyOptions(Options, frozen=True):
+class MeanKeyOptions(KeyOptions, frozen=True):
     """The mean of q(x) / |q(x)| over a task."""
 
+    kind = MeanKeys
     name: Literal["mean"] = "mean"
 
-    def build(self, dim: int) -> TaskKeys:
-        """Keys for features of width ``dim``."""
-        return MeanKeys(dim)
 
-
-class ClassKeyOptions(Options, frozen=True):
+class ClassKeyOptions(KeyOptions, frozen=True):
     """The mean of q(x) / |q(x)| over each class."""
 
+    kind = ClassKeys
     name: Literal["classes"] = "classes"
 
-    def build(self, dim: int) -> TaskKeys:
-        """Keys for features of width ``dim``."""
-        return ClassKeys(dim)
 
-
-class GaussianKeyOptions(Options, frozen=True):
+class GaussianKeyOptions(KeyOptions, frozen=True):
     """A Gaussian of q(x) / |q(x)| per class."""
 
+    kind = GaussianKeys
     name: Literal["gaussians"] = "gaussians"
-
-    def build(self, dim: int) -> TaskKeys:
-        """Keys for features of width ``dim``."""
-        return GaussianKeys(dim)
 
 
 LEARNED_KEYS = Choice(LearnedKeyOptions(), MeanKeyOptions(), ClassKeyOptions(), GaussianKeyOptions())

@@ -7,34 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ostinato.errors import InputError
+from ostinato.errors import DataError, InputError
 from ostinato.presets import preset_names, table_names
 from ostinato.report.console import Reporter
-from ostinato.reproduce.plan import (
-    Given,
-    Plan,
-    check_runnable,
-    lacking,
-    plan_rows,
-    run_plans,
-    sort_options,
-)
-from ostinato.reproduce.show import Measured, collect, measured, rich_table
+from ostinato.report.tables import replace_between
+from ostinato.reproduce.plan import Given, Plan, lacking, plan_rows, run_plans, sort_options
+from ostinato.reproduce.show import Measured, markdown, measured, rich_table
 from ostinato.reproduce.table import Row, Table, read_table
 
 __all__ = [
-    "Given",
-    "Measured",
     "Outcome",
-    "Plan",
-    "Row",
-    "Table",
     "as_json",
-    "check_runnable",
-    "collect",
     "collect_rows",
     "dry_text",
-    "lacking",
     "listing",
     "listing_text",
     "measured",
@@ -89,8 +74,10 @@ def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter
         DataError: if no row can be run.
     """
     plans = plan_rows(table, rows, given, fetch=True)
-    check_runnable(plans)
-    if missing := lacking(plans):
+    missing = lacking(plans)
+    if plans and all(plan.missing for plan in plans):
+        raise DataError(f"No row can run.\n{missing}")
+    if missing:
         reporter.message(f"Not run because data or weights are missing:\n{missing}")
     failed = run_plans(plans, table, given, reporter)
     return Outcome(plans, measured(table, given.out), failed)
@@ -105,7 +92,7 @@ def collect_rows(table: Table, rows: Sequence[Row], given: Given, path: Path) ->
     found = [r for r in measured(table, given.out) if r.row in rows]
     if not any(r.summary for r in found):
         raise InputError(f"--collect: none of these rows was measured below {given.out}. Give out=DIRECTORY.")
-    collect(table, found, path)
+    replace_between(path, table.name, markdown(table, found))
 
 
 def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ostinato.config import RunConfig, absolute, build_config, changeable, flat, parse_overrides
 from ostinato.defaults import DEFAULT_BACKBONE
-from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
+from ostinato.errors import InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
 from ostinato.lookup import get_method, split_file
 from ostinato.paths import user_path
@@ -357,13 +357,3 @@ def lacking(plans: Sequence[Plan]) -> str:
             needs.setdefault(thing, []).append(plan.row.name)
     shown = {thing: rows if len(rows) < 6 else [*rows[:4], f"{len(rows) - 4} more"] for thing, rows in needs.items()}
     return "\n".join(f"{thing}\n  needed by {', '.join(rows)}" for thing, rows in shown.items())
-
-
-def check_runnable(plans: Sequence[Plan]) -> None:
-    """Make sure that a row can run.
-
-    Raises:
-        DataError: if every row lacks data or weights, listing them.
-    """
-    if plans and all(plan.missing for plan in plans):
-        raise DataError(f"No row can run.\n{lacking(plans)}")

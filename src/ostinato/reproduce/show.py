@@ -11,16 +11,7 @@ from typing import Any
 
 from ostinato.files import read_json
 from ostinato.presets import METRICS
-from ostinato.report.tables import (
-    NOTHING,
-    human_bytes,
-    human_count,
-    percent,
-    replace_between,
-    seconds,
-    to_markdown,
-    whole_count,
-)
+from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, seconds, to_markdown, whole_count
 from ostinato.reproduce.table import Row, Table
 from ostinato.runs.rundir import RunDir
 
@@ -170,11 +161,6 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
             quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
             values = ["" if summary.get(k) is None else summary[k] for k in keys]
             writer.writerow([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
-
-
-def collect(table: Table, results: Sequence[Measured], file: Path) -> None:
-    """Write the measured table between its markers, see :func:`ostinato.report.tables.replace_between`."""
-    replace_between(file, table.name, markdown(table, results))
 
 
 def rich_table(results: Sequence[Measured]) -> Any:

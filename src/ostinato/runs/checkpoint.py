@@ -16,7 +16,7 @@ from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, re
 from ostinato.tensor_files import read_tensors, write_tensors
 
 _ABOUT, _OPTIMIZER, _DRAFT = "checkpoint.json", "optimizer.safetensors", "unfinished"
-_OLDER = "Finish the run with the ostinato that began it, or start it anew."
+_OLDER = "Finish the run with the ostinato that began it, or start a new run."
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def _finish(
     if not processes.broadcast_object(processes.is_main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
-            f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
+            f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start again."
         )
     if learner.origin is not None and (record.backbone is None or record.backbone.sha256 != learner.origin.sha256):
         raise InputError(
@@ -167,40 +167,35 @@ def learn_more(
         Summary of the continuation.
     """
     dirs = RunDir(path, writes=processes.is_main)
-    dirs.read_config()
-    with dirs.held():
-        return _learn_more(dirs, overrides, reporter, processes)
-
-
-def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup) -> dict[str, Any]:
     parent = dirs.read_config()
-    if unfinished := _unfinished(dirs):
-        # A continuation that keeps the old artifact may hold the only copy.
-        kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
-        drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
-        raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
-    check_changes("learn", overrides)
-    if "path" not in overrides.get("data", {}):
-        raise InputError("learn needs the new classes, for example data=more_classes/.")
-    base = parent.to_dict()
-    carried = (*SplitSection.model_fields, "crop", "augment")
-    keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
-    keep |= options_for(str(overrides["data"]["path"]), parent.data)
-    # The artifact has the newest path of the weights; the configuration has the first.
-    weights = artifact.read_about(dirs.artifact).backbone.weights
-    moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
-    config = absolute(build_config(base | {"data": keep, "stream": {}}, moved, overrides))
-    number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
-    sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
-    before = _before(sub)
-    learner = taught_learner(_base_artifact(sub), config, processes, overrides.get("method", {}).get("name"))
-    if learner.method.data_seen == "all":
-        raise InputError(
-            f"learn has new data only; {learner.method.name} trains on the data of all tasks. Start a new run on all."
-        )
-    session = Session(sub, resolve(config, learner, before, reporter.message), reporter)
-    session.create(config)
-    return session.execute()
+    with dirs.held():
+        if unfinished := _unfinished(dirs):
+            # A continuation that keeps the old artifact may hold the only copy.
+            kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
+            drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
+            raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
+        check_changes("learn", overrides)
+        if "path" not in overrides.get("data", {}):
+            raise InputError("learn needs the new classes, for example data=more_classes/.")
+        base = parent.to_dict()
+        carried = (*SplitSection.model_fields, "crop", "augment")
+        keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
+        keep |= options_for(str(overrides["data"]["path"]), parent.data)
+        # The artifact has the newest path of the weights; the configuration has the first.
+        weights = artifact.read_about(dirs.artifact).backbone.weights
+        moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
+        config = absolute(build_config(base | {"data": keep, "stream": {}}, moved, overrides))
+        number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
+        sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
+        before = _before(sub)
+        learner = taught_learner(_base_artifact(sub), config, processes, overrides.get("method", {}).get("name"))
+        if learner.method.data_seen == "all":
+            raise InputError(
+                f"learn has new data only; {learner.method.name} trains on all tasks. Start a new run on all data."
+            )
+        session = Session(sub, resolve(config, learner, before, reporter.message), reporter)
+        session.create(config)
+        return session.execute()
 
 
 def _same_data(recorded: StreamRecord, found: dict[str, Any]) -> bool:
@@ -226,7 +221,7 @@ def taught_since(run: Path) -> str | None:
     if not done:
         return None
     n = len(artifact.read_about(run / "artifact").class_names)
-    return f"{run} was taught more since by {', '.join(done)}, each a run of its own: its model now knows {n} classes."
+    return f"{run} was continued by {', '.join(done)}; its model now has {n} classes."
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:

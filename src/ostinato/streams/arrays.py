@@ -13,13 +13,7 @@ Images = np.ndarray | Sequence[np.ndarray]
 
 
 class InMemory(Split):
-    """Images in memory.
-
-    Args:
-        images: (n, H, W), (n, H, W, C) or a list of (H, W) or (H, W, C), uint8.
-        labels: of each image.
-        part: "train" or "test", for names.
-    """
+    """Images (n, H, W), (n, H, W, C) or a list of (H, W) or (H, W, C), uint8; ``part`` begins their names."""
 
     def __init__(self, images: Images, labels: np.ndarray, *, part: str):
         self.images = images
@@ -65,9 +59,7 @@ def arrays(
     if (test_images is None) != (test_labels is None):
         raise InputError("test_images and test_labels come together: give both or neither.")
     raw = _labels(images, labels, "train")
-    raw_test = None
-    if test_images is not None and test_labels is not None:
-        raw_test = _labels(test_images, test_labels, "test")
+    raw_test = None if test_images is None or test_labels is None else _labels(test_images, test_labels, "test")
     if class_names is None:
         values = np.unique(raw)
         if raw_test is not None and not np.isin(raw_test, values).all():

@@ -117,7 +117,7 @@ class LabeledDataset(Dataset[tuple[Tensor, int]]):
     def sizes(self) -> list[int] | None:
         """Tokens of each sample under the transform; None where all have as many."""
         tokens = getattr(self.transform, "tokens", None)
-        if tokens is not None and self._sizes is None:  # asked for in every epoch, and after every task
+        if tokens is not None and self._sizes is None:  # needed in every epoch, and after every task
             self._sizes = [tokens(self.raw(i)) for i in range(len(self))]
         return self._sizes
 

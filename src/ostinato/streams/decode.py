@@ -1,6 +1,6 @@
 """Decode image files to RGB in bounded memory, and report why a file cannot be decoded.
 
-See :data:`MAX_BYTES` for the bound, which holds whatever a file's header claims.
+See :data:`MAX_BYTES` for the bound, which holds for forged headers too.
 """
 
 import io
@@ -45,10 +45,10 @@ MAX_RUN_PIXELS = 10_000_000
 """Maximum pixels of a run-length encoded BMP, which Pillow decodes slowly."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Accepted formats of Pillow, whatever the suffix of the file; a JPEG of several pictures opens as MPO.
+"""Accepted formats of Pillow, by content rather than suffix; a JPEG of several pictures opens as MPO.
 
 Others start programs (EPS runs Ghostscript, on code in the file), fetch what a file names, or, as AVIF, may hold far
-larger pictures than their headers say, so that their memory cannot be bounded.
+larger pictures than their headers claim, so that their memory cannot be bounded.
 """
 
 FULL_CHECK_FILES = 20_000
@@ -119,7 +119,7 @@ class _Opened(_Counting, io.BufferedReader):
 
 
 def decode(data: Path | bytes, where: str) -> Image.Image:
-    """Decode an image, turned as its EXIF data says, on white where it is transparent.
+    """Decode an image, turned by its EXIF orientation, on white where it is transparent.
 
     Args:
         data: an image file, or its bytes.
@@ -144,18 +144,14 @@ def decode(data: Path | bytes, where: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """Convert an opened image to RGB, as :func:`decode` does with its file; the image stays as it is.
-
-    Args:
-        image: of any mode that can be used.
-        where: name of the image in an error.
+    """Convert an opened image of any usable mode to RGB, as :func:`decode` does; the image stays as it is.
 
     Raises:
-        DataError: if it cannot be used.
+        DataError: if it cannot be used; the message starts with ``where``.
     """
     try:
         if isinstance(image, ImageFile.ImageFile) and image.format not in (*FORMATS, "MPO") and not _is_loaded(image):
-            raise _Unfit(f"opened but not loaded, of kind {image.format}; {_READ}, and others if load() was called")
+            raise _Unfit(f"not loaded and of kind {image.format}; {_READ}, others after load()")
         _check(image)
         image.load()
         return to_rgb(image)
@@ -164,33 +160,25 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def problem(data: Path | bytes, *, full: bool) -> str | None:
-    """Reason why an image cannot be used; None if it can.
-
-    Args:
-        data: an image file, or its bytes.
-        full: decode it all, so that a truncated or damaged one is found; else read the header only.
-    """
+    """Reason why an image cannot be used, or None; without ``full``, only its header is read."""
     try:
         if full:
             # At an eighth of its size all of a JPEG is read and little is computed.
             _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load())
         else:
-            _opened(data, _as_it_is, _as_it_is)
+            _opened(data, lambda _: None, lambda _: None)
     except Exception as error:  # the decoders of damaged files raise almost anything
         return _reason(error)
     return None
 
 
 def problems(read: Callable[[int], Path | bytes | None], n: int, total_bytes: int) -> dict[int, str]:
-    """Check many images in threads.
+    """Check ``n`` images in threads; only their headers above :data:`FULL_CHECK_FILES` or :data:`FULL_CHECK_BYTES`.
 
-    Args:
-        read: gives image ``i`` as a file or bytes; None where there is none.
-        n: number of images.
-        total_bytes: of all of them; decides whether they are decoded or only their headers read.
+    ``read`` gives image ``i`` as a file or bytes, None where there is none; ``total_bytes`` is the size of all.
 
     Returns:
-        Position -> reason of those that cannot be used.
+        Position -> reason of each image that cannot be used.
     """
     full = n <= FULL_CHECK_FILES and total_bytes <= FULL_CHECK_BYTES
 
@@ -253,13 +241,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _opened(
     data: Path | bytes, prepare: Callable[[ImageFile.ImageFile], Any], use: Callable[[ImageFile.ImageFile], T]
 ) -> T:
-    """Open an image and use it while its memory is reserved.
-
-    Args:
-        data: an image file, or its bytes.
-        prepare: may ask the decoder for fewer pixels.
-        use: may load the image; its result is returned.
-    """
+    """Open an image and return ``use(image)`` while its memory is reserved; ``prepare`` may ask for fewer pixels."""
     held = _METADATA + _FIRST_TRY
     while True:
         with _MEMORY.of(held), _reader(data) as file:
@@ -270,7 +252,10 @@ def _opened(
                 raise _Unfit(
                     f"a file of {size // 10**6:,} MB; at most {MAX_FILE_BYTES // 10**6} MB are read as an image"
                 )
-            needed = _METADATA + _read_at_once(file, size)
+            needed = _METADATA
+            file.seek(0)
+            if file.read(12)[8:] == b"WEBP":  # its decoder reads all of the file
+                needed += 2 * size
             if needed <= held:
                 with Image.open(file, formats=FORMATS) as image:
                     file.counting = False
@@ -288,12 +273,6 @@ def _opened(
 
 def _reader(data: Path | bytes) -> _Stored | _Opened:
     return _Stored(data) if isinstance(data, bytes) else _Opened(open_file(data).detach())
-
-
-def _read_at_once(file: io.BytesIO | io.BufferedReader, size: int) -> int:
-    """Bytes for opening a file, beside metadata: the decoder of WebP reads all of it."""
-    file.seek(0)
-    return 2 * size if file.read(12)[8:] == b"WEBP" else 0
 
 
 def _needed(
@@ -356,10 +335,6 @@ def _reduce(image: ImageFile.ImageFile) -> None:
     if width * height > REDUCED_FROM and min(width, height) >= 2 * REDUCED_SIDE:
         by = min(8, min(width, height) // REDUCED_SIDE)
         image.draft(None, (width // by, height // by))
-
-
-def _as_it_is(image: ImageFile.ImageFile) -> None:
-    """Read no more than the header."""
 
 
 def _check(image: Image.Image) -> None:

@@ -29,6 +29,7 @@ from ostinato.streams.source import (
     natural_key,
     plain_name,
     refuse,
+    without,
 )
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -41,13 +42,7 @@ _TASK = re.compile(r"task[\W_]*\d+", re.IGNORECASE)
 
 
 class Files(Split):
-    """Images in a folder, read on access.
-
-    Args:
-        root: the folder.
-        paths: relative to it.
-        labels: of the images.
-    """
+    """Images in a folder, by their paths relative to it, read on access."""
 
     def __init__(self, root: Path, paths: list[str], labels: np.ndarray):
         self.root = root
@@ -112,14 +107,13 @@ def image_folder(
     skipped = [f"{split.paths[i]}: {reason}" for split, found in bad.items() for i, reason in found.items()]
     if skipped and on_error == "raise":
         raise refuse(str(root), skipped, len(train) + len(test))
-    train, test = _without(train, bad[train]), _without(test, bad[test])
-    readable = set(train.labels.tolist())
+    splits = without(train, bad[train]), without(test, bad[test])
+    readable = set(splits[0].labels.tolist())
     empty = [name for name, label in label_of.items() if label not in readable]
     if empty:
         raise DataError(f"Each class needs training images, but these of {root} have no readable one:{listed(empty)}")
-    splits: tuple[Split, Split] = train, test
     if test_root is None:
-        splits = hold_out(train, names, fraction=HELD_OUT, seed=seed)
+        splits = hold_out(splits[0], names, fraction=HELD_OUT, seed=seed)
         notes.append(f"{root.name} has no test folder: {HELD_OUT:.0%} of each class is set aside for testing")
     return Source(
         name=root.resolve().name,
@@ -272,13 +266,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:  # checking the image gives the error
         return 0
-
-
-def _without(split: Files, bad: dict[int, str]) -> Files:
-    if not bad:
-        return split
-    kept = [i for i in range(len(split)) if i not in bad]
-    return Files(split.root, [split.paths[i] for i in kept], split.labels[kept])
 
 
 def _task_names(folders: list[_ClassFolder]) -> list[list[str]] | None:

@@ -105,7 +105,11 @@ def glyphs(classes: int = 20, per_class_train: int = 40, per_class_test: int = 2
         if value < least:
             raise InputError(f"glyphs: {name} must be at least {least}, got {value}.")
     characters = STREAM[:classes]
-    _check_fonts(characters)
+    if lacking := [class_name(character) for character in characters if not fonts_with(character)]:
+        raise DataError(
+            f"glyphs: every character must be in one of matplotlib's fonts, but {len(lacking)} are in none (the first: "
+            f"{lacking[0]}). Install an unmodified matplotlib, or request fewer classes."
+        )
     return Source(
         "glyphs",
         [class_name(character) for character in characters],
@@ -146,13 +150,7 @@ def fonts_with(character: str) -> tuple[str, ...]:
 def drawn(character: str, font: str, side: int = _OVERSAMPLE * SIZE) -> Image.Image:
     """Draw a character without jitter, centred; its longer side takes 3/4 of the square unless it is a tiny one.
 
-    Args:
-        character: to draw.
-        font: a name out of ``fonts_with(character)``.
-        side: of the square, in pixels.
-
-    Returns:
-        Greyscale, bright on dark; all dark where the glyph is blank. It is cached: do not change it.
+    The greyscale image (side, side) is bright on dark, all dark where the glyph is blank. It is cached: do not edit it.
     """
     loaded = _font(font)
     left, top, right, bottom = (round(edge) for edge in loaded.getbbox(character))
@@ -224,15 +222,6 @@ class _Rendered(Split):
             raise IndexError(f"sample {index} of {len(self.labels)}")
         label, number = divmod(index, self._per_class)
         return self._characters[label], number
-
-
-def _check_fonts(characters: tuple[str, ...]) -> None:
-    lacking = [class_name(character) for character in characters if not fonts_with(character)]
-    if lacking:
-        raise DataError(
-            f"glyphs: every character must be in one of the fonts of matplotlib, but {len(lacking)} are in none "
-            f"(the first: {lacking[0]}). Install an unmodified matplotlib, or ask for fewer classes."
-        )
 
 
 def _path(font: str) -> Path:

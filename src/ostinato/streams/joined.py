@@ -22,9 +22,6 @@ def joined(folder: Path, names: Sequence[str], **options: Unpack[TableOptions]) 
         names: of the sets, in learning order.
         options: of the tables of every set.
 
-    Returns:
-        The source, whose ``task_names`` hold the classes of each set.
-
     Raises:
         InputError: if a set does not exist, or is named twice.
         DataError: if a set cannot be used, lacks the test split that others have, or holds samples of another modality.

@@ -7,11 +7,7 @@ from threading import Condition
 
 
 class Budget:
-    """Bytes of memory that all threads of a process may use together.
-
-    Args:
-        total: bytes.
-    """
+    """Budget of memory in bytes, shared by all threads of a process."""
 
     def __init__(self, total: int):
         self.total = total
@@ -24,11 +20,7 @@ class Budget:
 
     @contextmanager
     def of(self, size: int) -> Iterator[None]:
-        """Reserve bytes, waiting until they are free; a thread that holds some must not ask for more.
-
-        Args:
-            size: bytes; at most the total is reserved.
-        """
+        """Reserve bytes, at most the total, once they are free; a thread that holds some must not ask for more."""
         size = min(size, self.total)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= size)

@@ -1,7 +1,7 @@
 """Reader of tables from untrusted files: csv, tsv, jsonl and parquet, each in bounded memory.
 
 Text files take a multiple of their size. A parquet file may unpack to far more than its size; it is read in small
-batches and refused as soon as they exceed the limit. One page of it cannot be bounded: the library unpacks it as a
+batches and refused as soon as they exceed the limit. A single page cannot be bounded: the library unpacks it as a
 whole, up to 2 GB.
 """
 
@@ -54,6 +54,9 @@ _CELLS = 2**22
 _HEADER = re.compile(rb'\s*+((?:[^"\r\n]++|"[^"]*+"?)*+)')
 """The first row of a csv file; a field in quotes may hold line breaks."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which cannot be encoded."""
+
 
 def read_table(file: Path) -> pa.Table:
     """Read a table from a file, in the format of its suffix; csv and tsv start with a line of column names.
@@ -76,7 +79,7 @@ def read_table(file: Path) -> pa.Table:
         raise
     except MemoryError:
         raise DataError(f"{file} cannot be read as {kind}: it takes more memory than there is.") from None
-    except Exception as error:  # what pyarrow raises on damaged files has no common base
+    except Exception as error:  # pyarrow's errors on damaged files have no common base
         hint = " Save it in UTF-8." if "utf" in str(error).lower() else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{file} cannot be read as {kind} ({reason}).{hint}") from error
@@ -181,17 +184,9 @@ def _object(file: Path, number: int, line: bytes) -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DataError(f"{where}: {name!r} must be a number of at most 64 bits; write it as a text.")
-        if b"\\u" in line and isinstance(value, str) and not _is_unicode(name + value):
+        if b"\\u" in line and isinstance(value, str) and _SURROGATE.search(name + value):
             raise DataError(f"{where}: {name!r} holds half a character (a surrogate).")
     return row
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _lines(file: Path, lines: io.BufferedReader) -> Iterator[tuple[int, bytes]]:

@@ -98,13 +98,7 @@ class Rows(Split):
 
 
 class Joined(Split):
-    """Concatenation of splits.
-
-    Args:
-        parts: all of one modality.
-        prefixes: of the sample names of each part.
-        labels: of the samples of each part.
-    """
+    """Concatenation of splits of one modality, with new labels and a prefix of the sample names of each part."""
 
     def __init__(self, parts: Sequence[Split], prefixes: Sequence[str], labels: Sequence[np.ndarray]):
         self.labels = np.concatenate(labels)
@@ -167,14 +161,16 @@ class Source:
 def shuffled(rows: np.ndarray, class_name: str, seed: int, salt: int = 0) -> np.ndarray:
     """Permute the rows of one class, depending on its name, the seed and the salt alone.
 
-    Args:
-        rows: positions of the class's samples.
-        class_name: seeds the permutation, so that neither the class order nor other classes matter.
-        seed: seeds it too.
-        salt: separates permutations for different purposes.
+    Neither the class order nor other classes matter; the salt separates permutations for different purposes.
     """
     rng = np.random.default_rng([seed, zlib.crc32(class_name.encode(errors="surrogateescape")), salt])
     return rows[rng.permutation(len(rows))]
+
+
+def without(split: Split, bad: Iterable[int]) -> Split:
+    """Drop the samples at these positions."""
+    rows = np.delete(np.arange(len(split)), list(bad))
+    return split if len(rows) == len(split) else Rows(split, rows)
 
 
 def held_out_count(n: int, fraction: float) -> int:
@@ -188,14 +184,9 @@ def held_out_count(n: int, fraction: float) -> int:
 
 
 def allotted(counts: Sequence[int], limit: int) -> list[int]:
-    """Divide a task's limit among its classes.
+    """Divide a limit of samples, at least the number of classes, among the classes of a task.
 
-    Args:
-        counts: samples of each class.
-        limit: samples to keep, at least the number of classes.
-
-    Returns:
-        Shares in proportion to the counts, rounded by largest remainders, at least 1 where a class has any.
+    Shares are in proportion to the counts, rounded by largest remainders, and at least 1 where a class has any.
     """
     total = sum(counts)
     if total <= limit:
@@ -212,17 +203,7 @@ def allotted(counts: Sequence[int], limit: int) -> list[int]:
 
 
 def hold_out(split: Split, class_names: Sequence[str], *, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Cut a split in two, class by class.
-
-    Args:
-        split: to cut.
-        class_names: of its labels.
-        fraction: share of each class that is held out.
-        seed: of the cut.
-
-    Returns:
-        The remaining and the held-out samples, both in the order of ``split``.
-    """
+    """Hold out a fraction of each class, drawn by the seed; both parts are in the order of ``split``."""
     apart = np.zeros(len(split), dtype=bool)
     for label, name in enumerate(class_names):
         rows = np.flatnonzero(split.labels == label)
@@ -251,14 +232,7 @@ def listed(items: Iterable[str], limit: int = 10) -> str:
 
 
 def refuse(where: str, problems: Sequence[str], total: int, modality: str = "image") -> DataError:
-    """Make one error for all samples that cannot be used.
-
-    Args:
-        where: the folder or file.
-        problems: "name: reason" of each.
-        total: samples checked.
-        modality: of the samples.
-    """
+    """Make one error for all samples that cannot be used, each given as "name: reason"."""
     return DataError(
         f"Every {modality} must be readable, but {len(problems)} of {total} in {where} cannot be used:"
         f"{listed(problems)}\nRepair or remove them, or set data.on_error=skip to go on without them."

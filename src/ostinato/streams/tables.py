@@ -17,7 +17,6 @@ from ostinato.streams.decode import decode, problems
 from ostinato.streams.readers import SUFFIXES, is_binary, is_string, plain, read_table
 from ostinato.streams.source import (
     HELD_OUT,
-    Rows,
     Source,
     Split,
     check_on_error,
@@ -25,6 +24,7 @@ from ostinato.streams.source import (
     listed,
     natural_key,
     refuse,
+    without,
 )
 from ostinato.streams.texts import Texts
 
@@ -53,14 +53,7 @@ class _Part:
 
 
 class Table(Split):
-    """Rows of a table, decoded on access.
-
-    Args:
-        part: table and names.
-        column: of the images.
-        rows: of the split.
-        labels: of these rows.
-    """
+    """Rows of a table with a column of images, decoded on access."""
 
     def __init__(self, part: _Part, column: str, rows: np.ndarray, labels: np.ndarray):
         self.labels = labels
@@ -133,11 +126,7 @@ def table(path: str | Path, **options: Unpack[TableOptions]) -> Source:
 
 
 def hub(name: str, **options: Unpack[TableOptions]) -> Source:
-    """Open a data set of the Hugging Face hub, downloaded on first use; needs the extra ``ostinato[hub]``.
-
-    Args:
-        name: "owner/name".
-        options: see :class:`TableOptions`.
+    """Open a data set "owner/name" of the Hugging Face hub, downloaded on first use; needs ``ostinato[hub]``.
 
     Raises:
         InputError: if the columns cannot be found, or the package ``datasets`` is not installed.
@@ -206,7 +195,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         suffix = found[0].suffix if found else ".parquet"
         raise DataError(
             f"{folder} must hold train{suffix} (or train-00000-of-00002{suffix} and so on), but holds only:"
-            f"{listed(path.name for path in found)}\nTo use one of them alone, give the file instead of the folder."
+            f"{listed(path.name for path in found)}\nTo use a single table, give the file instead of the folder."
         )
     return files
 
@@ -266,7 +255,7 @@ def _source(
         if messages and on_error == "raise":
             raise refuse(name, messages, len(split), modality)
         skipped.extend(messages)
-        splits.append(Rows(split, np.delete(rows, list(bad))) if bad else split)
+        splits.append(without(split, bad))
     if test_name is None:
         splits = list(hold_out(splits[0], class_names, fraction=HELD_OUT, seed=seed))
         notes.append(f"{name} has no test split: {HELD_OUT:.0%} of each class is set aside for it")
@@ -283,7 +272,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
         return {name: value for name, value in features.items() if isinstance(value, dict) and name in schema.names}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's, or damaged
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # metadata of another tool, or damaged
         return {}
 
 

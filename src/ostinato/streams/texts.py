@@ -26,14 +26,7 @@ _CHUNK = 1_000
 
 
 class Texts(Split):
-    """Rows of a column of texts.
-
-    Args:
-        column: the texts.
-        names: gives the name of a row of the column.
-        rows: of the split.
-        labels: of these rows.
-    """
+    """Rows of a column of texts; ``names`` gives the name of a row of the column."""
 
     modality = "text"
 

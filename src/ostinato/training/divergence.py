@@ -56,10 +56,10 @@ class Guard:
         self._callback, self._params = callback, params
 
     def check(self, step: int, losses: Mapping[str, float], norms: Sequence[float]) -> None:
-        """Check the losses and gradient norms of a step, counted from 1, before the optimiser takes it.
+        """Check a step, counted from 1, before the optimiser takes it.
 
         Raises:
-            DivergedError: if a number is not finite, or the loss explodes under ``stop``.
+            DivergedError: if a loss term or gradient norm is not finite, or the loss explodes under ``stop``.
         """
         at = f"{self.where}, step {step}"
         for name, value in losses.items():
