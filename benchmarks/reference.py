@@ -140,7 +140,7 @@ def cl_lora_losses(method: CLLoRA, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 def cl_lora_scores(method: CLLoRA, x: Tensor) -> Tensor:
     """Scores (B, n_seen), a full pass per task."""
-    means = method.classes.means().split(method.task_sizes.tolist())
+    means = method.class_means.means().split(method.task_sizes.tolist())
     parts = []
     for task, rows in enumerate(means):
         features = encode(method.backbone, x, _adapted(method, method.shared_up, task))
@@ -186,7 +186,7 @@ def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> 
     """
     with torch.no_grad():
         frozen = encode(method.backbone, x)
-    gate = (frozen @ method.weight[-1].T + method.bias[-1] + method.noise_std * noise).softmax(-1)
+    gate = (frozen @ method.router_weight[-1].T + method.router_bias[-1] + method.noise_std * noise).softmax(-1)
     features = encode(method.backbone, x, _gated(method, gate))
     balance = (gate.mean(0) - 1 / gate.shape[1]).square().mean()
     return {
@@ -199,11 +199,11 @@ def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> 
 def lieprompt_scores(method: LiEPrompt, x: Tensor) -> Tensor:
     """Scores (B, n_seen) with a hard gate, under the router of the task of the nearest class mean."""
     query = encode(method.backbone, x)
-    near = F.normalize(query, dim=1) @ F.normalize(method.classes.means(), dim=1).T
+    near = F.normalize(query, dim=1) @ F.normalize(method.class_means.means(), dim=1).T
     gates = []
     for sample, nearest in zip(query, near.argmax(1).tolist(), strict=True):
         task = int(method.task_of_class[nearest])
-        share = (method.weight[task] @ sample + method.bias[task]).softmax(-1)
+        share = (method.router_weight[task] @ sample + method.router_bias[task]).softmax(-1)
         gates.append((share > 1 / len(share)).float())
     return method.head(encode(method.backbone, x, _gated(method, torch.stack(gates))))
 
