@@ -522,7 +522,7 @@ def test_one_head(runs, digits, tmp_path):
     got = torch.tensor([[float(v) for k, v in r.items() if k.startswith("patch_")] for r in table])
     torch.testing.assert_close(got, found.patches[:, 1].flatten(1))
     assert {r["head"] for r in table} == {"1"}
-    with pytest.raises(InputError, match="head must lie in .* got 99"):
+    with pytest.raises(InputError, match=r"head must lie in .* got 99"):
         analyse(run, "attention", digits, head=99)
     with pytest.raises(DataError, match="missing"):
         analyse(run, "attention", [tmp_path / "missing.png"])
