@@ -719,13 +719,14 @@ def test_long_training_texts_are_reported(text_run):
     assert re.search(r"\d+ of 36 training texts have more than 8 tokens \(at most 1[01]\)", done.stdout)
 
 
-def test_text_and_images_do_not_mix(text_run, photo_run):
+def test_options_that_do_not_fit_are_refused(text_run, photo_run):
     for words, says in (
         (["run", "simplecil", "data=intents"], "hold texts, but the backbone takes images"),
         (["run", "simplecil", "data=digits", "backbone=bert"], "hold images, but the backbone takes texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.augment=photo"], "must be 'none' for texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "backbone.size=8"], "are for images"),
         (["run", "simplecil", "data=digits", "backbone.length=8"], "is for text encoders"),
+        (["run", "simplecil", "data=digits", "method.device=cpu"], "method.device: unknown key"),
         (["predict", photo_run / "runs/photos", "--text", "w1"], "learned images"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.alike=true"], "no two sets share a name"),
     ):

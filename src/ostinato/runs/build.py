@@ -13,7 +13,9 @@ from ostinato.config import DataConfig, RunConfig, data_config
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec, Learner
+from ostinato.lookup import get_method
 from ostinato.paths import user_path
+from ostinato.registry import check_options
 from ostinato.sections import SplitSection
 from ostinato.streams import LabeledDataset, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
 
@@ -138,9 +140,10 @@ def samples_to_score(
 
 def make_learner(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) -> Learner:
     """Make the untrained learner of a configuration."""
-    of = config.backbone
+    of, options = config.backbone, config.method.options()
+    check_options(get_method(config.method.name), options)  # none of them may be an argument of the learner
     spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
-    return _configured(Learner, config.method.name, config, processes, backbone=spec, **config.method.options())
+    return _configured(Learner, config.method.name, config, processes, backbone=spec, **options)
 
 
 def taught_learner(artifact: Path, config: RunConfig, processes: ProcessGroup, method: str | None) -> Learner:
