@@ -1,14 +1,14 @@
-"""Joint training: the upper bound, with the data of every task.
+"""Joint training on the data of all tasks: the upper bound.
 
-After each task the model is trained on all data seen so far. It breaks the rule of no old data on purpose; its
-results are stamped ``data_seen: all``. How much of the model is trained decides how high the bound is: a linear head
-on frozen features, low-rank updates of the attention of all layers with the head (Hu et al.: "LoRA: Low-Rank Adaptation
-of Large Language Models", ICLR 2022, https://arxiv.org/abs/2106.09685), or everything. The bound of a table is the best
-of the three.
+After each task the model is trained on all data seen so far. Results record ``data_seen: all``, since it breaks the
+rule of no old data on purpose. The bound rises with the number of trained parameters: a linear head on frozen features;
+the head and low-rank updates of the attention of all layers (Hu et al.: "LoRA: Low-Rank Adaptation of Large Language
+Models", ICLR 2022, https://arxiv.org/abs/2106.09685); or the head and the whole backbone. Tables take the best of the
+three as the bound.
 
 Differences from the literature: most papers train once on all classes and report one number. Here the bound is
-measured after every task, continuing from the weights of the task before (``restart=true`` starts each task
-from the pre-trained weights instead and costs no more); the last value is the one to compare.
+measured after every task, continuing from the weights of the task before (``restart=true`` starts each task from the
+pre-trained weights and costs no more). Compare the last value.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_LOW_RANK = ("scope", ("head", "full"))
 
 @register("joint")
 class Joint(Method):
-    """Train on everything seen so far.
+    """Train on the data of all tasks so far.
 
     Args:
         backbone: the encoder.
@@ -73,7 +73,7 @@ class Joint(Method):
         return LowRank(arch, range(arch.depth), MAPS, self.rank, self.scale, freeze_old=False)
 
     def begin_task(self, task: LearnTask) -> None:
-        """Add a row per new class, or begin afresh; all tasks share the low-rank updates of the first."""
+        """Add rows of the head; with ``restart``, reset the model. All tasks share one set of low-rank updates."""
         super().begin_task(task)
         self.head.grow(len(task.classes), device=self.device)
         if self.restart:

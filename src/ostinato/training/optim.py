@@ -1,4 +1,4 @@
-"""Optimisers and schedules of a recipe."""
+"""Optimiser and learning rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -41,16 +41,9 @@ def _groups(recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection
 
 
 def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
-    """Factor on the learning rate at a step; a pure function, so that it needs no state.
+    """Factor in [0, 1] on the learning rate at step s, from 0, of S steps; without state.
 
-    Args:
-        recipe: names the schedule.
-        step: from 0 to ``steps`` - 1.
-        steps: all steps of the stage.
-
-    Returns:
-        A factor in [0, 1]: cosine (1 + cos(pi s / S)) / 2, quarter cosine cos(pi s / 2S), multistep 0.1 to
-        the number of milestones passed.
+    Cosine (1 + cos(pi s / S)) / 2, quarter cosine cos(pi s / 2S), multistep 0.1 to the number of milestones passed.
     """
     progress = step / max(steps, 1)
     if recipe.schedule == "cosine":
@@ -63,6 +56,6 @@ def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group of :func:`make_optimizer` the learning rate, times the group's own factor."""
+    """Set the learning rate of all parameter groups, times the factor of each group."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group[_FACTOR]
