@@ -119,8 +119,8 @@ def claiming(n):
         (saved(**arrays(labels=np.zeros((2, 1), np.int32))), "has shape"),
         (saved(True, **arrays()), "is compressed"),
         (claiming(2**40), "has shape"),
-        (saved(**arrays(right=np.zeros(3, bool))), "one for each"),
-        (saved(**arrays(samples=np.array([1, 0], np.uint64))), "in the order of their samples"),
+        (saved(**arrays(right=np.zeros(3, bool))), "one answer per sample"),
+        (saved(**arrays(samples=np.array([1, 0], np.uint64))), "in the order of the fingerprints"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, data, says):

@@ -142,9 +142,9 @@ def test_a_seed_without_reference_is_told(tmp_path):
 def test_two_references_of_one_seed_are_ambiguous(tmp_path):
     one, two = run(tmp_path / "a", "ranpac"), run(tmp_path / "b", "ranpac", better(3))
     got = Comparison([one, two])
-    assert got.notes()[0] == f"No reference: {one} and {two} both have seed 0. Say which it is: --against RUN"
+    assert got.notes()[0] == f"No reference: {one} and {two} both have seed 0. Choose one with --against RUN."
     assert cells(got) == {"a": None, "b": None}
-    with pytest.raises(InputError, match="--against takes one run per seed"):
+    with pytest.raises(InputError, match="--against must name one run per seed"):
         Comparison([one], [one, two])
     assert cells(Comparison([one, two], [two]))["a"] == "-1.5 ± 0.9, within noise"
 

@@ -149,7 +149,7 @@ def test_rows_are_compared_with_a_row_where_they_can_be(done, capsys, monkeypatc
     assert "against ncm, points" in text
     assert f"- `prompts` cannot be compared with `ncm`: {reason}" in text
     text = ostinato(capsys, "reproduce", "mine.toml", "out=out", "--against", "vote", code=2)
-    assert "--against vote: mine runs no such row" in text
+    assert "--against must name a row that mine runs, got vote" in text
     ostinato(capsys, "reproduce", "mine.toml", "out=out")
 
 

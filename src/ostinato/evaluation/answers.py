@@ -1,4 +1,4 @@
-"""The answers of a scoring, sample by sample, so that two runs can be compared on the same samples."""
+"""Answers of a run to each test sample, for comparisons of two runs on the same samples."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ostinato.streams import LabeledDataset
 
 MOST_SAMPLES = 2**20
-"""Samples that a file holds; of more, those with the smallest fingerprints, which are the same ones in every run."""
+"""Largest number of samples in a file. Of more, those with the smallest fingerprints are kept, the same in all runs."""
 
 _DTYPES = {"samples": "<u8", "labels": "<i4", "predicted": "<i4", "right": "|b1"}
 _ROW = sum(np.dtype(dtype).itemsize for dtype in _DTYPES.values())
 _SLACK = 4096
-"""Bytes of an archive beside its numbers."""
+"""Upper bound on the bytes of an archive beside its arrays."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Answers:
     """Answers to test samples, in ascending order of their fingerprints.
 
     Attributes:
-        samples: fingerprint (n,) uint64 of each, see :meth:`ostinato.streams.LabeledDataset.fingerprints`.
-        labels: its label (n,) int32.
-        predicted: the label (n,) int32 with the highest score.
-        right: whether the two count as the same answer, (n,) bool.
+        samples: fingerprints (n,) uint64, see :meth:`ostinato.streams.LabeledDataset.fingerprints`.
+        labels: labels (n,) int32.
+        predicted: labels (n,) int32 with the highest score.
+        right: whether each answer is right, (n,) bool; labels of one group are the same answer.
     """
 
     samples: np.ndarray
@@ -48,16 +48,16 @@ class Answers:
 
     @property
     def whole(self) -> bool:
-        """Whether every sample that was scored is here."""
+        """Whether all scored samples are included."""
         return len(self) < MOST_SAMPLES
 
 
 def answers_of(groups: Sequence[LabeledDataset], result: Evaluation) -> Answers:
-    """The answers of an evaluation.
+    """Answers of an evaluation with the fingerprints of the samples.
 
     Args:
-        groups: that were evaluated.
-        result: of :func:`ostinato.evaluation.evaluator.evaluate`.
+        groups: evaluated data sets.
+        result: result of :func:`ostinato.evaluation.evaluator.evaluate`.
     """
     samples = np.concatenate([group.fingerprints() for group in groups])
     labels = np.concatenate([group.labels.numpy() for group in groups])
@@ -67,17 +67,17 @@ def answers_of(groups: Sequence[LabeledDataset], result: Evaluation) -> Answers:
 
 
 def write_answers(path: Path, answers: Answers) -> None:
-    """Write answers as an npz file, whole or not at all: 17 bytes a sample."""
+    """Write answers atomically as an npz file, with 17 bytes per sample."""
     file = io.BytesIO()
     np.savez(file, **{name: getattr(answers, name).astype(dtype) for name, dtype in _DTYPES.items()})
     write_bytes(path, file.getvalue())
 
 
 def read_answers(path: Path) -> Answers:
-    """Read what :func:`write_answers` wrote; nothing in the file is unpickled, and no size is believed.
+    """Read a file of :func:`write_answers`. It is untrusted: nothing is unpickled, and all sizes are checked.
 
     Raises:
-        DataError: if the file is missing, damaged, or something else.
+        DataError: if the file is missing, damaged, or of another kind.
     """
     data = read_regular(path, MOST_SAMPLES * _ROW + _SLACK)
     try:
@@ -96,16 +96,16 @@ def read_answers(path: Path) -> Answers:
     sizes = {len(part) for part in parts.values()}
     if len(sizes) > 1 or (answers.samples[1:] < answers.samples[:-1]).any():
         raise DataError(
-            f"{path} must hold answers in the order of their samples, one for each. Restore it from a copy."
+            f"{path} must hold one answer per sample, in the order of the fingerprints. Restore it from a copy."
         )
     return answers
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, dtype: str) -> np.ndarray:
-    """An array (n,) that is stored as it is; its checksum is compared.
+    """Read an uncompressed array (n,) of an archive, with its checksum.
 
     Raises:
-        ValueError: if it is of another kind.
+        ValueError: if it is compressed, or of another version, shape or type.
     """
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename[:80]!r} is compressed")

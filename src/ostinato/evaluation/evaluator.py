@@ -38,8 +38,8 @@ class Evaluation:
         predicted: predictions per class seen.
         images: samples scored.
         seconds: time spent.
-        answers: the class predicted for each sample, group after group.
-        right: whether that is right.
+        answers: predicted class of each sample, group after group.
+        right: whether each answer is right.
     """
 
     totals: list[int]

@@ -19,10 +19,10 @@ class Difference:
     """A mean paired difference, in fractions.
 
     Attributes:
-        mean: of right_a - right_b.
-        error: its standard error.
-        samples: compared, over all pairs of runs.
-        pairs: of runs.
+        mean: mean of right_a - right_b.
+        error: standard error of the mean.
+        samples: number of compared samples over all pairs of runs.
+        pairs: number of pairs of runs.
     """
 
     mean: float
@@ -32,7 +32,7 @@ class Difference:
 
     @property
     def within_noise(self) -> bool:
-        """Whether it is smaller than two standard errors, or there is none at all."""
+        """Whether the difference is zero or smaller than two standard errors."""
         return self.mean == 0 or abs(self.mean) < NOISE * self.error
 
     def __str__(self) -> str:
@@ -42,10 +42,10 @@ class Difference:
 
 
 def common_samples(a: Answers, b: Answers) -> tuple[np.ndarray, np.ndarray]:
-    """Samples that both answered, by fingerprint, and right_a - right_b on each.
+    """Pair the samples of two runs by fingerprint, with right_a - right_b of each.
 
-    Samples of one content are one: they cannot be told apart. Where both have several, the difference is that of the
-    shares that are right, and stands as often as the one with fewer has the content.
+    Samples of equal content cannot be distinguished. Their difference is that of the shares of right answers, and
+    counts as often as the content occurs in both runs.
 
     Returns:
         Fingerprints (n,) and differences (n,) in [-1, 1], in ascending order of the fingerprints.
@@ -57,24 +57,24 @@ def common_samples(a: Answers, b: Answers) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Contents, the share of each that is right, and how often it is there."""
+    """Fingerprints with the share of right answers and the number of samples of each."""
     ids, place, times = np.unique(answers.samples, return_inverse=True, return_counts=True)
     return ids, np.bincount(place, weights=answers.right, minlength=len(ids)) / np.maximum(times, 1), times
 
 
 def paired_difference(pairs: Sequence[tuple[Answers, Answers]]) -> Difference | None:
-    """Mean and standard error of right_a - right_b over the samples that both runs of a pair answered.
+    """Mean and standard error of right_a - right_b over the common samples of each pair.
 
-    Over several pairs (one per seed) the variance of the mean is the sum of two, one between samples and one between
-    pairs, each from sums of residuals within a cluster with the correction m / (m - 1) for m clusters: Cameron,
-    Gelbach, Miller, "Robust Inference With Multiway Clustering", JBES 2011, equation 2.13 without its third term, which
-    can only make the error smaller. With one pair this is the standard error of a mean.
+    Over several pairs (one per seed) the variance of the mean is the sum of the variances between samples and between
+    pairs. Each is computed from sums of residuals within a cluster, with the correction m / (m - 1) for m clusters:
+    Cameron, Gelbach, Miller, "Robust Inference With Multiway Clustering", JBES 2011, equation 2.13 without its third
+    term, which can only make the error smaller. With one pair this is the standard error of a mean.
 
     Args:
-        pairs: runs a and b of the same seed.
+        pairs: answers of runs a and b with the same seed.
 
     Returns:
-        The difference; None with less than two different samples.
+        The difference; None for fewer than two different samples.
     """
     ids, values = zip(*(common_samples(a, b) for a, b in pairs), strict=True) if pairs else ((), ())
     d = np.concatenate(values) if values else np.zeros(0)
@@ -91,7 +91,7 @@ def paired_difference(pairs: Sequence[tuple[Answers, Answers]]) -> Difference | 
 
 
 def _variance(residuals: np.ndarray, cluster: np.ndarray) -> float:
-    """Variance of the mean of values whose residuals (n,) depend on one another within clusters, numbered from 0."""
+    """Variance of a mean from residuals (n,) that are dependent within clusters; clusters are numbered from 0."""
     sums = np.bincount(cluster, weights=residuals)
     m = len(sums)
     return float((sums**2).sum()) / len(residuals) ** 2 * m / (m - 1)

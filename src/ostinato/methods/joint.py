@@ -37,9 +37,9 @@ class Joint(Method):
 
     Args:
         backbone: the encoder.
-        scope: "head" trains the head alone, on frozen features; "lora" low-rank updates of q, k, v and proj in every
-            layer, and the head; "full" the backbone and the head.
-        rank: r of the low-rank updates W + scale B A.
+        scope: "head" trains the head on frozen features; "lora" trains the head and low-rank updates of q, k, v and
+            proj in all layers; "full" trains the head and the backbone.
+        rank: rank r of the low-rank updates W + scale B A.
         scale: factor on B A.
         restart: start every task from the pre-trained weights and a fresh head.
     """
@@ -82,7 +82,7 @@ class Joint(Method):
             self.bank.begin_task(self.device)
 
     def _forget(self) -> None:
-        """Go back to the pre-trained weights, no updates and a fresh head."""
+        """Reset the backbone, the low-rank updates and the head."""
         if self.trains_backbone:
             self.backbone.load_state_dict(self._initial_weights)
         if self.scope == "lora":
@@ -93,7 +93,7 @@ class Joint(Method):
                 self.head.grow(size, device=self.device)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (B, D); those of a frozen backbone without updates may be looked up."""
+        """Features (B, D), cached if the backbone is frozen and has no updates."""
         if self.scope == "lora":
             return self.backbone(x, LayerPlan({i: Edit(linear=maps) for i, maps in self.bank.edits(0).items()}))
         return self.backbone(x) if self.trains_backbone else self.query(x)

@@ -1,4 +1,4 @@
-"""Finished runs side by side: which can be compared, and how they differ on the same test samples."""
+"""Compare finished runs on the same test samples, and separate runs that cannot be compared."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ostinato.records import RunRecord, read_record
 from ostinato.report.tables import read_summary
 
 REFERENCE = "ranpac"
-"""The method that others are compared with where no run is named: a closed form on frozen features."""
+"""Method of the default reference: a closed form on frozen features."""
 
 
 class Scored:
-    """A finished run as far as runs are compared.
+    """Results of a finished run.
 
     Args:
         run: its directory.
 
     Attributes:
-        path: as given.
-        summary: of the run.
-        record: what its options came to; None where there is none, or none that can be read.
-        problem: why a record that is there cannot be read.
+        path: the directory as given.
+        summary: summary of the run.
+        record: record of the run; None if it is missing or cannot be read.
+        problem: reason why the record cannot be read, or None.
     """
 
     def __init__(self, run: str | Path) -> None:
@@ -42,15 +42,15 @@ class Scored:
         if (self.path / "record.json").exists():
             try:
                 self.record = read_record(self.path / "record.json")
-            except DataError as error:  # results of earlier versions can be read all the same
+            except DataError as error:  # the summary of an earlier version is still readable
                 self.problem = str(error)
 
     @cached_property
     def answers(self) -> Answers | None:
-        """Its answers to test samples; None where it kept none.
+        """Answers to test samples; None if the run has no ``answers.npz``.
 
         Raises:
-            DataError: if the file is damaged, or of another scoring than the summary.
+            DataError: if the file is damaged, or contradicts the summary.
         """
         path = self.path / "answers.npz"
         if not path.exists():
@@ -66,12 +66,12 @@ class Scored:
 
     @property
     def seed(self) -> int | None:
-        """Its seed, where it is known."""
+        """Seed of the run; None if it is unknown."""
         return self.summary.get("seed")
 
     @property
     def per_class(self) -> float | None:
-        """Training samples per class, where that is known."""
+        """Mean number of training samples per class; None if it is unknown."""
         if self.record is None:
             return None
         tasks = self.record.stream.tasks
@@ -79,14 +79,14 @@ class Scored:
 
     @property
     def experiment(self) -> str:
-        """What runs that differ in their seeds alone have in common."""
+        """Key that is equal for runs that differ only in the seed."""
         of = self.record
         known = [of.options, of.recipe, of.backbone.sha256 if of.backbone else None, len(of.stream.tasks)] if of else []
         return json.dumps([self.summary["method"], *known], sort_keys=True)
 
 
 def obstacles(run: Scored, other: Scored) -> tuple[str, ...]:
-    """Why two results cannot be compared; empty where nothing that is known of them speaks against it."""
+    """Reasons why two results cannot be compared; empty if none is known."""
     found = []
     mine, theirs = run.summary, other.summary
     if _differ(mine.get("scored_on"), theirs.get("scored_on")):
@@ -107,21 +107,21 @@ def obstacles(run: Scored, other: Scored) -> tuple[str, ...]:
 
 
 def _differ(a: Any, b: Any) -> bool:
-    """Whether both are known and are not the same."""
+    """Whether both values are known and differ."""
     return a is not None and b is not None and a != b
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A run beside the one that it is compared with.
+    """A run compared with another.
 
     Attributes:
         run: the run.
-        base: the reference of its seed, else the first reference, else the first run of all.
-        reasons: why the two cannot be compared; empty where they can.
-        pair: the answers of the run and of the reference of its seed; None where one is missing.
-        difference: between them; None without a pair, or with less than two samples in common.
-        is_reference: whether it is a reference itself.
+        base: the other run: the reference with the same seed, else the first reference, else the first run.
+        reasons: reasons why the two cannot be compared, or empty.
+        pair: answers of the run and of the reference with the same seed; None if either is missing.
+        difference: paired difference; None without a pair, or with fewer than two common samples.
+        is_reference: whether the run is a reference.
     """
 
     run: Scored
@@ -133,17 +133,17 @@ class Compared:
 
     @property
     def cell(self) -> str | None:
-        """The difference in points, for a table."""
+        """Cell of a table: the difference in points."""
         return "reference" if self.is_reference else None if self.difference is None else str(self.difference)
 
 
 def compare(run: Scored, base: Scored, *, paired: bool = True) -> Compared:
-    """A run beside another, which is the reference if their answers are paired.
+    """Compare a run with another.
 
     Args:
         run: the run.
-        base: another one, or the same.
-        paired: whether their answers are.
+        base: another run, or the same.
+        paired: whether ``base`` is the reference of the run's seed, so that answers are paired.
     """
     if run is base:
         return Compared(run, base, (), None, None, is_reference=paired)
@@ -155,11 +155,11 @@ def compare(run: Scored, base: Scored, *, paired: bool = True) -> Compared:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that can be compared with each other.
+    """Runs shown in one table.
 
     Attributes:
-        heading: why they are apart; None for those that can be compared with the reference.
-        summaries: of the runs, with the difference in points as ``paired``.
+        heading: reason why they are separate; None for runs that can be compared with the reference.
+        summaries: summaries of the runs, with the difference in points as ``paired``.
     """
 
     heading: str | None
@@ -167,20 +167,19 @@ class Group:
 
 
 class Comparison:
-    """Several runs side by side.
+    """Compare several runs with a reference of each seed.
 
     Args:
         runs: directories of finished runs.
-        against: those that the others are compared with, one per seed; where none are given, the runs by
-            :data:`REFERENCE`, if there are any. They need not be among ``runs``.
+        against: references, one per seed, in ``runs`` or not; by default the runs by :data:`REFERENCE`.
 
     Attributes:
-        references: by seed.
-        all: every run, those of ``against`` first if they are not among the others.
+        references: references by seed.
+        all: all runs; first those of ``against`` that are not in ``runs``.
 
     Raises:
-        DataError: a run that is not finished, or a damaged file.
-        InputError: two references of the same seed.
+        DataError: if a run is not finished, or a file is damaged.
+        InputError: if two references have the same seed.
     """
 
     def __init__(self, runs: Sequence[str | Path], against: Sequence[str | Path] = ()) -> None:
@@ -193,7 +192,7 @@ class Comparison:
         self._over_seeds = self._pooled()
 
     def _chosen(self, scored: Sequence[Scored], named: set[Path]) -> dict[int | None, Scored]:
-        """The references by seed."""
+        """Find the references by seed."""
         found: dict[int | None, Scored] = {}
         for one in scored:
             if one.path.resolve() not in named if named else one.summary["method"] != REFERENCE:
@@ -201,14 +200,14 @@ class Comparison:
             if one.seed in found:
                 twice = f"{found[one.seed].path} and {one.path} both have seed {one.seed}"
                 if named:
-                    raise InputError(f"--against takes one run per seed, but {twice}. Give one of them.")
-                self._ambiguous = f"No reference: {twice}. Say which it is: --against RUN"
+                    raise InputError(f"--against must name one run per seed, but {twice}. Give one of them.")
+                self._ambiguous = f"No reference: {twice}. Choose one with --against RUN."
                 return {}
             found[one.seed] = one
         return found
 
     def _compared(self, run: Scored, first: Scored) -> Compared:
-        """A run beside the reference of its seed, else beside the first reference, else beside the first run."""
+        """Compare a run with the reference of its seed, else the first reference, else the first run."""
         if any(run is one for one in self.references.values()):
             return compare(run, run)
         base = self.references.get(run.seed)
@@ -216,14 +215,14 @@ class Comparison:
 
     @property
     def reference(self) -> str | None:
-        """The references in words."""
+        """Methods and paths of the references, for a note."""
         if not self.references:
             return None
         methods = list(dict.fromkeys(one.summary["method"] for one in self.references.values()))
         return f"{' and '.join(methods)} ({', '.join(str(one.path) for one in self.references.values())})"
 
     def _pooled(self) -> dict[str, tuple[list[Compared], Difference]]:
-        """By experiment: its runs, and the difference over their seeds, where there are several."""
+        """Runs and difference over seeds, by experiment; only for experiments with several seeds."""
         groups: dict[str, list[Compared]] = {}
         for one in self.all:
             if one.difference is not None:
@@ -237,7 +236,7 @@ class Comparison:
         return found
 
     def summaries(self) -> list[dict[str, Any]]:
-        """The summaries with what was compared: fractions, and reasons as one text."""
+        """Summaries with differences in fractions, and reasons in one text."""
         if len(self.all) < 2:
             return [one.run.summary for one in self.all]
         out = []
@@ -256,7 +255,7 @@ class Comparison:
         return out
 
     def groups(self) -> list[Group]:
-        """Runs that can be compared first, then the others by what keeps them apart."""
+        """Group the runs: first those that can be compared, then the others by reason."""
         apart: dict[tuple[str, ...], list[Compared]] = {(): []}
         for one in self.all:
             apart.setdefault(one.reasons, []).append(one)
@@ -267,7 +266,7 @@ class Comparison:
         ]
 
     def notes(self) -> list[str]:
-        """Sentences that belong below the tables."""
+        """Notes below the tables."""
         if len(self.all) < 2:
             return []
         lines = [self._ambiguous] if self._ambiguous else []
@@ -277,7 +276,7 @@ class Comparison:
         if any(one.difference for one in self.all):
             lines.append(
                 f"difference: points against {self.reference}, the mean over the test samples of both ± its standard "
-                "error; within noise where it is below two standard errors."
+                "error; within noise if it is below two standard errors."
             )
         for some, difference in self._over_seeds.values():
             seeds = ", ".join(str(one.run.seed) for one in some)
@@ -287,7 +286,7 @@ class Comparison:
         return lines
 
     def _why_unpaired(self, one: Compared) -> str | None:
-        """Why a run that could be compared has no difference."""
+        """Reason why a comparable run has no difference, or None."""
         if one.is_reference or one.reasons or one.difference is not None:
             return None
         if one.run.seed not in self.references:
@@ -295,7 +294,7 @@ class Comparison:
         if one.run.answers is None or one.base.answers is None:
             without = one.run if one.run.answers is None else one.base
             return f"no difference, since {without.path} keeps no answers to its test samples; run it again."
-        return "no difference, since both were scored on less than two samples."
+        return "no difference, since both were scored on fewer than two samples."
 
 
 def _heading(some: Sequence[Compared]) -> str:

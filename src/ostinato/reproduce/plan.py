@@ -73,8 +73,8 @@ def sort_options(table: Table, words: Sequence[str], against: str | None = None)
 
     Args:
         table: the table.
-        words: of the command line.
-        against: the row that others are compared with.
+        words: options of the command line.
+        against: row that the others are compared with.
 
     Raises:
         InputError: if a word is no option, or names a method, or the table does not run the row ``against``.

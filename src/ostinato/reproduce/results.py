@@ -1,4 +1,4 @@
-"""What was measured of a table's rows, and how each differs from the reference row."""
+"""Measured rows of a table, and their differences to the reference row."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ostinato.runs.rundir import RunDir
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with its result, where there is one.
+    """A row with its result.
 
     Attributes:
-        row: the row.
-        summary: of the finished run; fractions.
-        command: that made it.
-        compared: with the reference row on the same data in the same variant, which is measured as well.
+        row: row of the table.
+        summary: summary of the finished run, in fractions; None if the row was not run.
+        command: command of the run.
+        compared: comparison with the reference row of the same data and variant; None if that was not run.
     """
 
     row: Row
@@ -32,7 +32,7 @@ class Measured:
     compared: Compared | None = None
 
     def comparison(self) -> dict[str, Any]:
-        """What a comparison found as plain values: fractions, and reasons as one text."""
+        """The comparison as plain values: differences in fractions, and reasons in one text."""
         one = self.compared
         of = one.difference if one else None
         return {
@@ -43,27 +43,27 @@ class Measured:
 
 
 def check_reference(table: Table, against: str | None) -> None:
-    """Make sure that a table has the row that others are to be compared with.
+    """Make sure that a table runs the reference row.
 
     Raises:
-        InputError: if it has not, or only quotes it.
+        InputError: if it has no such row, or only quotes it.
     """
     known = list(dict.fromkeys(row.base for row in table.rows if row.not_run is None))
     if against is not None and against not in known:
-        raise InputError(f"--against {against}: {table.name} runs no such row. {did_you_mean(against, known)}")
+        hint = did_you_mean(against, known)
+        raise InputError(f"--against must name a row that {table.name} runs, got {against}. {hint}")
 
 
 def measured(table: Table, out: Path, against: str | None = None) -> list[Measured]:
-    """All rows of a table with what ``out`` holds of them.
+    """Read the results of all rows of a table from ``out``.
 
     Args:
         table: the table.
         out: directory of its runs.
-        against: name of the row that others are compared with; None takes the row called as the usual reference, or
-            the only one by that method.
+        against: name of the reference row; by default the row named :data:`REFERENCE`, or the only row by that method.
 
     Raises:
-        DataError: a file that cannot be read.
+        DataError: if a file cannot be read.
     """
     commands = read_json(out / "commands.json") if (out / "commands.json").exists() else {}
     scored: dict[str, Scored] = {}
@@ -87,12 +87,12 @@ def measured(table: Table, out: Path, against: str | None = None) -> list[Measur
 
 
 def _usual_reference(table: Table) -> str | None:
-    """The row that others are compared with where none is named."""
+    """Name of the default reference row; None if the table has none."""
     rows = list(dict.fromkeys(row.base for row in table.rows if row.method == REFERENCE))
     return REFERENCE if REFERENCE in rows else rows[0] if len(rows) == 1 else None
 
 
 def difference(group: Sequence[Measured]) -> Difference | None:
-    """The difference to the reference over the variants of a row that were compared; None without any."""
+    """Difference to the reference over the compared variants of a row; None if no variant was compared."""
     pairs = [r.compared.pair for r in group if r.compared is not None and r.compared.pair is not None]
     return paired_difference(pairs)

@@ -93,7 +93,7 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
 
 
 def reference_of(results: Sequence[Measured]) -> str | None:
-    """Name of the row that others were compared with; None where none was."""
+    """Name of the reference row; None if no row was compared."""
     return next((r.row.base for r in results if r.compared is not None and r.compared.is_reference), None)
 
 
@@ -122,7 +122,7 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
     text = to_markdown(headings, cells, texts=range(2 if headings[1] == "what" else 1))
     reference = reference_of(results)
     paired = reference and (
-        f"Against {reference}: points, the mean over the same test samples ± its standard error; within noise where it "
+        f"Against {reference}: points, the mean over the same test samples ± its standard error; within noise if it "
         "is below two standard errors."
     )
     notes = [table.source and f"Published: {table.source}.", table.protocol, table.note, paired]

@@ -89,7 +89,7 @@ class RunDir:
 
     @property
     def _files(self) -> tuple[Path, ...]:
-        """Files that a run writes itself."""
+        """Files that a run writes."""
         return self.events, self.matrix, self.answers, self.config, self.record, self.summary
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:

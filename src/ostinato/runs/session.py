@@ -210,7 +210,7 @@ class Session:
         self.progress.matrix = self.matrix.to_dict()
         self.progress.task_incremental = self.task_incremental.to_dict()
         self._write_matrix()
-        if self.dirs.writes:  # it reads all test samples
+        if self.dirs.writes:  # fingerprints read all test samples
             write_answers(self.dirs.answers, answers_of(groups, result))
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)

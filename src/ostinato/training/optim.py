@@ -18,12 +18,13 @@ _FACTOR = "lr_factor"
 def make_optimizer(
     recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser.
+    """Make the recipe's optimiser.
 
     Args:
-        recipe: with the rates.
-        params: what it steps.
-        backbone: of these, the ones whose rate has the factor ``backbone_lr_factor``; they form the last group.
+        recipe: the recipe.
+        params: parameters to train.
+        backbone: weights of the backbone; those in ``params`` form the last group, with a rate scaled by
+            ``backbone_lr_factor``.
     """
     groups = _groups(recipe, params, backbone)
     if recipe.optimizer == "sgd":
@@ -33,7 +34,7 @@ def make_optimizer(
 
 
 def _groups(recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection[nn.Parameter]) -> list[dict[str, Any]]:
-    """Groups of parameters with the factor on the rate of each; all in one where the rates are equal."""
+    """Group parameters by the factor on their rate; one group if the rates are equal."""
     factor = recipe.backbone_lr_factor
     slow = {id(p) for p in backbone} if factor != 1 else set()
     parts = ([p for p in params if id(p) not in slow], 1.0), ([p for p in params if id(p) in slow], factor)

@@ -30,13 +30,13 @@ def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_effect(method: Method, train: dict[str, Any]) -> None:
-    """Refuse overrides that change nothing about the training of a method.
+    """Refuse overrides without effect on a method.
 
     Raises:
-        InputError: naming the field.
+        InputError: if an override has no effect.
     """
     if "backbone_lr_factor" in train and not method.trains_backbone:
         raise InputError(
-            f"train.backbone_lr_factor has no effect with {method.name}, which leaves the backbone frozen: leave it "
+            f"train.backbone_lr_factor has no effect with {method.name}, whose backbone is frozen. Leave it "
             "out, or choose a method or an option that trains the backbone."
         )
