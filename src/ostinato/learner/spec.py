@@ -22,6 +22,7 @@ class BackboneSpec:
     size: int | None = None
     preprocess: str = "weights"
     length: int | None = None
+    readout: str | None = None
     sizes: VisionSizes | None = None
 
     def __post_init__(self) -> None:

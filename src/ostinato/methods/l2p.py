@@ -75,7 +75,7 @@ class L2P(Method):
             pgp=pgp, pgp_keys=pgp_keys,
         )  # fmt: skip
         self.pool = Pool(backbone, options)
-        self.head = TaskHeads(backbone.dim)
+        self.head = TaskHeads(self.pool.dim)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's rows to the head; the pool is shared."""

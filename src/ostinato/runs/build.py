@@ -162,7 +162,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 def make_learner(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) -> Learner:
     """The untaught learner of a configuration."""
     of = config.backbone
-    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
+    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length, of.readout)
     return Learner(
         config.method.name, backbone=spec, processes=processes, **_settings(config), **config.method.options()
     )
