@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from ostinato.errors import DataError, InputError, OstinatoError
     from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
     from ostinato.learner import BackboneSpec, Learner, Prediction
+    from ostinato.learner.merging import merge
     from ostinato.lookup import methods as list_methods
-    from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
+    from ostinato.methods.base import Additive, LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
     from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
     from ostinato.registry import register
     from ostinato.streams import LabeledDataset, Source, StreamOptions, Task, TaskStream, arrays, open_source
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "Additive": "methods.base",
     "Backbone": "backbones",
     "BackboneSpec": "learner",
     "BatchProtocol": "evaluation.evaluator",
@@ -57,6 +59,7 @@ _HOMES = {
     "cosine": "nn",
     "entropy": "nn",
     "list_methods": "lookup",
+    "merge": "learner.merging",
     "open_source": "streams",
     "prefix_from": "backbones",
     "register": "registry",
@@ -67,6 +70,7 @@ _INNER_NAMES = {"list_methods": "methods"}
 """Names inside their module, where they differ: ``ostinato.methods`` is a package."""
 
 __all__ = [
+    "Additive",
     "Backbone",
     "BackboneSpec",
     "BatchProtocol",
@@ -103,6 +107,7 @@ __all__ = [
     "entropy",
     "list_methods",
     "load",
+    "merge",
     "open_source",
     "prefix_from",
     "register",

@@ -36,6 +36,7 @@ def test_help_names_every_command():
         "predict",
         "check",
         "learn",
+        "merge",
         "report",
         "list",
         "show",
