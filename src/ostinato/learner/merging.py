@@ -81,11 +81,12 @@ def _adds(method: type[Method]) -> bool:
 def _settings(first: Learner, other: Learner) -> Iterator[tuple[str, Any, Any]]:
     """What two learners must agree in: a name, and the value of each."""
     yield "the method", first.method.name, other.method.name
-    files = [file_of(type(one.method)) for one in (first, other)]
-    yield "the hash of the method's file", *(file and file.sha256 for file in files)
+    mine, theirs = file_of(type(first.method)), file_of(type(other.method))
+    yield "the hash of the method's file", mine and mine.sha256, theirs and theirs.sha256
     for key, value in first.options.items():
         yield f"method.{key}", value, other.options.get(key)
-    yield "the hash of the backbone's weights", *(one.origin and one.origin.sha256 for one in (first, other))
+    mine, theirs = first.origin, other.origin
+    yield "the hash of the backbone's weights", mine and mine.sha256, theirs and theirs.sha256
     here, there = (one.method.backbone.describe() for one in (first, other))
     for key, value in here.items():
         yield f"the backbone's {key}", value, there.get(key)

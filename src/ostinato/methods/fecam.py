@@ -41,7 +41,6 @@ class FeCAM(ClosedForm):
     """
 
     scores_are_logits = False
-    head: ClassMahalanobis
 
     def __init__(self, backbone: Backbone, *, gamma1: float = 1.0, gamma2: float = 0.0, tukey: float = 1.0) -> None:
         if not (0 < gamma1 < math.inf and 0 <= gamma2 <= gamma1):

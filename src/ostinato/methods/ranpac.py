@@ -43,7 +43,6 @@ class RanPAC(ClosedForm):
     """
 
     scores_are_logits = False
-    head: RandomRidge
 
     def __init__(self, backbone: Backbone, *, n_random: int | None = None, penalty: float | None = None) -> None:
         wide = min(PER_NUMBER * backbone.dim, MOST) if n_random is None else n_random

@@ -90,12 +90,14 @@ class ClassMahalanobis(Growing):
 
     def whitening(self) -> Tensor:
         """Matrices A_c, (C, D, D) in fp32, with ``|A_c (x - m_c)|^2`` the distance."""
-        if self._whitening is None:
-            correlations = self.correlations()
-            eye = torch.eye(correlations.shape[1], dtype=torch.float64, device=correlations.device)
-            factors = torch.linalg.cholesky(correlations + ROUNDING * eye)
-            self._whitening = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False).float()
-        return self._whitening
+        if self._whitening is not None:
+            return self._whitening
+        correlations = self.correlations()
+        eye = torch.eye(correlations.shape[1], dtype=torch.float64, device=correlations.device)
+        factors = torch.linalg.cholesky(correlations + ROUNDING * eye)
+        found = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False).float()
+        self._whitening = found
+        return found
 
     def forward(self, features: Tensor) -> Tensor:
         """Squared distances (B, C) of features (B, D)."""
