@@ -130,7 +130,7 @@ class Learner:
             preprocess=self.spec.preprocess,
             size=self.spec.size,
             length=self.spec.length,
-            readout=self.spec.readout,
+            readout=self.spec.readout or cls.default_readout,
             sizes=self.spec.sizes,
         )
         self.options = check_options(cls, options, loaded.arch.depth)

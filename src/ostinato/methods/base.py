@@ -167,6 +167,7 @@ class Method(Growing):
         scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
         no_effect: for an option, another one and its values beside which the first has no effect; to set both is an
             error.
+        default_readout: read-out of the backbone where the user names none; None for that of the weights.
         protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
     """
 
@@ -174,6 +175,7 @@ class Method(Growing):
     recipe: ClassVar[Recipe] = Recipe()
     needs: ClassVar[type[Backbone]] = Backbone
     data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
+    default_readout: ClassVar[str | None] = None
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
     no_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}

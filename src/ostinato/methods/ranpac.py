@@ -22,13 +22,9 @@ import math
 
 from ostinato.backbones import Backbone
 from ostinato.errors import InputError
-from ostinato.methods.base import check_positive
 from ostinato.methods.parts.closed_form import ClosedForm
-from ostinato.nn.ridge import RandomRidge
+from ostinato.nn.ridge import RandomRidge, random_width
 from ostinato.registry import register
-
-PER_NUMBER, MOST = 10, 10_000
-"""Random features per number of a feature, and at most."""
 
 
 @register("ranpac")
@@ -45,8 +41,7 @@ class RanPAC(ClosedForm):
     scores_are_logits = False
 
     def __init__(self, backbone: Backbone, *, n_random: int | None = None, penalty: float | None = None) -> None:
-        wide = min(PER_NUMBER * backbone.dim, MOST) if n_random is None else n_random
-        check_positive(n_random=wide)
+        wide = random_width(backbone.dim, n_random)
         if penalty is not None and not 0 < penalty < math.inf:
             raise InputError(f"method.penalty must be a positive number or left out, got {penalty}.")
         super().__init__(backbone, RandomRidge(backbone.dim, wide, penalty))
