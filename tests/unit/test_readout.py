@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import ostinato
 from ostinato import Learner
 from ostinato.backbones.weights import load_backbone
 from ostinato.contract.harness import inputs_of, learn, make, scores
@@ -117,3 +118,16 @@ def test_an_artifact_keeps_its_readout(tmp_path: Path) -> None:
     plain = Learner("simplecil")
     plain.learn(stream.task(0))
     assert not torch.allclose(plain.scores(x), learner.scores(x))
+
+
+def test_an_artifact_of_a_weights_file_keeps_its_readout(tmp_path: Path) -> None:
+    """It records the sizes of the encoder beside the read-out that was chosen."""
+    weights = Path(ostinato.__file__).parent / "assets/vit_mini_patch8_32.glyphs.safetensors"
+    stream = TaskStream(open_source("digits"), StreamOptions(step=5, limit_per_class=4))
+    learner = Learner("slda", backbone=BackboneSpec(weights=str(weights), readout="cls+mean"))
+    learner.learn(stream.task(0))
+    learner.save(tmp_path / "saved")
+    loaded = Learner.load(tmp_path / "saved")
+    assert loaded.method.backbone.readout == "cls+mean"
+    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded.scores(x), learner.scores(x))

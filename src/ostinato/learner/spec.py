@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ class BackboneSpec:
 def sizes_of(backbone: Backbone) -> dict[str, Any] | None:
     """Sizes from which an image encoder is built without asking timm; None for other backbones."""
     # A CLIP model has another encoder beside it.
-    return asdict(backbone.sizes) if type(backbone) is VisionBackbone else None
+    if type(backbone) is not VisionBackbone:
+        return None
+    return TypeAdapter(VisionSizes).dump_python(backbone.sizes, mode="json")  # lists, as records have them
 
 
 def recorded_sizes(about: ArtifactRecord) -> VisionSizes | None:
