@@ -50,7 +50,7 @@ class Duet(Method):
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
         keep: share of an image's patches that a training step sees. Texts are always seen whole.
-        n_random: random features; None for 10 per number of a feature, 10,000 at most. The Gram matrix takes
+        n_random: random features; None for 10 per number of a feature, 4,000 at most. The Gram matrix takes
             8 n_random^2 bytes.
     """
 
@@ -83,7 +83,7 @@ class Duet(Method):
         self.up = nn.Parameter(torch.zeros(*shape, dim, rank))  # B
         self.proxy = CosineProxy(backbone.dim)
         n_features = 2 * backbone.dim if adapt else backbone.dim
-        self.head = RandomRidge(n_features, random_width(n_features, n_random))
+        self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
 
     def begin_task(self, task: LearnTask) -> None:
         """Begin the classifier of the first task; freeze the updates in later ones."""

@@ -41,7 +41,7 @@ class RanPAC(ClosedForm):
     scores_are_logits = False
 
     def __init__(self, backbone: Backbone, *, n_random: int | None = None, penalty: float | None = None) -> None:
-        wide = random_width(backbone.dim, n_random)
+        wide = random_width(backbone.dim, n_random, most=10_000)
         if penalty is not None and not 0 < penalty < math.inf:
             raise InputError(f"method.penalty must be a positive number or left out, got {penalty}.")
         super().__init__(backbone, RandomRidge(backbone.dim, wide, penalty))

@@ -24,21 +24,21 @@ PROBES = 32
 CERTAIN = 10
 """Standard errors by which residual degrees of freedom must differ from 0."""
 
-PER_NUMBER, MOST = 10, 10_000
-"""Random features per number of a feature, and at most."""
+PER_NUMBER = 10
+"""Random features per number of a feature."""
 
 _ROWS = 1024
 
 
-def random_width(dim: int, n_random: int | None) -> int:
-    """Number of random features for features of ``dim`` numbers, where none is given.
+def random_width(dim: int, n_random: int | None, most: int) -> int:
+    """Number of random features for features of ``dim`` numbers: the given one, else 10 per number and at most ``most``.
 
     Raises:
         InputError: if the given number is below 1.
     """
     if n_random is not None and n_random < 1:
         raise InputError(f"method.n_random must be at least 1, got {n_random}.")
-    return min(PER_NUMBER * dim, MOST) if n_random is None else n_random
+    return min(PER_NUMBER * dim, most) if n_random is None else n_random
 
 
 class RandomRidge(Growing):
