@@ -1,1 +1,1 @@
-"""How fast the package is, beside a straightforward implementation and beside what the machine can do."""
+"""Speed of the package, beside a plain implementation and the limit of the machine."""

@@ -33,7 +33,7 @@ HEAD = (
 
 
 def row(case: Case, measured: Measured, model: str) -> tuple[str, ...]:
-    """A line of the table."""
+    """Row of the table."""
     counted = ("-",) * 4
     if case.flops:
         flops = case.flops(ARCHS[model], tokens(model))
@@ -54,23 +54,23 @@ def row(case: Case, measured: Measured, model: str) -> tuple[str, ...]:
 
 
 def peak_memory(model: str, batch: int, threads: int, precision: str) -> str:
-    """Peak resident memory of DualPrompt's training, in a process of its own."""
+    """Measure the peak resident memory of DualPrompt's training in a separate process."""
     command = [sys.executable, "-m", "benchmarks.memory", model, str(batch), str(threads), precision]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main(
     batch: Annotated[int, typer.Option(help="images per step")] = 24,
-    rounds: Annotated[int, typer.Option(help="of which the median counts")] = 5,
+    rounds: Annotated[int, typer.Option(help="rounds; the median counts")] = 5,
     model: Annotated[str, typer.Option(help="base or tiny: ViT-B/16 or ViT-Ti/16 at 224, random weights")] = "base",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    precision: Annotated[str, typer.Option(help="of our frozen weights: auto, bf16 or fp32")] = "auto",
-    threads: Annotated[int, typer.Option(help="0 for as many as torch takes")] = 0,
+    precision: Annotated[str, typer.Option(help="precision of our frozen weights: auto, bf16 or fp32")] = "auto",
+    threads: Annotated[int, typer.Option(help="threads; 0 for torch's default")] = 0,
     only: Annotated[str, typer.Option(help="cases whose name has this part")] = "",
     reference: Annotated[bool, typer.Option(help="measure the reference too")] = True,
     write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
 ) -> None:
-    """Measure our path against the plain one and against the machine, alternately in one process."""
+    """Measure the package, the plain implementation and the machine in turns in one process."""
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)

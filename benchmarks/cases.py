@@ -1,4 +1,4 @@
-"""What is measured: a method of the package after some tasks, and the same work done the plain way."""
+"""Benchmark cases: a method of the package after some tasks, and the same work in plain code."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ ARCHS = {
 
 
 SIDE = 224
-"""Of the images, in pixels."""
+"""Side of the images in pixels."""
 
 SIDES = {"small": 64}
-"""Of those of models that are there to be tried."""
+"""Side of the images of tiny models in pixels."""
 
 
 def tokens(name: str, patch: int = 16) -> int:
-    """Positions of an image."""
+    """Number of token positions of an image."""
     return (SIDES.get(name, SIDE) // patch) ** 2 + 1
 
 
 def random_backbone(name: str, patch: int = 16) -> VisionBackbone:
-    """A frozen ViT with random weights, whose speed is that of any other."""
+    """Make a frozen ViT with random weights, which do not affect its speed."""
     torch.manual_seed(0)
     side = SIDES.get(name, SIDE)
     backbone = VisionBackbone(ARCHS[name], patch=patch, preprocess=Preprocess(side, (0.5,) * 3, (0.5,) * 3))
@@ -63,11 +63,11 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Random uint8 images in memory, of the classes of one task.
 
     Args:
-        n: images.
+        n: number of images.
         size: side in pixels.
-        classes: that they take turns in.
-        seed: of the pixels.
-        pin: join batches in memory that a GPU reads from without a copy.
+        classes: classes, assigned in turns.
+        seed: seed of the pixels.
+        pin: build batches in pinned memory.
     """
 
     pin = False
@@ -103,18 +103,18 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the table.
+    """A case, a row of the table.
 
     Attributes:
-        name: what is measured.
-        method: its registered name.
-        options: of the method.
-        tasks: learned, or for training, the task that is being learned included.
-        training: whether steps are measured or scores.
-        reference: (method, x, y) of the plain implementation; a loss when training.
-        known: the query is in the feature file from the second epoch on, as on images that are not augmented.
-        flops: least arithmetic per image, where it is known.
-        closed: training is a pass over the task's images in which nothing is optimised.
+        name: name of the case.
+        method: registered name of the method.
+        options: options of the method.
+        tasks: number of tasks, including the current one in training.
+        training: measure training steps, else scores.
+        reference: plain implementation (method, x, y); returns a loss in training.
+        known: the query is cached from the second epoch on, as for images without augmentation.
+        flops: least arithmetic per image, if known.
+        closed: training is a pass over the task's images without optimisation.
     """
 
     name: str
@@ -202,7 +202,7 @@ CASES = (
         reference=_lieprompt,
     ),
 )
-"""Of the table of a CPU."""
+"""Cases of the table of a CPU."""
 
 MORE = (
     Case(
@@ -224,13 +224,13 @@ MORE = (
         reference=lambda m, x, y: reference.lieprompt_scores(m, x),  # noqa: ARG005
     ),
 )
-"""What a GPU has the time for as well."""
+"""Further cases of a GPU."""
 
 
 def closed_forms() -> list[Case]:
-    """Training and evaluation of every registered method for images in which nothing is optimised.
+    """Make training and evaluation cases of every registered method for images without optimisation.
 
-    Their reference is the plain pass alone: what they make of the features takes next to none of the time.
+    Their reference is the plain pass alone, since the work on the features takes almost no time.
     """
     cases = []
     for name, cls in methods().items():
@@ -255,19 +255,19 @@ def _pass(method: Any, x: Tensor, y: Tensor) -> Tensor:  # noqa: ARG001 - called
 
 
 def all_cases() -> list[Case]:
-    """Everything that can be measured."""
+    """List all cases."""
     return [*CASES, *MORE, *closed_forms()]
 
 
 @torch.no_grad()
 def taught(case: Case, backbone: VisionBackbone, tasks: int, *, learning: bool = False) -> Method:
-    """The case's method after so many tasks, with learned tensors drawn at random instead of trained.
+    """Make the method of a case after a number of tasks, with random instead of trained tensors.
 
     Args:
-        case: what is measured.
-        backbone: to build it on.
-        tasks: that have begun.
-        learning: the last one has not ended.
+        case: case to measure.
+        backbone: backbone of the method.
+        tasks: number of tasks that have begun.
+        learning: the last task has not ended.
     """
     torch.manual_seed(2)
     method = get_method(case.method)(backbone, **case.options)
@@ -297,14 +297,14 @@ def taught(case: Case, backbone: VisionBackbone, tasks: int, *, learning: bool =
 
 @dataclass(frozen=True)
 class Measured:
-    """Medians over turns of ours, the reference and matrix products: all see the same states of the machine.
+    """Medians over turns of ours, the reference and matrix products, which see the same states of the machine.
 
     Attributes:
         ours: seconds per image.
-        reference: seconds per image, NaN where it was not asked for.
-        limit: FLOP/s of large matrix products in our precision, NaN where the arithmetic is not counted.
-        done: arithmetic of ours per image as torch counts it, in FLOP; NaN where that was not asked for.
-        memory: largest of ours on a GPU, its backbone included and the reference left out, in bytes; NaN on a CPU.
+        reference: seconds per image; NaN if not measured.
+        limit: FLOP/s of large matrix products in our precision; NaN if not measured.
+        done: our arithmetic per image in FLOP as torch counts it; NaN if not counted.
+        memory: our peak memory on a GPU in bytes, with the backbone, without the reference; NaN on a CPU.
     """
 
     ours: float
@@ -316,7 +316,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _How:
-    """How a case is measured; see :func:`measure`."""
+    """Options of a measurement, see :func:`measure`."""
 
     case: Case
     settings: Settings
@@ -327,17 +327,17 @@ class _How:
 
     @property
     def limited(self) -> bool:
-        """Whether the rate of matrix products is wanted."""
+        """Tell whether to measure the rate of matrix products."""
         return self.count or self.case.flops is not None
 
 
 class _Turns:
-    """Times what we do and lets the reference and matrix products follow.
+    """Timer of our work, the reference and matrix products in turns.
 
     Args:
-        how: device, precision and what is asked for.
-        plain: the reference's method, or None.
-        other: a batch of the reference, or None.
+        how: device, precision and other options.
+        plain: method of the reference, or None.
+        other: batch of the reference, or None.
     """
 
     def __init__(self, how: _How, plain: Method | None, other: Callable[[], object] | None) -> None:
@@ -350,7 +350,7 @@ class _Turns:
         self._mark = 0.0
 
     def begin(self) -> None:
-        """Ours begins here."""
+        """Begin our work."""
         device = self.how.settings.device
         synchronise(device)
         if device.type == "cuda":
@@ -358,11 +358,11 @@ class _Turns:
         self._mark = time.perf_counter()
 
     def loaded(self) -> None:
-        """A batch is there: loading is not counted, since loading processes do it ahead."""
+        """Exclude the loading of a batch, which loading processes do ahead."""
         self._mark = time.perf_counter()
 
     def end(self, n: int) -> None:
-        """Ours ends here, for ``n`` images."""
+        """End our work for ``n`` images."""
         device = self.how.settings.device
         synchronise(device)
         took = time.perf_counter() - self._mark
@@ -376,13 +376,13 @@ class _Turns:
         self.turns.append((took / n, other / n, limit))
 
     def count(self) -> None:
-        """Count the arithmetic from here on, if that is asked for."""
+        """Start to count the arithmetic, if requested."""
         if self.how.count:
             self._counting = counter()
             self._counting.__enter__()
 
     def counted(self, n: int | None = None) -> None:
-        """Count no further; what was done was for ``n`` images, or None where it was broken off."""
+        """Stop to count after ``n`` images; None after an interruption."""
         if self._counting is None:
             return
         self._counting.__exit__(None, None, None)
@@ -391,19 +391,19 @@ class _Turns:
         self._counting = None
 
     def result(self) -> Measured:
-        """The medians."""
+        """Return the medians."""
         ours, reference, limit = (statistics.median(figures) for figures in zip(*self.turns, strict=True))
         return Measured(ours, reference, limit, self.done, self.memory)
 
 
 class _Steps(Callback):
-    """Times our training steps and takes a turn after each that is not skipped; the last skipped one is counted."""
+    """Callback that times training steps; a turn follows each step after the skipped ones, of which the last counts."""
 
     def __init__(self, turns: _Turns, skip: int) -> None:
         self.turns, self.skip, self.fit = turns, skip, True
 
     def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:  # noqa: ARG002
-        self.fit = stage.name == "fit"  # what comes after it is not measured
+        self.fit = stage.name == "fit"  # later stages are not measured
 
     def on_step(self, position: Any, losses: Any, optimizer: Any, n: int) -> None:  # noqa: ARG002
         if not self.fit:
@@ -428,18 +428,18 @@ def measure(
     count: bool = False,
     shapes: Shapes | None = None,
 ) -> Measured:
-    """Time a case.
+    """Measure a case.
 
     Args:
-        case: what to measure.
-        model: a key of ``ARCHS``.
+        case: case to measure.
+        model: key of ``ARCHS``.
         batch: images per step or per scored batch.
-        rounds: of which the median counts; two more come first.
-        device: where both compute.
-        dtype: of our frozen weights; the reference is fp32.
-        with_reference: off, it takes no time and its figure is NaN.
+        rounds: rounds after two warm-up rounds; the median counts.
+        device: device of both sides.
+        dtype: dtype of our frozen weights; the reference is fp32.
+        with_reference: measure the reference, else its figure is NaN.
         count: let torch count our arithmetic in a step or batch that is not timed.
-        shapes: of the matrix products; None for the device's own.
+        shapes: shapes of the matrix products; None for the default of the device.
     """
     backbone = random_backbone(model).to(device)
     plain = None
@@ -461,7 +461,7 @@ def measure(
 
 
 def _training(how: _How, ours: Method, plain: Method | None, folder: str) -> Measured:
-    """Steps of a task's main stage."""
+    """Number of steps in a task's main stage."""
     case, batch, rounds, device = how.case, how.batch, how.rounds, how.settings.device
     classes = range((case.tasks - 1) * CLASSES, case.tasks * CLASSES)
     images = Images(batch * (rounds + 2), ours.backbone.preprocess.size, classes, pin=device.type == "cuda")
@@ -489,7 +489,7 @@ def _training(how: _How, ours: Method, plain: Method | None, folder: str) -> Mea
 
 
 def _passing(how: _How, ours: Method, plain: Method | None) -> Measured:
-    """Whole tasks of a method that learns in a pass over each, one batch a task."""
+    """Measure whole tasks, one batch each, of a method that learns in one pass."""
     device, size = how.settings.device, ours.backbone.preprocess.size
     turns = _Turns(how, plain, None)
     for i in range(how.rounds + 2):
@@ -516,7 +516,7 @@ def _scoring(how: _How, ours: Method, plain: Method | None) -> Measured:
     x, y = images.batch(batch, device)
     ours.eval()
     turns = _Turns(how, plain, (lambda: how.case.reference(plain, x, y)) if plain else None)
-    for i in range(how.rounds + 2):  # the plain side has nothing to warm up that one more pass would pay for
+    for i in range(how.rounds + 2):  # the plain side needs no further warm-up
         if i == 1:
             turns.count()
         turns.begin()

@@ -1,4 +1,4 @@
-"""The parts of ``benchmarks/gpu.sh``, one a process: ``python -m benchmarks.gpu PART --device cuda --out FOLDER``."""
+"""Parts of ``benchmarks/gpu.sh``, one per process: ``python -m benchmarks.gpu PART --device cuda --out FOLDER``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ostinato.training.memory import keep_freed_memory
 from ostinato.training.precision import choose_precision, precision_name, resolve_device
 
 SHARE, RATIO = 0.5, 10
-"""Goals: training at this share of the rate of bf16 products, and this many times as fast as the reference."""
+"""Goals: share of the rate of bf16 products in training, and speed relative to the reference."""
 
 SPEED_HEAD = (
     "case",
@@ -51,7 +51,7 @@ SPEED_HEAD = (
 
 
 class Part(StrEnum):
-    """What can be found out."""
+    """Parts of the script."""
 
     machine = "machine"
     speed = "speed"
@@ -61,13 +61,13 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a part is to do.
+    """Options of a part.
 
     Attributes:
-        device: where.
-        out: folder for what is written.
-        seconds: after which no further piece of the part begins.
-        small: only try whether the part works.
+        device: device to measure.
+        out: output folder.
+        seconds: time after which no further piece begins.
+        small: run a small form to test the part.
     """
 
     device: torch.device
@@ -77,7 +77,7 @@ class Asked:
 
     @property
     def shapes(self) -> Shapes | None:
-        """Matrix products that stand for the limit; None for the device's own."""
+        """Shapes of the matrix products for the limit; None for the default of the device."""
         return ((512, 512, 512),) if self.small else None
 
 
@@ -103,11 +103,7 @@ def tell_machine(asked: Asked) -> list[str]:
 
 
 def goals(cases: list[tuple[Case, Measured, float]]) -> list[str]:
-    """A line per goal with who reaches it and who does not.
-
-    Args:
-        cases: that were measured, with FLOP per image.
-    """
+    """Format a line per goal with the cases, given with FLOP per image, that reach and miss it."""
     shares = {c.name: flops / m.ours / m.limit for c, m, flops in cases if c.training}
     ratios = {c.name: m.reference / m.ours for c, m, _ in cases if not math.isnan(m.reference)}
     lines = []
@@ -122,7 +118,7 @@ def goals(cases: list[tuple[Case, Measured, float]]) -> list[str]:
 
 
 def speed_row(case: Case, measured: Measured, flops: float) -> tuple[str, ...]:
-    """A line of the table; an asterisk says that torch counted the arithmetic."""
+    """Row of the table; an asterisk marks arithmetic counted by torch."""
     rate, known = flops / measured.ours, not math.isnan(measured.reference)
     return (
         case.name,
@@ -138,7 +134,7 @@ def speed_row(case: Case, measured: Measured, flops: float) -> tuple[str, ...]:
 
 
 def tell_speed(asked: Asked) -> list[str]:
-    """Measure every case and keep the table in ``speed.md``, as far as it is, after each."""
+    """Measure every case and write the table to ``speed.md`` after each."""
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # torch allows it in convolutions, so that the reference would have some
     end = time.perf_counter() + asked.seconds
@@ -164,7 +160,7 @@ def tell_speed(asked: Asked) -> list[str]:
         began = time.perf_counter()
         try:
             measured = _measured(case, model, batch, rounds, asked, dtype)
-        except Exception as error:  # the other cases are measured all the same
+        except Exception as error:  # continue with the other cases
             failed.append(f"{case.name}: {type(error).__name__}: {error}")
             continue
         finally:
@@ -183,7 +179,7 @@ def tell_speed(asked: Asked) -> list[str]:
 
 
 def _measured(case: Case, model: str, batch: int, rounds: int, asked: Asked, dtype: torch.dtype) -> Measured:
-    """The case beside the reference, or alone where the device has no room for both."""
+    """Measure a case beside the reference, or alone if the device has no memory for both."""
 
     def one(with_reference: bool) -> Measured:
         return measure(
@@ -205,13 +201,13 @@ def _measured(case: Case, model: str, batch: int, rounds: int, asked: Asked, dty
 
 @dataclass(frozen=True)
 class Held:
-    """What came of holding a method against the contract.
+    """Results of the contract on a method.
 
     Attributes:
-        name: of the method.
-        outcomes: how many checks ended how.
-        broken: what is broken, each with the encoder and the check.
-        seconds: that it took.
+        name: name of the method.
+        outcomes: numbers of checks by outcome.
+        broken: broken checks, each with its encoder.
+        seconds: duration.
     """
 
     name: str
@@ -221,7 +217,7 @@ class Held:
 
 
 def hold(name: str, device: str) -> Held:
-    """Hold a method against the contract on a device."""
+    """Check a method against the contract on a device."""
     torch.set_num_threads(1)
     began, outcomes, broken = time.perf_counter(), Counter[str](), list[str]()
     for one in check_method(get_method(name), torch.device(device)):
@@ -232,7 +228,7 @@ def hold(name: str, device: str) -> Held:
 
 
 def tell_contract(asked: Asked) -> list[str]:
-    """Hold every method against the contract on the device, several at a time."""
+    """Check all methods against the contract on the device, several at a time."""
     left = ["simplecil"] if asked.small else list(methods())
     failed = []
     for name, found in _each_held(list(left), asked):
@@ -247,13 +243,13 @@ def tell_contract(asked: Asked) -> list[str]:
 
 
 def _each_held(names: list[str], asked: Asked) -> Iterator[tuple[str, Held | Exception]]:
-    """Results by method as they come, until the time is over."""
+    """Yield results by method as they finish, until the time is over."""
     device = str(asked.device)
     if len(names) == 1:
         yield names[0], hold(names[0], device)
         return
     workers = max(1, min(len(names), (os.cpu_count() or 2) * 3 // 4))
-    # A GPU cannot be shared by forks, and after an error in a kernel a process has lost it.
+    # Forks cannot share a GPU, and a process cannot use it after an error in a kernel.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1)
     futures = {pool.submit(hold, name, device): name for name in names}
@@ -275,7 +271,7 @@ def _each_held(names: list[str], asked: Asked) -> Iterator[tuple[str, Held | Exc
 
 
 def tell_resume(asked: Asked) -> list[str]:
-    """Kill a run behind its first checkpoint, resume it, and hold its results against those of a whole one."""
+    """Kill a run after its first checkpoint, resume it, and compare its results with those of an uninterrupted run."""
     with tempfile.TemporaryDirectory() as name:
         folder, end = Path(name), time.perf_counter() + asked.seconds
         words = [
@@ -298,7 +294,7 @@ def tell_resume(asked: Asked) -> list[str]:
         print(f"Accuracy matrix of the resumed run: {'the same' if same else 'another one'}.")
         apart = differences(whole, cut)
         print(f"Learned tensors of the resumed run: {apart or 'bit-equal'}.")
-        if apart:  # is it resuming, or the device?
+        if apart:  # tell an effect of the resume from one of the device
             again = folder / "again"
             _must_end(_begun(folder, *words, f"out={again}"), end)
             print(f"Learned tensors of two whole runs: {differences(whole, again) or 'bit-equal'}.")
@@ -333,7 +329,7 @@ def _must_end(process: subprocess.Popen[str], end: float) -> None:
 
 
 def _killed_behind_checkpoint(process: subprocess.Popen[str], run: Path, end: float) -> list[str] | str:
-    """Send SIGKILL as soon as a checkpoint is there: the names of those that are, or what went wrong."""
+    """Send SIGKILL after the first checkpoint; return the names of checkpoints, or an error."""
     while time.perf_counter() < end and process.poll() is None:
         there = sorted(path.name for path in run.glob("checkpoints/*") if path.name.isdigit())
         if there:
@@ -349,7 +345,7 @@ def _killed_behind_checkpoint(process: subprocess.Popen[str], run: Path, end: fl
 
 
 def differences(one: Path, other: Path) -> str:
-    """In how many learned tensors two finished runs differ and how far at most; empty where in no bit."""
+    """Describe how many learned tensors of two runs differ, and the largest difference; empty if bit-equal."""
     first, second = _learned(one), _learned(other)
     if not first or first.keys() != second.keys():
         return f"of other names: {sorted(first.keys() ^ second.keys()) or 'none at all'}"
@@ -362,7 +358,7 @@ def differences(one: Path, other: Path) -> str:
 
 
 def _learned(run: Path) -> dict[str, Tensor]:
-    """The learned tensors of a finished run."""
+    """Read the learned tensors of a finished run."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(run.glob("artifact/*.safetensors")):
         tensors |= tensors_of(file.read_bytes(), file)
@@ -378,13 +374,13 @@ PARTS = {
 
 
 def main(
-    part: Annotated[Part, typer.Argument(help="what to find out")],
-    out: Annotated[Path, typer.Option(help="folder for what is written")],
+    part: Annotated[Part, typer.Argument(help="part to run")],
+    out: Annotated[Path, typer.Option(help="output folder")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "cuda",
-    seconds: Annotated[float, typer.Option(help="after which no further piece begins")] = 280.0,
-    small: Annotated[bool, typer.Option(help="try it in small form")] = False,
+    seconds: Annotated[float, typer.Option(help="time after which no further piece begins")] = 280.0,
+    small: Annotated[bool, typer.Option(help="run a small form to test the part")] = False,
 ) -> None:
-    """Find out one part and print it; exit code 1 where something of it failed."""
+    """Run a part and print its findings; exit code 1 if anything failed."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         failed = PARTS[part](Asked(resolve_device(device), out, seconds, small))

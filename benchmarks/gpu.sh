@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is to be known of a GPU, in at most ten minutes: benchmarks/gpu.sh [FOLDER]
+# Measure and test the package on a GPU in at most ten minutes: benchmarks/gpu.sh [FOLDER]
 set -uo pipefail
 
 usage() {

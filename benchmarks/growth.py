@@ -1,4 +1,4 @@
-"""What a further task costs after many of them: ``python -m benchmarks.growth``."""
+"""Cost of a task after many tasks: ``python -m benchmarks.growth``."""
 
 from __future__ import annotations
 
@@ -40,19 +40,13 @@ HEAD = (
     "in memory MB",
 )
 PER_TASK = 100
-"""Training images of a task."""
+"""Training images per task."""
 LAST = 5
-"""Tasks up to each that is shown, whose median counts."""
+"""Number of latest tasks whose median is shown."""
 
 
 class Trained:
-    """A method that learns task after task on random images of the bundled backbone's size.
-
-    Args:
-        name: of the method.
-        options: its options.
-        dtype: of the frozen weights.
-    """
+    """A method that learns tasks of random images on the bundled backbone, with frozen weights in ``dtype``."""
 
     def __init__(self, name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
         torch.manual_seed(0)
@@ -64,7 +58,7 @@ class Trained:
         self.x = Images(PER_TASK, self.method.backbone.preprocess.size, range(CLASSES))
 
     def learn(self) -> float:
-        """Seconds of a further task."""
+        """Learn a further task and return the seconds."""
         i = self.method.n_tasks
         classes = range(i * CLASSES, (i + 1) * CLASSES)
         images = Images.__new__(Images)
@@ -77,7 +71,7 @@ class Trained:
 
     @torch.inference_mode()
     def predict(self, n: int = 16) -> tuple[float, float]:
-        """Seconds per image of scores, and of one plain pass."""
+        """Measure seconds per image of scores, and of a plain pass."""
         self.method.eval()
         x = self.x.x[:n]
         times = [
@@ -88,11 +82,11 @@ class Trained:
         return statistics.median(ours) / n, statistics.median(plain) / n
 
     def stored(self) -> int:
-        """Bytes that the learned model takes."""
+        """Bytes of the learned state."""
         return sum(t.numel() * t.element_size() for t in self.method.learned_state().values())
 
     def held(self) -> int:
-        """Bytes of all tensors that the method keeps alive, the backbone's left out."""
+        """Bytes of all tensors of the method in memory, without the backbone."""
         gc.collect()
         frozen = {id(t) for t in self.method.backbone.state_dict(keep_vars=True).values()} | {id(self.x.x)}
         seen: dict[int, int] = {}
@@ -106,10 +100,10 @@ class Trained:
 
 
 def compare(trained: Trained, other: Trained, tasks: int) -> tuple[float, float]:
-    """Median seconds of ``tasks`` further tasks, and the ratio to the tasks from the second on of one that begins.
+    """Median seconds of ``tasks`` further tasks, and the ratio to the tasks of a new model from the second on.
 
-    They take turns, so that a machine that slows down between the first task and the last is not read as growth. The
-    second task is the first with everything that later ones have.
+    The two take turns, so that a slower machine is not taken for growth. The second task is the first with all parts
+    of later ones.
     """
     other.learn()
     late, early = zip(*[(trained.learn(), other.learn()) for _ in range(tasks)], strict=True)
@@ -121,7 +115,7 @@ def main(
     only: Annotated[str, typer.Option(help="a single method")] = "",
     write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
 ) -> None:
-    """Learn many tasks and measure some of them."""
+    """Learn many tasks, and measure some."""
     marks = sorted({m for m in (1, 10, 20, 50, 100, 200) if m <= tasks} | {tasks})
     rows: list[tuple[str, ...]] = []
     for name, options in METHODS.items():

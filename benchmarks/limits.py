@@ -1,4 +1,4 @@
-"""What the machine can do at most, and what the arithmetic of a pass comes to."""
+"""Limits of the machine, and arithmetic of a pass."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SHAPES: dict[str, Shapes] = {
     "cpu": ((4096, 4096, 4096), (4728, 768, 3072), (4728, 3072, 768)),
     "cuda": ((8192, 8192, 8192), (25216, 768, 3072), (25216, 3072, 768)),
 }
-"""Products whose best rate counts as the limit: a large square, and the MLP of ViT-B at batch 24, or 128 on a GPU."""
+"""Products for the limit, their best rate: a large square, and the MLP of ViT-B at batch 24, or 128 on a GPU."""
 
 QUEUED = {"cpu": 1, "cuda": 10}
-"""Products that are timed together: on a GPU, waiting for a single one would take a share of its time."""
+"""Products that are timed together, since waiting for a single one would take part of its time on a GPU."""
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until everything queued on a GPU is done."""
+    """Wait for the queue of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -43,18 +43,18 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _usual(call: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median seconds of ``rounds`` calls, after two that do not count."""
+    """Median seconds of ``rounds`` calls after two warm-up calls."""
     return statistics.median([seconds(call, device) for _ in range(rounds + 2)][2:])
 
 
 def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7, shapes: Shapes | None = None) -> float:
-    """FLOP/s of matrix products x W^T, the best shape's median.
+    """Measure the FLOP/s of matrix products x W^T, the median of the best shape.
 
     Args:
-        dtype: of what is multiplied; fp32 as torch does it by default, on a GPU without TF32.
-        device: that computes.
-        rounds: of which the median counts.
-        shapes: of the products; None for ``SHAPES``.
+        dtype: dtype of the factors; fp32 is torch's default, on a GPU without TF32.
+        device: device to measure.
+        rounds: rounds; the median counts.
+        shapes: shapes of the products; None for ``SHAPES``.
     """
     rates, times = [], QUEUED[device.type]
     for m, k, n in shapes or SHAPES[device.type]:
@@ -69,16 +69,16 @@ def multiply_rate(dtype: torch.dtype, device: torch.device, rounds: int = 7, sha
 
 
 def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, rounds: int = 7) -> float:
-    """FLOP/s of a layer's four linear maps at their own shapes, forward and for the gradient of what enters them.
+    """Measure the FLOP/s of a layer's four linear maps, forward and for the gradient of their inputs.
 
-    What a training step would reach if nothing came between these products.
+    A training step would reach this rate if it had only these products.
 
     Args:
         arch: sizes of the encoder.
-        rows: token states (samples times positions) that enter the maps.
-        dtype: of states and weights.
-        device: that computes.
-        rounds: of which the median counts.
+        rows: number of input states (samples times positions).
+        dtype: dtype of states and weights.
+        device: device to measure.
+        rounds: rounds; the median counts.
     """
     flops, took = 0.0, 0.0
     for out, into in ((3 * arch.dim, arch.dim), *map(arch.shape_of, ("proj", "fc1", "fc2"))):
@@ -95,7 +95,7 @@ def layer_rate(arch: Arch, rows: int, dtype: torch.dtype, device: torch.device, 
 
 
 def counter() -> FlopCounterMode:
-    """Counts the arithmetic of products, attention and convolutions that torch does while it is entered."""
+    """Counter of torch's arithmetic in products, attention and convolutions within the block."""
     linear = torch.ops.mkldnn._linear_pointwise
 
     def flops(x: Sequence[int], weight: Sequence[int], *_: object, **more: object) -> int:  # noqa: ARG001
@@ -105,13 +105,13 @@ def counter() -> FlopCounterMode:
 
 
 def forward_flops(arch: Arch, tokens: int, *, prefix: int = 0, start: int = 0, patch_inputs: int = 768) -> float:
-    """Least arithmetic of one image's pass: of the last layer, all keys and values but the read-out token's rest.
+    """Least arithmetic of a pass per image; the last layer computes all keys and values, and else the read-out token.
 
     Args:
         arch: sizes of the encoder.
         tokens: positions N of an image.
         prefix: mean prefix positions per layer.
-        start: layers below it are known; 0 counts the patches too.
+        start: first computed layer; 0 includes the patches.
         patch_inputs: numbers in a patch.
     """
     d, n = arch.dim, tokens
@@ -126,10 +126,10 @@ def forward_flops(arch: Arch, tokens: int, *, prefix: int = 0, start: int = 0, p
 
 
 def training_flops(arch: Arch, tokens: int, *, prefix: int = 0, first: int = 0, patch_inputs: int = 768) -> float:
-    """Least arithmetic of training what enters layer ``first`` and above: a pass and its gradient for the inputs.
+    """Least arithmetic of training the edits of layer ``first`` and above: a pass and its gradient for the inputs.
 
     The weights are frozen, so that a linear map costs as much backward as forward, and attention twice as much. The
-    lowest trained layer needs no gradient for what enters it.
+    lowest trained layer needs no gradient for its inputs.
     """
     d, n = arch.dim, tokens
     total = forward_flops(arch, tokens, prefix=prefix, patch_inputs=patch_inputs)

@@ -1,4 +1,4 @@
-"""Where figures come from, in words, and the page that they go to."""
+"""Description of the machine, and the page of figures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from ostinato.report.tables import to_markdown
 
 LIMITED = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-"""Instructions beyond which products on the CPU use none, so that a machine can stand for one with fewer."""
+"""Limit on the instructions of CPU products, to imitate a machine with fewer."""
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 
 def machine(device: torch.device) -> str:
-    """The device in words."""
+    """Describe the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -32,7 +32,7 @@ def machine(device: torch.device) -> str:
 
 
 def driver(device: torch.device) -> str:
-    """The version of a GPU's driver."""
+    """Version of a GPU's driver."""
     if device.type != "cuda":
         return "none"
     try:
@@ -44,12 +44,12 @@ def driver(device: torch.device) -> str:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of memory that the device has."""
+    """Memory of the device in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are figures."""
+    """Format a table with text in the first column and figures in the others."""
     return to_markdown(head, rows).removesuffix("\n")

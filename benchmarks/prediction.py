@@ -31,12 +31,7 @@ HEAD = ("what predicts", "encoder passes", "images/s", "of the loop")
 
 
 class Files(Dataset[Tensor]):
-    """Images of files as a loop over timm's model reads them.
-
-    Args:
-        files: their paths.
-        transform: timm's, for evaluation.
-    """
+    """Data set of image files for a loop over timm's model, with timm's transform for evaluation."""
 
     def __init__(self, files: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
         self.files, self.transform = files, transform
@@ -52,7 +47,7 @@ class Files(Dataset[Tensor]):
 
 
 def photos(folder: Path, n: int, seed: int = 0) -> list[Path]:
-    """Files of smooth random images, as large as photos on the web: 500 x 375 pixels, JPEG."""
+    """Write smooth random images of the size of web photos: 500 x 375 pixels, JPEG."""
     rng = np.random.default_rng(seed)
     paths = [folder / f"{i}.jpg" for i in range(n)]
     for path in paths:
@@ -62,7 +57,7 @@ def photos(folder: Path, n: int, seed: int = 0) -> list[Path]:
 
 
 def timm_loop(name: str, files: list[Path], batch: int, workers: int) -> Callable[[], int]:
-    """A call that predicts all files with timm's model, its pre-processing and a head of ten classes."""
+    """Make a call that predicts all files with timm's model, its pre-processing and a head of ten classes."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=10).eval()
     transform: Any = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
@@ -76,7 +71,7 @@ def timm_loop(name: str, files: list[Path], batch: int, workers: int) -> Callabl
 
 
 def taught(method: str, weights: Path, name: str, batch: int, precision: str) -> Learner:
-    """A learner that knows ten classes of two random images each."""
+    """Make a learner of ten classes with two random images each."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(10), 2)
     x = rng.integers(0, 256, (len(y), 32, 32, 3), dtype=np.uint8)
@@ -93,13 +88,13 @@ def taught(method: str, weights: Path, name: str, batch: int, precision: str) ->
 def main(
     images: Annotated[int, typer.Option(help="Files to predict.")] = 1000,
     batch: Annotated[int, typer.Option(help="Images per batch.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Turns that each takes; the median counts.")] = 3,
-    precision: Annotated[str, typer.Option(help="Of our frozen weights; timm's loop is in fp32.")] = "fp32",
+    rounds: Annotated[int, typer.Option(help="Turns; the median counts.")] = 3,
+    precision: Annotated[str, typer.Option(help="Precision of our frozen weights; timm's loop is in fp32.")] = "fp32",
     model: Annotated[str, typer.Option(help="timm's name of the encoder; its weights are random.")] = NAME,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for its own choice.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Put the table into docs/performance.md.")] = False,
 ) -> None:
-    """Measure a plain loop over timm's model, and ours batched and one by one, in turns."""
+    """Measure a plain loop over timm's model, and our prediction in batches and one by one, in turns."""
     if threads:
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

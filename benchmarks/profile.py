@@ -1,4 +1,4 @@
-"""Where the time of a frozen layer goes: ``python -m benchmarks.profile``."""
+"""Time of a frozen layer by operation: ``python -m benchmarks.profile``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ostinato.training.precision import choose_precision, precision_name
 CPU = torch.device("cpu")
 HEAD = ("operations", "forward ms", "share", "forward and backward ms", "share")
 PRODUCTS = ("linear maps", "products of heads", "fused attention")
-"""Groups that consist of matrix products, of the fused attention in large part."""
+"""Groups of matrix products, and of fused attention, which mostly consists of them."""
 GROUPS = {
     "linear maps": ("linear", "addmm", "mm", "_linear_pointwise"),
     "products of heads": ("bmm", "baddbmm", "baddbmm_"),
@@ -45,17 +45,16 @@ def group(operation: str) -> str:
 
 
 def spent(call: Callable[[], object], rounds: int) -> tuple[dict[str, float], float]:
-    """Milliseconds of a call per group, and of the whole call when it is not profiled.
+    """Measure the milliseconds of a call per group, and of the whole call without the profiler.
 
-    Both are those of the fastest round: other work on the machine only adds time, and the groups of one round sum up.
+    Both are of the fastest round, since other work on the machine only adds time, and the groups of a round sum up.
 
     Args:
-        call: computes in this thread.
-        rounds: profiled and not, in turns; two more come first.
+        call: function that computes in this thread.
+        rounds: rounds with and without the profiler, in turns, after two warm-up rounds.
 
     Returns:
-        Time within the operations themselves, those that they call left out, for every key of ``GROUPS``; and the time
-        without the profiler.
+        Time for every key of ``GROUPS``, without nested operations, and the time without the profiler.
     """
     turns: list[dict[str, float]] = []
     plain: list[float] = []
@@ -71,12 +70,12 @@ def spent(call: Callable[[], object], rounds: int) -> tuple[dict[str, float], fl
 
 
 def layer(model: str, batch: int, dtype: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
-    """What is profiled: one frozen layer without an edit, forward alone, and with the gradient of what enters it.
+    """Make calls of a frozen layer without edits: forward alone, and with the gradient of its input.
 
     Args:
-        model: a key of ``ARCHS``.
-        batch: images.
-        dtype: of weights and states.
+        model: key of ``ARCHS``.
+        batch: number of images.
+        dtype: dtype of weights and states.
     """
     backbone = random_backbone(model)
     backbone.cast(dtype)
@@ -95,7 +94,7 @@ def layer(model: str, batch: int, dtype: torch.dtype) -> tuple[Callable[[], obje
 
 
 def table(forward: dict[str, float], both: dict[str, float]) -> str:
-    """The groups and their sum in Markdown; a group that takes no time is left out."""
+    """Format the groups and their sum in Markdown, without groups that take no time."""
     sums = [sum(took.values()) for took in (forward, both)]
     lines = [(name, forward[name], both[name]) for name in GROUPS] + [("all", *sums)]
     rows = []
@@ -107,7 +106,7 @@ def table(forward: dict[str, float], both: dict[str, float]) -> str:
 
 
 def bound(both: dict[str, float]) -> str:
-    """How fast the layer would be, forward and backward, if all but its products cost nothing, in words."""
+    """Describe the time of the layer, forward and backward, if only its products took time."""
     products, total = sum(both[name] for name in PRODUCTS), sum(both.values())
     return (
         f"Forward and backward, the products alone take {products:.1f} of {total:.1f} ms: without everything else, "
@@ -119,11 +118,11 @@ def main(
     model: Annotated[str, typer.Option(help="base or tiny: ViT-B/16 or ViT-Ti/16 at 224, random weights")] = "base",
     batch: Annotated[int, typer.Option(help="images")] = 24,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32")] = "auto",
-    threads: Annotated[int, typer.Option(help="0 for as many as torch takes")] = 0,
-    rounds: Annotated[int, typer.Option(help="of which the fastest counts")] = 9,
+    threads: Annotated[int, typer.Option(help="threads; 0 for torch's default")] = 0,
+    rounds: Annotated[int, typer.Option(help="rounds; the fastest counts")] = 9,
     write: Annotated[bool, typer.Option(help="put the table into docs/performance.md")] = False,
 ) -> None:
-    """Profile a frozen layer on the CPU and group its time by what is computed."""
+    """Profile a frozen layer on the CPU and group its time by operation."""
     if threads:
         torch.set_num_threads(threads)
     keep_freed_memory()

@@ -1,8 +1,8 @@
-"""Methods the straightforward way, to be measured against: fp32, nothing looked up, nothing shared between tasks.
+"""Plain implementations of methods for comparison: fp32, without caches or work shared between tasks.
 
-This is how script collections do it: the query is a second full pass, a teacher too, every task runs its own pass, and
-what is chosen per sample is chosen in a loop over samples. Weights and learned parameters are read from a method of
-the package, so that both sides compute the same numbers; ``tests/unit/test_benchmarks.py`` holds them together.
+As in script collections, the query is a second full pass, and so is a teacher. Every task has a pass, and choices per
+sample run in a loop over samples. Weights and learned parameters come from a method of the package, so that both sides
+compute the same numbers; ``tests/unit/test_benchmarks.py`` compares them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ostinato.nn.proxy import distillation
 
 @dataclass
 class Layer:
-    """What one layer does differently: prefixes (B | 1, P, D) and masked or low-rank weights by map."""
+    """Changes of a layer: prefixes (B | 1, P, D) and masked or low-rank weights by map."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -124,7 +124,7 @@ def _adapted(method: CLLoRA, shared_up: Tensor, task: int | None) -> Layers:
 
 
 def cl_lora_losses(method: CLLoRA, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The loss terms of a batch of the newest task, teacher and student as passes of their own."""
+    """The loss terms of a batch of the newest task, teacher and student in separate passes."""
     first = method.n_seen - len(method.proxy.weight)
     features = encode(method.backbone, x, _adapted(method, method.shared_up, method.n_tasks - 1))
     student = encode(method.backbone, x, _adapted(method, method.shared_up, None), stop=method.exit)
@@ -140,7 +140,7 @@ def cl_lora_losses(method: CLLoRA, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 def cl_lora_scores(method: CLLoRA, x: Tensor) -> Tensor:
     """Scores (B, n_seen), a full pass per task."""
-    means = method.classes.means().split(method.task_sizes.tolist())
+    means = method.class_means.means().split(method.task_sizes.tolist())
     parts = []
     for task, rows in enumerate(means):
         features = encode(method.backbone, x, _adapted(method, method.shared_up, task))
@@ -153,7 +153,7 @@ def cl_lora_scores(method: CLLoRA, x: Tensor) -> Tensor:
 
 def _masked(method: SoftTF, task: int) -> Layers:
     """Layers under the prompts and masks of a task."""
-    layers = dict(_prompted(method, cast(Prefixes, method.prompts).experts[task][None]))
+    layers = dict(_prompted(method, cast(Prefixes, method.prompts).e_prompt[task][None]))
     for i, maps in method.linear(task).items():
         masks = {name: edit.mask for name, edit in maps.items() if edit.mask is not None}
         layers[i] = Layer(layers[i].keys, layers[i].values, masks)
@@ -161,7 +161,7 @@ def _masked(method: SoftTF, task: int) -> Layers:
 
 
 def soft_tf_loss(method: SoftTF, x: Tensor, y: Tensor) -> Tensor:
-    """The loss of a batch of the newest task; its key is set before training and takes no part."""
+    """The loss of a batch of the newest task; its key is set before training."""
     return method.head.loss(encode(method.backbone, x, _masked(method, method.n_tasks - 1)), y)
 
 
@@ -180,17 +180,13 @@ def soft_tf_scores(method: SoftTF, x: Tensor) -> Tensor:
 
 
 def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """The loss terms of a batch, with prompts selected sample by sample.
+    """The loss terms of a batch, with prompts selected sample by sample (``top_k`` of at least 1).
 
-    Args:
-        method: with ``top_k`` of at least 1.
-        x: images.
-        y: labels.
-        noise: (B, layers) standard normal numbers for the gate.
+    ``noise`` (B, layers) has standard normal numbers for the gate.
     """
     with torch.no_grad():
         frozen = encode(method.backbone, x)
-    gate = (frozen @ method.weight[-1].T + method.bias[-1] + method.noise_std * noise).softmax(-1)
+    gate = (frozen @ method.router_weight[-1].T + method.router_bias[-1] + method.noise_std * noise).softmax(-1)
     features = encode(method.backbone, x, _gated(method, gate))
     balance = (gate.mean(0) - 1 / gate.shape[1]).square().mean()
     return {
@@ -203,17 +199,17 @@ def lieprompt_losses(method: LiEPrompt, x: Tensor, y: Tensor, noise: Tensor) -> 
 def lieprompt_scores(method: LiEPrompt, x: Tensor) -> Tensor:
     """Scores (B, n_seen) with a hard gate, under the router of the task of the nearest class mean."""
     query = encode(method.backbone, x)
-    near = F.normalize(query, dim=1) @ F.normalize(method.classes.means(), dim=1).T
+    near = F.normalize(query, dim=1) @ F.normalize(method.class_means.means(), dim=1).T
     gates = []
     for sample, nearest in zip(query, near.argmax(1).tolist(), strict=True):
         task = int(method.task_of_class[nearest])
-        share = (method.weight[task] @ sample + method.bias[task]).softmax(-1)
+        share = (method.router_weight[task] @ sample + method.router_bias[task]).softmax(-1)
         gates.append((share > 1 / len(share)).float())
     return method.head(encode(method.backbone, x, _gated(method, torch.stack(gates))))
 
 
 def _gated(method: LiEPrompt, gate: Tensor) -> Callable[[int, Tensor], Layer]:
-    """Layers whose selected prompts a gate (B, layers) weighs."""
+    """Layers with their selected prompts, weighted by a gate (B, layers)."""
 
     def layer(i: int, h: Tensor) -> Layer:
         pool = method.pools[i]

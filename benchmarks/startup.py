@@ -1,4 +1,4 @@
-"""What a command costs before it computes: ``python -m benchmarks.startup``."""
+"""Start-up time of commands: ``python -m benchmarks.startup``."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ HEAD = ("command", "seconds of CPU time", "of `import torch`")
 
 
 def cpu_seconds(words: list[str], source: Path, cwd: Path) -> float:
-    """Seconds of user and system time of a process.
+    """Measure user and system seconds of a Python process.
 
     Args:
-        words: of Python.
-        source: folder with the package that it imports.
-        cwd: where it runs.
+        words: arguments of Python.
+        source: folder of the imported package.
+        cwd: working directory.
 
     Raises:
-        RuntimeError: if it fails.
+        RuntimeError: if the process fails.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
@@ -51,8 +51,8 @@ def cpu_seconds(words: list[str], source: Path, cwd: Path) -> float:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Turns that each takes; the median counts.")] = 5,
-    before: Annotated[Path | None, typer.Option(help="The folder src of an older revision, measured beside.")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns; the median counts.")] = 5,
+    before: Annotated[Path | None, typer.Option(help="Folder src of an older revision to compare.")] = None,
     model: Annotated[str, typer.Option(help="timm's name of the encoder; its weights are random.")] = NAME,
     write: Annotated[bool, typer.Option("--write", help="Put the table into docs/performance.md.")] = False,
 ) -> None:

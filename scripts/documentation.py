@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made from the package: methods, commands, and the files of the root.
+"""Generated pages of the documentation site: methods, commands, and files of the repository's root.
 
 MkDocs calls the functions of this file as hooks; ``mkdocs.yml`` names it.
 """
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOT_PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
-"""Files beside the docs folder that become pages, and their names there."""
+"""Files outside the docs folder that become pages, and their page names."""
 
 
 def command(*words: str) -> str:
-    """Run a command of ``ostinato`` in this process.
-
-    Returns:
-        Its output.
-    """
+    """Run a command of ``ostinato`` in this process and return its output."""
     from ostinato.cli import main
 
     out = StringIO()
@@ -41,7 +37,7 @@ def command(*words: str) -> str:
 
 
 def options(values: dict[str, Any], prefix: str) -> list[str]:
-    """Write nested options as they are given on the command line, one a line."""
+    """Format nested options as words of the command line, one a line."""
     lines: list[str] = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -53,7 +49,7 @@ def options(values: dict[str, Any], prefix: str) -> list[str]:
 
 
 def presets() -> dict[str, list[list[str]]]:
-    """Rows of a table of presets, for every method that has some."""
+    """Rows of the table of presets by method."""
     from ostinato.presets import METRICS, preset_names, read_preset
 
     rows: dict[str, list[list[str]]] = {}
@@ -69,12 +65,9 @@ def presets() -> dict[str, list[list[str]]]:
 
 
 def method_pages() -> dict[str, str]:
-    """Make the page of every method, and the index of all.
-
-    Returns:
-        Markdown by path.
-    """
+    """Make a page per method and an index; return Markdown by path."""
     from ostinato.lookup import methods
+    from ostinato.registry import sources_of_options
     from ostinato.report.tables import to_markdown
 
     preset_rows, pages, index = presets(), {}, []
@@ -88,8 +81,14 @@ def method_pages() -> dict[str, str]:
         page = [
             f"# {name}", "", f"::: {cls.__module__}", "    options:", "      members: false",
             "      show_root_heading: false", "      show_root_toc_entry: false", "",
-            "## Options", "", f"::: {cls.__module__}.{cls.__qualname__}", "    options:", "      members: false",
-            "      show_root_heading: false", "      show_root_toc_entry: false", "      show_bases: false", "",
+            "## Options", "",
+        ]  # fmt: skip
+        for source in sources_of_options(cls):
+            page += [
+                f"::: {source.__module__}.{source.__qualname__}", "    options:", "      members: false",
+                "      show_root_heading: false", "      show_root_toc_entry: false", "      show_bases: false", "",
+            ]  # fmt: skip
+        page += [
             "## Defaults", "", f"`ostinato show {name}` prints them as well.", "",
             "```text", *options(shown["options"], "method."), *options(shown["recipe"], "train."), "```", "",
         ]  # fmt: skip
@@ -115,7 +114,7 @@ def command_page() -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put a page per method into the navigation."""
+    """Add the pages of methods to the navigation."""
     from ostinato.lookup import methods
 
     pages = ["methods/index.md", *(f"methods/{name}.md" for name in methods())]
@@ -124,7 +123,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made."""
+    """Add the generated pages."""
     from mkdocs.structure.files import File
 
     made = method_pages() | {"reference/commands.md": command_page()}
@@ -135,7 +134,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links at the pages of the site, where a file of the repository has one there."""
+    """Replace links to files of the repository by links to their pages."""
     up = "../" * page.file.src_uri.count("/")
     for name, target in ROOT_PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(name)}", f"]({up}{target}", markdown)
@@ -145,5 +144,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Leave the roles of reStructuredText out of docstrings, and keep the names."""
+    """Remove the roles of reStructuredText from docstrings, and keep the names."""
     return re.sub(r":(?:attr|class|data|func|meth|mod):(?=<code)", "", html)

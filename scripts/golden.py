@@ -1,22 +1,20 @@
-"""Record what every method computes, to the last bit, and check that a change of structure changes none of it.
+"""Record the results of every method bit by bit, and compare them with those of another revision.
 
     make golden SINCE=REVISION
 
-records with the package and the script of a revision (default HEAD, so that changes which are not committed yet are
-compared with the last commit) and checks the working tree against that. By hand, for example where the revision does
-not have this script yet:
+records with the package and the script of a revision (default HEAD, to compare uncommitted changes with the last
+commit) and checks the working tree against it. By hand, for example if the revision does not have this script:
 
     git worktree add --detach ../before REVISION
     PYTHONPATH=../before/src python scripts/golden.py record before.json
     python scripts/golden.py check before.json
 
-Every row of ``ROWS`` is a method with options. It learns all tasks of a small stream, and the losses of every step, the
-accuracy after every task, and of 50 test samples the predictions, the scores and the evidence for each task are noted.
-``check`` lists each row as equal or with the first difference, in the order in which things are computed; it exits
-with 1 if any row differs. A row is found by its name: where a change renames options, change them in ``ROWS`` and keep
-the name.
+Every row of ``ROWS`` is a method with options, which learns all tasks of a small stream. The record has the losses of
+every step, the accuracy after every task, and predictions, scores and task evidence of 50 test samples. ``check`` lists
+each row as equal or with its first difference in the order of computation, and exits with 1 if any row differs. A row
+is found by its name: if a change renames options, change them in ``ROWS`` and keep the name.
 
-Bits depend on the processor and on the version of torch: record and check on the same machine. A file from another kind
+Bits depend on the processor and the version of torch, so record and check on the same machine. A file from another kind
 of machine is refused.
 """
 
@@ -44,20 +42,20 @@ import ostinato
 from ostinato.training.callbacks import Callback
 
 SAMPLES = 50
-"""Test samples whose scores are noted, evenly spaced over those of all tasks."""
+"""Number of test samples with recorded scores, evenly spaced over all tasks."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is run.
+    """A recorded experiment.
 
     Attributes:
-        name: under which it is recorded.
-        method: its registered name.
-        options: of the method; the others keep their defaults.
+        name: key in the record.
+        method: registered name of the method.
+        options: options of the method.
         on: "digits" is scikit-learn's on the bundled encoder, one epoch and five tasks of two classes; "image", "text"
-            and "clip" are the toy encoders and streams of the contract, two epochs and tasks of two, two and one class.
-        train: fields of the recipe beside the epochs, on digits.
+            and "clip" are tiny encoders and streams of the contract, two epochs and tasks of two, two and one class.
+        train: fields of the recipe except the epochs, on digits.
         learner: further arguments of the learner, on digits.
     """
 
@@ -249,22 +247,22 @@ ROWS = (
     Row("mbpa on texts", "mbpa", SHORT, on="text"),
     Row("mbpa on texts, all", "mbpa", SHORT | {"adapt": "all", "replay_rate": 0.5}, on="text"),
 )  # fmt: skip
-"""What is recorded: every method, and of its options what makes it take each of its branches."""
+"""Recorded experiments: every method, with options that cover its branches."""
 
 
-# All that is used of the package; nothing below this section needs to know it.
+# Use of the package; the sections below do not depend on it.
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A method that has learned nothing yet, and what it is to learn.
+    """An untrained method and its tasks.
 
     Attributes:
-        method: on the CPU, in fp32.
-        stream: its tasks.
-        transform: sees test samples.
-        learn: teaches a task, told to a callback.
-        evaluate: counts over test samples of tasks.
+        method: method on the CPU, in fp32.
+        stream: tasks to learn.
+        transform: transform of test samples.
+        learn: learns a task, with a callback.
+        evaluate: evaluates on the test samples of tasks.
     """
 
     method: Any
@@ -275,26 +273,26 @@ class Lesson:
 
 
 class Losses(Callback):
-    """Notes the losses of every step."""
+    """Callback that records the losses of every step."""
 
     def __init__(self) -> None:
         self.losses: dict[str, dict[str, float]] = {}
         self.stage = ""
 
     def on_stage_start(self, task: int, stage: Any, step: int, steps: int) -> None:  # noqa: ARG002 - as it is called
-        """A stage begins."""
+        """Start a stage."""
         self.stage = f"task {task + 1}, {stage.name}"
 
     def on_step(self, position: Any, losses: dict[str, float], optimizer: Any, n: int) -> None:  # noqa: ARG002
-        """A step is done."""
+        """Record the losses of a step."""
         key = f"{self.stage}, step {position.step}"
         if key in self.losses:
-            raise RuntimeError(f"Two steps are called {key!r}: give the stages of a task different names.")
+            raise RuntimeError(f"Names of steps must be unique, {key!r} is used twice. Rename a stage of the task.")
         self.losses[key] = dict(losses)
 
 
 def begin(row: Row) -> Lesson:
-    """The untaught method of a row."""
+    """Make the untrained method of a row."""
     return _on_digits(row) if row.on == "digits" else _on_tiny_models(row)
 
 
@@ -333,12 +331,12 @@ def _on_tiny_models(row: Row) -> Lesson:
 
 
 COUNTS = ("totals", "correct", "task_incremental", "task_id", "oracle_id")
-"""Fields of an evaluation that are noted, counts per task."""
+"""Recorded fields of an evaluation, counts per task."""
 
 
 @torch.inference_mode()
 def outputs(method: Any, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
-    """What a taught method says of test samples x with labels y."""
+    """Outputs of a trained method for test samples x with labels y."""
     from ostinato.methods.base import TaskInferring
 
     method.eval()
@@ -352,7 +350,7 @@ def outputs(method: Any, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
 
 
 def package() -> str:
-    """Where the package comes from."""
+    """Folder of the imported package."""
     return str(Path(ostinato.__file__).parent)
 
 
@@ -360,12 +358,12 @@ def package() -> str:
 
 
 def per_sample(values: torch.Tensor) -> dict[str, Any]:
-    """Values by sample, without loss: every number of fp32 is one of Python's."""
+    """Convert values to Python numbers by sample, which is exact for fp32."""
     return {f"sample {i + 1}": value for i, value in enumerate(values.tolist())}
 
 
 def results(row: Row) -> dict[str, Any]:
-    """Everything that is noted of a row, in the order in which it is computed."""
+    """Run a row and collect its results in the order of computation."""
     lesson, callback, accuracy = begin(row), Losses(), {}
     groups: list[Any] = []
     for i in range(len(lesson.stream)):
@@ -380,7 +378,7 @@ def results(row: Row) -> dict[str, Any]:
 
 
 def run(row: Row) -> tuple[dict[str, Any] | str, float]:
-    """Results of a row, or the error that it ended with, and the seconds it took."""
+    """Return the results of a row or its error, and the seconds."""
     torch.set_num_threads(1)
     began = time.perf_counter()
     try:
@@ -391,7 +389,7 @@ def run(row: Row) -> tuple[dict[str, Any] | str, float]:
 
 
 def run_all(rows: Sequence[Row], jobs: int) -> Iterator[tuple[Row, dict[str, Any] | str, float]]:
-    """Every row with what :func:`run` gives, in order."""
+    """Yield every row with its results of :func:`run`, in order."""
     if jobs == 1:
         yield from ((row, *run(row)) for row in rows)
         return
@@ -401,7 +399,7 @@ def run_all(rows: Sequence[Row], jobs: int) -> Iterator[tuple[Row, dict[str, Any
 
 
 def machine() -> dict[str, str]:
-    """What decides the last bits, as far as it can be told."""
+    """Known properties of the machine that affect the last bits."""
     return {
         "processor": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -416,7 +414,7 @@ NOTHING = "nothing"
 
 
 def differences(before: Any, now: Any, *path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Places where two results differ, in the order of the first, with both values; numbers differ if a bit does."""
+    """Yield places where two results differ in any bit, with both values, in the order of the first."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(key for key in now if key not in before)]:
             yield from differences(before.get(key, NOTHING), now.get(key, NOTHING), *path, key)
@@ -428,19 +426,19 @@ def differences(before: Any, now: Any, *path: str) -> Iterator[tuple[str, Any, A
 
 
 def _exact(value: Any) -> Any:
-    """What is equal for equal bits alone: -0.0 is not 0.0, and a value that is no number equals itself."""
+    """Make a key that is equal for equal bits only: -0.0 is not 0.0, and NaN equals NaN."""
     return value.hex() if isinstance(value, float) else (type(value), value)
 
 
 def values_in(results: Any) -> int:
-    """Values in results."""
+    """Count the values in results."""
     if isinstance(results, dict | list):
         return sum(values_in(part) for part in (results.values() if isinstance(results, dict) else results))
     return 1
 
 
 def verdict(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """A sentence on how results differ; None where they are equal."""
+    """Describe the difference of results; None if they are equal."""
     found = list(differences(before, now))
     if not found:
         return None
@@ -451,11 +449,7 @@ def verdict(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def record(path: Path, rows: Sequence[Row], jobs: int) -> int:
-    """Write the results of rows; nothing is written if one of them ends with an error.
-
-    Returns:
-        Exit status: 1 if one does.
-    """
+    """Write the results of rows, or nothing if one fails; return the exit status, 1 for a failure."""
     recorded, failed = {}, []
     for row, found, seconds in run_all(rows, jobs):
         print(f"{row.name}: {seconds:.1f} s", flush=True)
@@ -473,10 +467,10 @@ def record(path: Path, rows: Sequence[Row], jobs: int) -> int:
 
 
 def check(path: Path, rows: Sequence[Row], jobs: int, only: str) -> int:
-    """Compare rows with what was recorded.
+    """Compare rows with the record.
 
     Returns:
-        Exit status: 1 if a row differs, or is on one side alone; 2 if the file is of another kind of machine.
+        Exit status: 1 if a row differs or is on one side only; 2 if the file is of another kind of machine.
     """
     content = json.loads(path.read_text())
     if content["machine"] != machine():
@@ -486,7 +480,7 @@ def check(path: Path, rows: Sequence[Row], jobs: int, only: str) -> int:
     known = [row for row in rows if row.name in recorded]
     unequal = 0
     for row, found, seconds in run_all(known, jobs):
-        # Through JSON as well, which knows no tuples.
+        # Convert through JSON, which turns tuples into lists.
         said = (
             found if isinstance(found, str) else verdict(recorded[row.name]["results"], json.loads(json.dumps(found)))
         )
@@ -505,14 +499,7 @@ def check(path: Path, rows: Sequence[Row], jobs: int, only: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Record or check.
-
-    Args:
-        arguments: of the command line; None for those of this process.
-
-    Returns:
-        Exit status.
-    """
+    """Record or check; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("mode", choices=["record", "check"])
     parser.add_argument("file", type=Path)

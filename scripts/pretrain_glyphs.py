@@ -1,21 +1,21 @@
-"""Make the bundled backbone: draw characters of matplotlib's fonts and learn to tell them apart.
+"""Pre-train the bundled backbone to classify characters of matplotlib's fonts.
 
     OMP_NUM_THREADS=2 python scripts/pretrain_glyphs.py
 
 trains the bundled architecture (12 layers, width 128) from scratch to name the 851 characters of ``PRETRAIN``:
 cross-entropy, AdamW, 4,500 steps of 128 images, fp32 (bf16 autocast was slower on the CPU it was measured on).
-Jitter grows from none to full over the first 40 % of the steps; with all of it from the start, pilots of a few
-hundred steps hardly left the plateau of the loss. At full strength half of the images keep only 8 x 8 pixels, as
-few as scikit-learn's digits have. The classifier is dropped and the rest stored in bf16, with steps, batch, seed,
-classes, training accuracy and torch version as metadata.
+Jitter grows from none to full over the first 40 % of the steps. With full jitter from the start, pilots of a few
+hundred steps hardly left the plateau of the loss. At full strength, half of the images keep only 8 x 8 pixels, as
+in scikit-learn's digits. The classifier is dropped and the rest stored in bf16, with steps, batch, seed, classes,
+training accuracy and torch version as metadata.
 
 Measured on 2 CPU cores shared with other work: 32.6 minutes of training, training accuracy 0.741. ``--check``
-prints the test accuracy of the nearest class mean by cosine, on what was not in the training:
+prints the test accuracy of the nearest class mean by cosine, on data without training classes:
 
 * scikit-learn's digits, a quarter for testing: 0.949 enlarged bilinearly, 0.944 bicubically; untrained 0.313, 0.298.
 * the first 50 classes of the stream of glyphs: 0.994; untrained 0.198. The first 200: 0.974; untrained 0.080.
 
-``--characters`` only chooses the characters anew.
+``--characters`` only selects the characters.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ WITH_DIGITS = re.compile(
     r"\b(DIGIT|NUMBER|NUMERAL|TONE (TWO|FIVE|SIX)|LETTER TWO|TRESILLO|CUATRILLO|PLAYING CARD|DECIMAL EXPONENT"
     r"|CUBE ROOT|FOURTH ROOT|SUBSCRIPT (ONE|TWO)|TIRONIAN|EZH|YOGH|LETTER OU|CAPITAL OU)\b"
 )
-"""Names of characters that show a digit, or are drawn like one, though Unicode gives them no value."""
+"""Names of characters that look like digits, although Unicode gives them no value."""
 
 LEFT_OUT = ("BRAILLE", "LATIN", "GREEK", "CYRILLIC", "MATHEMATICAL")
-"""Not in the stream: patterns of dots, and variants of what the backbone was trained on."""
+"""Excluded from the stream: patterns of dots, and variants of training characters."""
 
 SAME_DIGIT, SAME_PRETRAIN, SAME_STREAM = 0.93, 0.955, 0.93
 """Characters whose blurred drawings have a larger cosine than this are look-alikes."""
 
 LEAST_INK = 100.0
-"""Euclidean norm of a blurred drawing (24 x 24 pixels up to 255) under which it is as good as empty."""
+"""Euclidean norm of a blurred drawing (24 x 24 pixels up to 255) below which it counts as empty."""
 
 
 def choose_characters() -> dict[str, str]:
-    """Both sets of characters, without digits, what resembles a digit, and look-alikes of an earlier one."""
+    """Select both sets of characters, without digits, characters like digits, and look-alikes of earlier ones."""
     digits = np.stack([_look(digit, font) for digit in "0123456789" for font in glyphs.FONTS])
     looks = {c: _look(c) for c in map(chr, sorted(glyphs.code_points())) if _usable(c)}
     found = [c for c, look in looks.items() if look.any() and float((digits @ look).max()) <= SAME_DIGIT]
@@ -95,12 +95,12 @@ def _for_pretraining(character: str) -> bool:
 
 
 def _for_stream(character: str) -> bool:
-    """Letters and symbols of everything else."""
+    """Letters and symbols of other scripts."""
     return not unicodedata.category(character).startswith("P") and not glyphs.class_name(character).startswith(LEFT_OUT)
 
 
 def _look(character: str, font: str | None = None) -> np.ndarray:
-    """A blurred drawing as a unit vector; zeros where there is next to no ink."""
+    """Blurred drawing as a unit vector; zeros if it is nearly empty."""
     large = glyphs.drawn(character, font or glyphs.fonts_with(character)[0]).filter(ImageFilter.GaussianBlur(5))
     look = np.asarray(large.resize((24, 24), Image.Resampling.BOX), dtype=np.float32).ravel()
     norm = float(np.linalg.norm(look))
@@ -108,7 +108,7 @@ def _look(character: str, font: str | None = None) -> np.ndarray:
 
 
 def _distinct(characters: list[str], others: list[str], looks: dict[str, np.ndarray], same: float) -> list[str]:
-    """Those that look like none of ``others`` and like none that is kept before them."""
+    """Select characters that look like none of ``others`` and like no earlier selected one."""
     kept = list(others)
     known = np.zeros((len(others) + len(characters), 24 * 24), np.float32)
     for i, character in enumerate(others):
@@ -121,7 +121,7 @@ def _distinct(characters: list[str], others: list[str], looks: dict[str, np.ndar
 
 
 def _interleaved(characters: list[str], looks: dict[str, np.ndarray]) -> list[str]:
-    """Order in which scripts take turns, each with the character that resembles the earlier ones least."""
+    """Order characters so that scripts take turns, each with the one least similar to earlier ones."""
     scripts = [glyphs.class_name(c).split()[0] if unicodedata.category(c).startswith("L") else "" for c in characters]
     large = {script for script, count in Counter(scripts).items() if script and count >= 10}
     groups: dict[str, list[int]] = defaultdict(list)
@@ -143,12 +143,12 @@ def _interleaved(characters: list[str], looks: dict[str, np.ndarray]) -> list[st
 
 
 class Bank:
-    """Every character of ``PRETRAIN`` in every font that has it, drawn once.
+    """Drawings of every character of ``PRETRAIN`` in every font that has it.
 
     Attributes:
-        images: (n, 64, 64) uint8, those of a character in a row.
-        start: position of each character's first image.
-        count: how many images each character has.
+        images: (n, 64, 64) uint8, consecutive for each character.
+        start: index of each character's first image.
+        count: number of images of each character.
     """
 
     def __init__(self) -> None:
@@ -179,12 +179,12 @@ class Bank:
 
 
 def uniform(n: int, low: float, high: float, rng: torch.Generator) -> Tensor:
-    """(n, 1, 1, 1) numbers between ``low`` and ``high``."""
+    """Draw (n, 1, 1, 1) numbers between ``low`` and ``high``."""
     return torch.rand(n, 1, 1, 1, generator=rng) * (high - low) + low
 
 
 def thicken(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
-    """Wider or thinner strokes, by up to two pixels of 64 a side."""
+    """Widen or thin strokes, by up to two of 64 pixels a side."""
     amount = strength * uniform(len(x), -0.8, 2.0, rng)
     wide, wider = F.max_pool2d(x, 3, 1, 1), F.max_pool2d(x, 5, 1, 2)
     thin = -F.max_pool2d(-x, 3, 1, 1)
@@ -194,7 +194,7 @@ def thicken(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
 
 
 def warp(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
-    """Rotation, shear, scale, shift and a smooth distortion; (n, 1, 64, 64) to (n, 1, 32, 32)."""
+    """Apply rotation, shear, scale, shift and a smooth distortion; (n, 1, 64, 64) to (n, 1, 32, 32)."""
     n = len(x)
     angle, shear, shift_x, shift_y = (strength * uniform(n, -r, r, rng).flatten() for r in (0.3, 0.3, 0.12, 0.12))
     scale_x, scale_y = (uniform(n, 0.7, 1.35, rng).flatten() ** strength for _ in range(2))
@@ -208,7 +208,7 @@ def warp(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
 
 
 def ink(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
-    """Blur, contrast and noise; one in ten is dark on bright."""
+    """Apply blur, contrast and noise; one in ten images is dark on bright."""
     n = len(x)
     kernel = torch.tensor([0.25, 0.5, 0.25])
     blurred = F.conv2d(F.pad(x, (1, 1, 1, 1)), torch.outer(kernel, kernel).view(1, 1, 3, 3))
@@ -220,7 +220,7 @@ def ink(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
 
 
 def coarsen(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
-    """Half of the images (at full strength) lose all but 8 x 8 pixels, and are enlarged again in one of two ways."""
+    """Reduce half of the images (at full strength) to 8 x 8 pixels, and enlarge them in one of two ways."""
     small = F.avg_pool2d(x, 4)
     soft = F.interpolate(small, size=x.shape[-2:], mode="bilinear", align_corners=False)
     sharp = F.interpolate(small, size=x.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
@@ -229,7 +229,7 @@ def coarsen(x: Tensor, rng: torch.Generator, strength: float) -> Tensor:
 
 
 def initialise(backbone: VisionBackbone, rng: torch.Generator) -> None:
-    """Truncated normal with deviation 0.02 for what is multiplied or added as a token, zeros for biases."""
+    """Initialise weights and tokens by a truncated normal with deviation 0.02, biases by zeros."""
     for name, p in backbone.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(p)
@@ -277,7 +277,7 @@ def pretrain(
         rate = lr * min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # From the first step at full jitter the loss does not leave its plateau for thousands of steps.
+        # With full jitter from the first step, the loss stays on its plateau for thousands of steps.
         images, labels = bank.batch(batch, rng, strength=min(1.0, 2.5 * step / steps))
         logits = head(backbone(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
@@ -346,7 +346,7 @@ def rendered(classes: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
 
 
 def check(path: Path) -> None:
-    """Print how well the weights in a file tell apart what they have never seen, beside random weights."""
+    """Print the accuracies of the weights in a file on unseen classes, beside those of random weights."""
     untrained = embedded_backbone()
     initialise(untrained, torch.Generator().manual_seed(0))
     trained = load_backbone(weights=path)
@@ -363,16 +363,16 @@ def check(path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line and do what it asks."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4500, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="as many steps as take this long here, instead of --steps")
+    parser.add_argument("--minutes", type=float, help="train for this time instead of --steps")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, default=ASSETS / f"{DEFAULT_BACKBONE}.safetensors")
     parser.add_argument("--check", action="store_true", help="only print the accuracies of the weights in --out")
-    parser.add_argument("--characters", action="store_true", help="only choose the characters anew")
+    parser.add_argument("--characters", action="store_true", help="only select the characters")
     args = parser.parse_args()
     if args.characters:
         (ASSETS / "glyphs.json").write_text(json.dumps(choose_characters(), indent=0) + "\n", encoding="utf-8")

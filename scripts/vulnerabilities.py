@@ -2,9 +2,9 @@
 
     python scripts/vulnerabilities.py constraints.txt
 
-exits with 1 if one is known, or if the lock cannot be read. Where the index does not answer, or answers for none of the
-packages as a mirror of packages alone does, a line says so and the exit code is 0. Of a package that is locked once per
-Python version or platform, the one for this machine is looked up.
+exits with 1 if a vulnerability is known, or if the lock cannot be read. If the index does not answer, or knows none of
+the packages, as behind a mirror of packages only, a line says so and the exit code is 0. If a package is locked once
+per Python version or platform, the version for this machine is looked up.
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ import textwrap
 
 
 def verdict(packages: list[dict]) -> tuple[int, str]:
-    """Judge what the index said of each package.
-
-    Args:
-        packages: the field ``dependencies`` of pip-audit's report.
-
-    Returns:
-        An exit code and a text for the terminal.
-    """
+    """Convert the field ``dependencies`` of pip-audit's report to an exit code and a text for the terminal."""
     asked = [package for package in packages if "skip_reason" not in package]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
     if not asked:
@@ -42,10 +35,10 @@ def verdict(packages: list[dict]) -> tuple[int, str]:
 
 
 def main(lock: str) -> int:
-    """Run pip-audit on a lock and judge what it reports."""
+    """Run pip-audit on a lock and print its verdict."""
     command = [sys.executable, "-m", "pip_audit", "-r", lock, "--disable-pip", "--require-hashes"]
     command += ["--progress-spinner", "off", "--format", "json"]
-    # It exits with 1 for a bad lock, a silent index and a known vulnerability alike: a dry run asks no index.
+    # Its exit code 1 is for a bad lock, a silent index and a known vulnerability; a dry run asks no index.
     dry = subprocess.run([*command, "--dry-run"], capture_output=True, text=True)
     if dry.returncode:
         print(dry.stderr.strip(), file=sys.stderr)

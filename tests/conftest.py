@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from ostinato import lookup, registry
 from ostinato.backbones import Backbone
 from ostinato.contract.tiny_models import LETTERS, WORDS, letters, random_backbone, randomised, sentences, whole_words
+from tests.cli.forking import Server
 
 # The models here are tiny: a second thread costs more than it gives, and slows down whatever runs beside the suite.
 torch.set_num_threads(1)
@@ -122,6 +123,14 @@ def vit_ti() -> Path:
     if not VIT_TI.exists():
         pytest.skip("the real ViT-Ti weights are not beside this checkout (../shared/weights)")
     return VIT_TI
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Server]:
+    """Begins commands in processes that are there at once."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture

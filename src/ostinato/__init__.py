@@ -1,6 +1,6 @@
 """Teach a frozen pre-trained transformer new classes, task after task.
 
-Public names load on first use, so that importing the package is instant and has no side effects.
+Public names load on first use, so that importing the package is fast and has no side effects.
 """
 
 from __future__ import annotations
@@ -23,48 +23,22 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
-    "Additive": "methods.base",
-    "Backbone": "backbones",
-    "BackboneSpec": "learner",
-    "BatchProtocol": "evaluation.evaluator",
-    "ClassGaussians": "nn",
-    "ClassMeans": "nn",
-    "DataError": "errors",
-    "Edit": "backbones",
-    "Evaluation": "evaluation.evaluator",
-    "LabeledDataset": "streams",
-    "InputError": "errors",
-    "LayerPlan": "backbones",
-    "LearnTask": "methods.base",
-    "Learner": "learner",
-    "LinearEdit": "backbones",
-    "Method": "methods.base",
-    "OstinatoError": "errors",
-    "PerTask": "nn",
-    "Plan": "backbones",
-    "Prediction": "learner",
-    "Recipe": "methods.base",
-    "Source": "streams",
-    "Stage": "methods.base",
-    "StreamOptions": "streams",
-    "Task": "streams",
-    "TaskHeads": "nn",
-    "TaskInferring": "methods.base",
-    "TaskStream": "streams",
-    "Tokens": "backbones",
-    "arrays": "streams",
-    "check_layers": "methods.base",
-    "check_method": "contract",
-    "cosine": "nn",
-    "entropy": "nn",
-    "list_methods": "lookup",
-    "merge": "learner.merging",
-    "open_source": "streams",
-    "prefix_from": "backbones",
-    "register": "registry",
+_PUBLIC = {
+    "backbones": "Backbone Edit LayerPlan LinearEdit Plan Tokens prefix_from",
+    "contract": "check_method",
+    "errors": "DataError InputError OstinatoError",
+    "evaluation.evaluator": "BatchProtocol Evaluation",
+    "learner": "BackboneSpec Learner Prediction",
+    "learner.merging": "merge",
+    "lookup": "list_methods",
+    "methods.base": "Additive LearnTask Method Recipe Stage TaskInferring check_layers",
+    "nn": "ClassGaussians ClassMeans PerTask TaskHeads cosine entropy",
+    "registry": "register",
+    "streams": "LabeledDataset Source StreamOptions Task TaskStream arrays open_source",
 }
-"""The module of every name that loads on first use."""
+"""Names that load on first use, by module."""
+
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 _INNER_NAMES = {"list_methods": "methods"}
 """Names inside their module, where they differ: ``ostinato.methods`` is a package."""
@@ -127,19 +101,16 @@ def stream(
     """Open data as a stream of tasks.
 
     Args:
-        data: a name, a folder or a table, as :func:`open_source` takes it, or a :class:`Source` from :func:`arrays`.
-        after: a learner that has learned other classes; the stream continues after them.
-        seed: of splits and of a seeded class order.
+        data: name, folder or table for :func:`open_source`, or a :class:`Source` from :func:`arrays`.
+        after: learner of other classes; the stream numbers its classes and tasks after them.
+        seed: seed of splits and of a seeded class order.
         on_error: "raise", or "skip" to leave out unreadable files.
         classes: number of glyph classes to render, for "glyphs".
         options: fields of :class:`StreamOptions`, such as ``step=5``.
 
-    Returns:
-        The stream.
-
     Raises:
-        InputError: unknown name or option, or a path that does not exist.
-        DataError: data that cannot be used.
+        InputError: if a name, option or path is unknown.
+        DataError: if the data cannot be used.
     """
     from ostinato.streams import Source, StreamOptions, TaskStream, open_source
 
@@ -157,7 +128,7 @@ def stream(
 
 
 def load(path: str, **where: Any) -> Learner:
-    """Load a learner that :meth:`Learner.save` wrote; the arguments are those of :meth:`Learner.load`."""
+    """Load a saved learner, with arguments of :meth:`Learner.load`."""
     from ostinato.learner import Learner
 
     return Learner.load(path, **where)

@@ -1,7 +1,7 @@
-"""A learned model as a folder: ``artifact.json``, and beside it the files that it names by their hash.
+"""Folder of a learned model: ``artifact.json`` and the files that it lists with their hashes.
 
-A new model is put in the place of an old one by one rename, of ``artifact.json``. Its files have names of their own, so
-that a reader sees the old model or the new one, whenever it looks.
+Renaming a new ``artifact.json`` into place replaces a model. File names contain hashes, so that a reader always finds
+the complete old or the complete new model.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _NAMES = re.compile(
     r"artifact\.json(\.part)?|\.lock(\.json(\.part)?)?"
     r"|(learned-([0-9a-f]{16}|new)\.safetensors|used-([0-9a-f]{16}|new)\.npy|method-([0-9a-f]{16}|new)\.py)(\.part)?"
 )
-"""Names of all files that are written here."""
+"""Names of all files of a model."""
 _ATTEMPTS = 20
 _OLDER = "Learn the model again, or use the ostinato that saved it."
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A model as it was read, every byte of it checked.
+    """A model that was read and verified.
 
     Attributes:
-        about: what it is.
-        learned: tensors by name.
+        about: description of the model.
+        learned: learned tensors by name.
         used: fingerprints of samples, see :class:`ostinato.learner.Learner`.
     """
 
@@ -51,27 +51,27 @@ class Artifact:
 
 
 def exists(folder: Path) -> bool:
-    """Whether there is a model in a folder."""
+    """Tell whether a folder holds a model."""
     return (folder / ABOUT).is_file()
 
 
 def write(
     folder: Path, about: dict[str, Any], learned: dict[str, Tensor], used: np.ndarray, text: bytes | None
 ) -> None:
-    """Write a model, whole or not at all; one that is there is replaced.
+    """Write a model atomically; an earlier model in the folder is replaced.
 
     Args:
-        folder: made if it does not exist.
-        about: fields of :class:`ArtifactRecord` but the files.
+        folder: folder, made if it does not exist.
+        about: fields of :class:`ArtifactRecord` except the files.
         learned: tensors on any device.
-        used: fingerprints.
-        text: of the method's file, where it is no registered one.
+        used: fingerprints of samples.
+        text: text of the method's file; None for a registered method.
 
     Raises:
-        InputError: if there is something else in the folder.
+        InputError: if the folder holds anything else.
     """
     if folder.exists() and not (folder.is_dir() and (exists(folder) or all(_is_part(p) for p in folder.iterdir()))):
-        raise InputError(f"save: {folder} exists and is no saved learner; choose another folder.")
+        raise InputError(f"save: {folder} exists and is no saved learner. Choose another folder.")
     array = io.BytesIO()
     np.save(array, used)
     puts: dict[str, Callable[[Path], StoredFile]] = {
@@ -84,29 +84,25 @@ def write(
 
 
 def _publish(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[Path], StoredFile]]) -> None:
-    """Write the files, each by the function for its kind, then the description that names them."""
+    """Write the files by the function for each kind, then the description, and delete files of an earlier model."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        _put_all(folder, about, puts)
-
-
-def _put_all(folder: Path, about: dict[str, Any], puts: Mapping[str, Callable[[Path], StoredFile]]) -> None:
-    stored: dict[str, dict[str, Any] | None] = {"method_text": None}
-    for kind, put in puts.items():
-        draft = folder / f"{kind}-new{_PARTS[kind]}.part"
-        draft.unlink(missing_ok=True)
-        written = put(draft)
-        name = f"{kind}-{written.sha256[:16]}{_PARTS[kind]}"
-        draft.replace(folder / name)
-        stored["method_text" if kind == "method" else kind] = written.model_dump() | {"file": name}
-    record = {"format": ARTIFACT_FORMAT} | about | stored
-    parse(ArtifactRecord, record, folder / ABOUT)
-    sync(folder)  # the names of the files, before the one that names them
-    write_sealed(folder / ABOUT, record)
-    kept = {ABOUT, LOCK, HOLDER, *(one["file"] for one in stored.values() if one is not None)}
-    for path in folder.iterdir():
-        if _is_part(path) and path.name not in kept:
-            path.unlink(missing_ok=True)
+        stored: dict[str, dict[str, Any] | None] = {"method_text": None}
+        for kind, put in puts.items():
+            draft = folder / f"{kind}-new{_PARTS[kind]}.part"
+            draft.unlink(missing_ok=True)
+            written = put(draft)
+            name = f"{kind}-{written.sha256[:16]}{_PARTS[kind]}"
+            draft.replace(folder / name)
+            stored["method_text" if kind == "method" else kind] = written.model_dump() | {"file": name}
+        record = {"format": ARTIFACT_FORMAT} | about | stored
+        parse(ArtifactRecord, record, folder / ABOUT)
+        sync(folder)  # file names must be on disk before the description
+        write_sealed(folder / ABOUT, record)
+        kept = {ABOUT, LOCK, HOLDER, *(file["file"] for file in stored.values() if file is not None)}
+        for path in folder.iterdir():
+            if _is_part(path) and path.name not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> StoredFile:
@@ -114,15 +110,15 @@ def _write(path: Path, data: bytes) -> StoredFile:
 
 
 def _is_part(path: Path) -> bool:
-    """Whether a file is one of a model's, or a draft of one, by a name that nobody else gives."""
+    """Tell by its name whether a file, or a draft, belongs to a model."""
     return _NAMES.fullmatch(path.name) is not None
 
 
 def read(folder: Path) -> Artifact:
-    """Read a model, and check every file against its hash.
+    """Read a model and verify the hash of every file.
 
     Raises:
-        DataError: if there is none, it is damaged, incomplete or of another version.
+        DataError: if the model is missing, damaged, incomplete or of another version.
     """
     about, contents = _read(folder)
     learned = tensors_of(contents["learned"], folder / about.learned.file)
@@ -136,7 +132,7 @@ def read(folder: Path) -> Artifact:
 
 
 def read_about(folder: Path) -> ArtifactRecord:
-    """What a model is, without its tensors.
+    """Read the description of a model without its tensors.
 
     Raises:
         DataError: as :func:`read`.
@@ -151,28 +147,28 @@ def read_about(folder: Path) -> ArtifactRecord:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a model, every byte of it checked, in the place of one that is there."""
+    """Copy and verify a model; an earlier model in the target is replaced."""
     about, contents = _read(source)
     fields = about.model_dump(exclude={"format", "learned", "used", "method_text"})
     _publish(target, fields, {kind: partial(_write, data=data) for kind, data in contents.items()})
 
 
 def method_text(folder: Path) -> Path | None:
-    """The copy of the method's file in a model; None where it is a registered one."""
+    """Path of the method's file in a model; None for a registered method."""
     stored = read_about(folder).method_text
     return None if stored is None else folder / stored.file
 
 
 def _read(folder: Path) -> tuple[ArtifactRecord, dict[str, bytes]]:
-    """A description and the files that belong to it, even while another model takes its place."""
+    """Read a description and its files; start again if another process replaces the model meanwhile."""
     about = read_about(folder)
     for _ in range(_ATTEMPTS):
         try:
             parts = {"learned": about.learned, "used": about.used}
             parts |= {"method": about.method_text} if about.method_text is not None else {}
-            return about, {k: read_stored(folder, one.file, one.bytes, one.sha256) for k, one in parts.items()}
+            return about, {k: read_stored(folder, part.file, part.bytes, part.sha256) for k, part in parts.items()}
         except DataError:
             before, about = about, read_about(folder)
-            if about == before:  # nobody replaced it
+            if about == before:  # damaged, not replaced
                 raise
     raise DataError(f"{folder} was replaced {_ATTEMPTS} times while it was read. Try again.")

@@ -1,8 +1,8 @@
-"""Parts of a method that are chosen by name and bring options of their own.
+"""Choices between parts of a method, each with its options.
 
-A method's constructor takes ``base: Annotated[Part, PROMPTS]``, where ``PROMPTS`` is a :class:`Choice`: a name, the
-name with options, or the typed options. ``base="l2p"``, ``base={"name": "l2p", "top_k": 5}`` and
-``base=PoolOptions(top_k=5)`` say the same as ``method.base=l2p method.base.top_k=5`` on the command line.
+A constructor takes ``base: Annotated[Part, PROMPTS]``, where ``PROMPTS`` is a :class:`Choice`. The value is a name,
+``base="l2p"``, a name with options, ``base={"name": "l2p", "top_k": 5}``, or typed options,
+``base=PoolOptions(top_k=5)``. On the command line, this is ``method.base=l2p method.base.top_k=5``.
 """
 
 from __future__ import annotations
@@ -19,49 +19,44 @@ from ostinato.validation import describe_validation
 
 
 class Options(BaseModel, frozen=True, extra="forbid"):
-    """Base of a part's options: frozen, and without unknown names. A subclass narrows ``name`` to its own."""
+    """Base of a part's options, frozen and without unknown names; a subclass fixes ``name``."""
 
     name: str
 
     def own(self) -> dict[str, Any]:
-        """The options by name, without the name of the part."""
+        """Options by name, without the name of the part."""
         return {key: value for key, value in self if key != "name"}
 
 
 Size = Annotated[int, Field(ge=1)]
-"""An option that counts something there must be."""
+"""Option that is a count of at least 1."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-"""An option that is a share; 0 switches off."""
+"""Option that is a share; 0 switches off."""
 
 Part = str | Mapping[str, Any] | Options
-"""A part's name, a mapping of its name and options, or its typed options."""
+"""Name of a part, mapping of its name and options, or its typed options."""
 
 
 Chosen = TypeVar("Chosen", bound=Options)
 
 
 class Choice(Generic[Chosen]):
-    """Parts that an option chooses between.
-
-    Args:
-        default: the part that is taken where nothing is given, with its options.
-        others: defaults of the other parts.
-    """
+    """Parts to choose from, each with default options; the first one is the default."""
 
     def __init__(self, default: Chosen, *others: Chosen) -> None:
         self.default: Chosen = default
         self.parts: dict[str, Chosen] = {part.name: part for part in (default, *others)}
 
     def read(self, value: Part, where: str) -> Chosen:
-        """The chosen part's options, all filled in.
+        """Check the options of the chosen part and fill in defaults.
 
         Args:
-            value: as given; a mapping without a name belongs to the default.
+            value: given value; a mapping without a name is for the default part.
             where: name of the option, for messages.
 
         Raises:
-            InputError: for an unknown part, an option that the part does not have, or a wrong value.
+            InputError: if the part is unknown, lacks an option, or a value is wrong.
         """
         if isinstance(value, Options):
             if type(value) is not type(self.parts.get(value.name)):
@@ -97,31 +92,31 @@ class Choice(Generic[Chosen]):
         return f"{dotted(*where.split('.'), key)}: unknown key. {hint}"
 
 
-def built(kind: type[Chosen], where: str, **values: Any) -> Chosen:
-    """A part's options from values.
+def built(defaults: Chosen, where: str, values: Mapping[str, Any]) -> Chosen:
+    """Make a part's options from defaults and values.
 
     Raises:
-        InputError: naming the first wrong one.
+        InputError: if a value is wrong, naming the first under ``where``.
     """
     try:
-        return kind(**values)
+        return type(defaults)(**{**dict(defaults), **values})
     except ValidationError as error:
-        raise InputError(describe_validation(error, where, list(kind.model_fields))) from None
+        raise InputError(describe_validation(error, where, list(type(defaults).model_fields))) from None
 
 
 def choice_of(field: FieldInfo) -> Choice[Any] | None:
-    """The choice behind an option of a method; None of a plain one."""
+    """Choice of an option; None for a plain option."""
     return next((extra for extra in field.metadata if isinstance(extra, Choice)), None)
 
 
 def tuples(fields: Mapping[str, FieldInfo]) -> set[str]:
-    """Names of the options that are lists."""
+    """Names of options that are lists."""
     return {
         k for k, f in fields.items() if any(get_origin(a) is tuple for a in (f.annotation, *get_args(f.annotation)))
     }
 
 
 def widened(fields: Mapping[str, FieldInfo], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as given, where one number stands for a list of it: ``e_layers=5`` for ``e_layers=[5]``."""
+    """Turn single numbers for list options into lists: ``e_layers=5`` into ``e_layers=[5]``."""
     lists = tuples(fields)
     return {k: (v,) if k in lists and type(v) in (int, float) else v for k, v in given.items()}

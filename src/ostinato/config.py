@@ -1,4 +1,4 @@
-"""Configuration of a run: TOML plus ``key=value`` overrides, checked before anything heavy starts."""
+"""Configuration of a run from TOML and ``key=value`` words."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from ostinato.quoting import dotted, quoted, shown
 from ostinato.sections import MOVES, RELEARNS, STAYS, Changes, Command, Section, SplitSection, StreamSection
 
 _SHORT = {"method": "name", "backbone": "name", "data": "path", "eval": "data"}
-"""Sections that a bare value abbreviates: ``data=photos/`` is ``data.path=photos/``."""
-
+"""Option that a section's bare value sets: ``data=photos/`` is ``data.path=photos/``."""
 
 _MOST_PARTS = 8
 _MOST_NESTED = 16
 
 
 class MethodConfig(Section):
-    """``method.*``: the name, and the method's own options, which its constructor checks."""
+    """``method.*``: name and options of the method, which its constructor checks."""
 
     model_config = ConfigDict(extra="allow")
     others = STAYS
     name: Annotated[str, MOVES]
 
     def options(self) -> dict[str, Any]:
-        """The method's own options as given."""
+        """Given options of the method."""
         return dict(self.model_extra or {})
 
 
@@ -50,10 +49,10 @@ class BackboneConfig(Section):
 
 
 class DataConfig(SplitSection):
-    """``data.*``: what is learned from.
+    """``data.*``: training data.
 
-    ``sets`` names data sets in the folder ``path``, each of which becomes a task; ``alike`` counts classes of the same
-    name in two of them as one answer.
+    ``sets`` names data sets in the folder ``path``, one per task; ``alike`` counts classes of the same name in two sets
+    as one answer.
     """
 
     path: Annotated[str, MOVES] = "digits"
@@ -70,9 +69,9 @@ class DataConfig(SplitSection):
 
 
 class TrainConfig(Section):
-    """``train.*``: fields of the method's recipe to override, and how a step is computed.
+    """``train.*``: fields of the method's recipe to override, and options of a step.
 
-    ``on_divergence`` says whether a run stops or goes on with a warning when a loss explodes.
+    ``on_divergence`` is the reaction to an exploding loss: stop, or continue with a warning.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -81,20 +80,20 @@ class TrainConfig(Section):
     on_divergence: Annotated[Literal["stop", "warn"], MOVES] = "warn"
 
     def overrides(self) -> dict[str, Any]:
-        """Fields of the recipe as given."""
+        """Given fields of the recipe."""
         return dict(self.model_extra or {})
 
 
 class CheckpointConfig(Section):
-    """``checkpoint.*``: a checkpoint is always written after a task, and every ``every`` steps (0: never)."""
+    """``checkpoint.*``: a checkpoint follows every task, and every ``every`` steps (0: none)."""
 
     every: Annotated[int, RELEARNS] = Field(50, ge=0)
 
 
 class EvalConfig(Section):
-    """``eval.*``: the split that is scored, and for ``learn`` a folder of classes learned earlier.
+    """``eval.*``: the split to score, and for ``learn`` a folder of earlier classes, ``data``.
 
-    What that folder holds of classes that were not learned is an error, or is skipped.
+    ``unknown`` refuses or skips classes in the folder that were not learned.
     """
 
     split: Annotated[Literal["test", "validation"], RELEARNS] = "test"
@@ -104,7 +103,7 @@ class EvalConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that a run depends on."""
+    """All options of a run."""
 
     method: MethodConfig
     backbone: BackboneConfig = Field(default_factory=lambda: BackboneConfig.model_validate({}))
@@ -122,7 +121,7 @@ class RunConfig(Section):
     compile: Annotated[bool, MOVES] = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values without the unset ones, ready for TOML."""
+        """Plain values without unset ones, for TOML."""
         return _without_none(self.model_dump(mode="json"))
 
 
@@ -133,10 +132,10 @@ def _without_none(value: Any) -> Any:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The configuration with paths that work from any directory.
+    """Make the paths of a configuration absolute.
 
     Raises:
-        InputError: if a path can be none, or the folder it lies in has a name that is not in UTF-8.
+        InputError: if a path is invalid, or has a folder with a name that is not in UTF-8.
     """
 
     def full(text: str | None, key: str) -> str | None:
@@ -151,13 +150,13 @@ def absolute(config: RunConfig) -> RunConfig:
     if file is not None:
         method = method.model_copy(update={"name": reference(file, named)})
     backbone = {"weights": full(config.backbone.weights, "backbone.weights")}
-    own = user_path(config.backbone.name, "backbone.name")
-    if config.backbone.weights is None and config.backbone.name and os.path.isdir(own):
-        folder = _real(own, "backbone.name")
-        backbone = {"name": Path(folder).name, "weights": folder}  # of a text encoder
+    encoder = user_path(config.backbone.name, "backbone.name")
+    if config.backbone.weights is None and config.backbone.name and os.path.isdir(encoder):
+        folder = _real(encoder, "backbone.name")
+        backbone = {"name": Path(folder).name, "weights": folder}  # a text encoder
 
     def full_data(text: str | None, key: str) -> str | None:
-        # A known name wins over a folder of that name, as where data are opened.
+        # A known name has priority over a folder of that name, as in open_source.
         return text if text in SOURCES else full(text, key)
 
     return config.model_copy(
@@ -172,14 +171,14 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def _real(path: Path, key: str) -> str:
-    """The path without links, as text that can be written into a file of options."""
+    """Resolve links, and check that a file of options can hold the path."""
     text = os.path.realpath(path)
     _check_text(text, key)
     return text
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of nested options."""
+    """List the dotted keys of nested options."""
     keys: list[str] = []
     for key, value in tree.items():
         keys += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
@@ -187,10 +186,10 @@ def flat(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """Nested options from ``key=value`` words.
+    """Parse ``key=value`` words into nested options.
 
-    Values are read as TOML where they are numbers, booleans or lists, numbers with commas as lists, and
-    everything else as text, so that paths and names need no quotes. What must be text stays as it was typed.
+    Numbers, booleans and lists are read as TOML, numbers with commas as lists, and other values as text without quotes.
+    Text options such as paths are kept as typed.
 
     Raises:
         InputError: if a word has no ``=``, or two words contradict each other.
@@ -201,28 +200,28 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         key = key.strip()
         if not sign or not key:
             raise InputError(
-                f"Options are written key=value, got {quoted(pair)}. For example: data=photos/ stream.step=5"
+                f"Options must be written key=value, got {quoted(pair)}. For example: data=photos/ stream.step=5"
             )
         put(out, key, _unquoted(text) if _is_text(key) else _value(text), pair)
     return out
 
 
 def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set a dotted key in a nested dict, widening ``data=X`` to ``data.path=X``.
+    """Set a dotted key in nested options in place, expanding ``data=X`` to ``data.path=X``.
 
     Args:
-        tree: changed in place.
-        key: of the option.
-        value: to set.
-        source: word or file that the option stands in, for messages.
+        tree: nested options.
+        key: dotted key.
+        value: value of the option.
+        source: word or file of the option, for messages.
 
     Raises:
-        InputError: if the key has empty parts or very many, or contradicts another.
+        InputError: if the key has empty or too many parts, or contradicts another.
     """
     parts = key.split(".") if isinstance(value, dict) else _parts(key)
     if not all(part.strip() for part in parts) or len(parts) > _MOST_PARTS:
         raise InputError(
-            f"{shown(source)}: the name of an option has at most {_MOST_PARTS} parts, none of them empty, got "
+            f"{shown(source)}: the name of an option must have at most {_MOST_PARTS} parts, none empty, got "
             f"{quoted(key)}. For example: stream.step"
         )
     node: dict[str, Any] = tree
@@ -233,22 +232,22 @@ def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"{shown(source)}: {quoted(part)} already has the plain value {quoted(inner)}.")
         node = inner
-    last, there = parts[-1], node.get(parts[-1])
-    if parts[0] == "method" and isinstance(there, dict) and isinstance(value, str) and "name" not in there:
-        there["name"] = value
+    last, known = parts[-1], node.get(parts[-1])
+    if parts[0] == "method" and isinstance(known, dict) and isinstance(value, str) and "name" not in known:
+        known["name"] = value
     elif last in node:
-        raise InputError(f"{shown(source)}: {dotted(*parts)} is given twice; keep one.")
+        raise InputError(f"{shown(source)}: {dotted(*parts)} is given twice. Keep one.")
     else:
         node[last] = value
 
 
 def _parts(key: str) -> list[str]:
-    """The sections of a dotted key, an abbreviated one written out."""
+    """Split a dotted key, expanding abbreviations."""
     return [key, _SHORT[key]] if key in _SHORT else key.split(".")
 
 
 def _is_text(key: str) -> bool:
-    """Whether an option must be text, such as a path, which may look like a number."""
+    """Tell whether an option is text, such as a path, even if the value looks like a number."""
     kind: Any = RunConfig
     for part in _parts(key):
         fields = getattr(kind, "model_fields", {})
@@ -276,10 +275,10 @@ def _value(text: str) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Options from a TOML file, with the same abbreviations as on the command line.
+    """Read options from a TOML file, with the abbreviations of the command line.
 
     Raises:
-        InputError: if the file is missing or not TOML, with the line.
+        InputError: if the file is missing or not TOML, naming the line.
     """
     out: dict[str, Any] = {}
     for key, value in tomls.read(path, f"-c {shown(str(path))}").items():
@@ -288,10 +287,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over`` in place of its own, section by section.
+    """Merge options section by section; ``over`` has priority over ``base``.
 
-    Options of a part that a method is made of (``method.base.top_k``) go with the part: where ``over`` chooses another
-    one, those of ``base`` are dropped.
+    If ``over`` chooses another part of a method, such as ``method.base``, the part's options in ``base`` are dropped.
     """
     out = dict(base)
     for key, value in over.items():
@@ -301,7 +299,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_method(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``method.*`` of two layers; a part may be given by its name alone."""
+    """Merge two layers of ``method.*``; a part may be given by its name alone."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
@@ -315,15 +313,15 @@ def _merge_method(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(part: Any) -> dict[str, Any]:
-    """A part's name and options, where only the name is given; empty for what is no part."""
+    """Expand the name of a part to a dict; empty if the value is no part."""
     return {"name": part} if isinstance(part, str) else part if isinstance(part, dict) else {}
 
 
 def build_config(*layers: dict[str, Any]) -> RunConfig:
-    """A checked configuration; later layers win over earlier ones.
+    """Merge layers of options, later ones over earlier ones, and check the configuration.
 
     Raises:
-        InputError: the first unknown key or wrong value, with what to write instead.
+        InputError: if a key is unknown or a value is wrong, naming the first.
     """
     tree: dict[str, Any] = {}
     for layer in layers:
@@ -336,27 +334,23 @@ def build_config(*layers: dict[str, Any]) -> RunConfig:
 
 
 def data_config(options: dict[str, Any]) -> DataConfig:
-    """``data.*`` alone, checked.
-
-    Raises:
-        InputError: as :func:`build_config`.
-    """
+    """Check options of ``data.*`` alone; errors are those of :func:`build_config`."""
     return build_config({"method": {"name": ""}, "data": options}).data
 
 
 def _leaves(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Changes]]:
-    """All options by dotted key, ``*`` for those that no field names, with the commands that may change them."""
+    """Yield all options by dotted key, ``*`` for those without a field, with the commands that may change them."""
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _leaves(field.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name, next(one for one in field.metadata if isinstance(one, Changes))
+            yield prefix + name, next(extra for extra in field.metadata if isinstance(extra, Changes))
     if issubclass(kind, Section) and kind.others is not None:
         yield f"{prefix}*", kind.others
 
 
 def changeable(command: Command) -> list[str]:
-    """Dotted keys of the options that a command may change, sorted; ``section.*`` stands for all of a section."""
+    """List the options that a command may change by dotted key, sorted; ``section.*`` stands for a whole section."""
     allowed = {key: changes.within(command) for key, changes in _leaves(RunConfig)}
     found: set[str] = set()
     for key in (key for key, yes in allowed.items() if yes):
@@ -367,10 +361,10 @@ def changeable(command: Command) -> list[str]:
 
 
 def check_changes(command: Command, overrides: dict[str, Any]) -> None:
-    """Refuse options that a command may not change; what is no option at all is left to :func:`build_config`.
+    """Check that a command may change options; :func:`build_config` checks for unknown ones.
 
     Raises:
-        InputError: naming the first such option and those that may change.
+        InputError: if an option may not change, naming it and those that may.
     """
     rules = dict(_leaves(RunConfig))
     for key in flat(overrides):
@@ -383,13 +377,13 @@ def check_changes(command: Command, overrides: dict[str, Any]) -> None:
 
 
 def _check_plain(value: Any, *key: Any) -> None:
-    """Refuse what no option can be, whichever it is.
+    """Check values for properties of all options.
 
     Raises:
-        InputError: naming the option that is nested without end, is no finite number, or is no text for a file.
+        InputError: if a value is nested too deeply, no finite number, or no text that a file can hold.
     """
     if len(key) > _MOST_NESTED:
-        raise InputError(f"{dotted(*key[:4])}: is nested more than {_MOST_NESTED} deep, as no option is.")
+        raise InputError(f"{dotted(*key[:4])}: must be nested at most {_MOST_NESTED} deep.")
     if isinstance(value, dict):
         for name, inner in value.items():
             if not isinstance(name, str):
@@ -412,10 +406,10 @@ def _check_plain(value: Any, *key: Any) -> None:
 
 
 def _check_text(text: str, key: str) -> None:
-    """Refuse text that a file of options cannot hold.
+    """Check that a file of options can hold a text.
 
     Raises:
-        InputError: if it has a NUL character, or characters that are not in UTF-8.
+        InputError: if it has NUL characters, or characters that are not in UTF-8.
     """
     if "\0" in text:
         raise InputError(f"{key}: must be text without NUL characters, got {quoted(text)}.")

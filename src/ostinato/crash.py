@@ -1,33 +1,29 @@
-"""Reports of crashes: a file with what a maintainer needs, in place of a trace on the terminal."""
+"""Crash reports: a file for maintainers in place of a traceback on the terminal."""
 
 from __future__ import annotations
 
 import os
 
 EXIT_CODE = 70
-"""Of a command that ended by a defect."""
+"""Exit code of a crash."""
 
 _PACKAGES = ("ostinato", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "pyarrow", "safetensors")
 
 
 def report(error: BaseException, words: list[str]) -> str:
-    """Write a report.
-
-    Args:
-        error: not foreseen.
-        words: of the command.
+    """Write a report about an unexpected error of a command.
 
     Returns:
-        A message for the user, which names the error, where it happened, and the report.
+        A message for the user with the error, its place and the path of the report.
     """
-    import platform  # none of these is needed by a command that ends well
+    import platform  # imported here, since most commands do not crash
     import tempfile
     import traceback
     from datetime import UTC, datetime
 
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" ({frame[0].filename}, line {frame[0].lineno}, in {frame[0].name})" if frame else ""
-    what = f"{type(error).__name__}: {error}{place}"
+    summary = f"{type(error).__name__}: {error}{place}"
     lines = [
         f"ostinato {_version('ostinato')}, {datetime.now(UTC).isoformat(timespec='seconds')}",
         f"command: {words!r}",
@@ -41,10 +37,10 @@ def report(error: BaseException, words: list[str]) -> str:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("\n".join(lines))
     except OSError as failure:
-        return f"{what}. This should not happen, and no report of it could be written ({failure.strerror})."
+        return f"{summary}. This is a defect, and no report of it could be written ({failure.strerror})."
     return (
-        f"{what}. This should not happen: it is a defect of ostinato, or of a method of your own. A report is in "
-        f"{path}; please send it with an issue (it names files of this machine)."
+        f"{summary}. This is a defect of ostinato, or of a method in a file. A report is in {path}; please send it "
+        "with an issue (it names files of this machine)."
     )
 
 

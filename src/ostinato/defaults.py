@@ -1,7 +1,7 @@
-"""Defaults and bounds that several parts share."""
+"""Shared defaults and bounds."""
 
 DEFAULT_BACKBONE = "vit_mini_patch8_32.glyphs"
-"""The small ViT in the package, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
+"""Bundled small ViT, pre-trained on rendered glyphs by ``scripts/pretrain_glyphs.py``."""
 
 LARGEST_SIDE = 4096
-"""Most pixels of the side of an input: 65,536 patches of 16, far beyond what is trained."""
+"""Largest side of an input in pixels: 65,536 patches of 16."""

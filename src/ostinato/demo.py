@@ -1,4 +1,4 @@
-"""The demonstration: forgetting and its cure on handwritten digits, without network or GPU."""
+"""Demonstration of forgetting on handwritten digits, without network or GPU."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ Look at {out}/compare.png, then try your own images:
 
 
 MARK = "demo.json"
-"""File that tells a directory of the demonstration from any other."""
+"""File that marks a directory of the demonstration."""
 
 _MADE_BY = {"made_by": "ostinato demo"}
 _PICTURE = "compare.png"
 
 
 def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
-    """Run the demonstration's methods and draw their curves.
+    """Run the methods of the demonstration and draw their curves.
 
     Args:
-        out: directory; of an earlier demonstration in it, its own runs and picture are removed and nothing else.
+        out: directory; runs and the figure of an earlier demonstration are replaced.
         reporter: shows progress.
 
     Returns:
         A summary per run.
 
     Raises:
-        InputError: if the directory holds anything and was not made by the demonstration.
+        InputError: if the directory holds anything else.
     """
     _make_room(out)
     summaries, matrices = [], {}
@@ -57,20 +57,20 @@ def run_demo(out: Path, reporter: Reporter) -> list[dict[str, Any]]:
 
 
 def _options(name: str) -> dict[str, Any]:
-    return {"method": {"name": name}, "data": {"path": "digits"}, "stream": {"step": 2}}
+    return {"method": {"name": name}, "data": {"path": "digits", "limit_per_class": 60}, "stream": {"step": 2}}
 
 
 def _make_room(out: Path) -> None:
-    """Remove an earlier demonstration's runs and mark the directory.
+    """Remove the runs of an earlier demonstration and mark the directory.
 
     Raises:
-        InputError: if it is not the demonstration's, or one of the runs in it is not.
+        InputError: if the directory or a run in it was not made by the demonstration.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _is_marked(out / MARK):
-        raise InputError(f"{out} exists and was not made by the demo; choose another with --out.")
+        raise InputError(f"{out} exists and was not made by the demo. Choose another directory with --out.")
     runs = [out / name for name in METHODS if (out / name).exists() or (out / name).is_symlink()]
     if others := [run for run in runs if not _is_ours(run)]:
-        raise InputError(f"{others[0]} is no run of the demo; move it away, or choose another directory with --out.")
+        raise InputError(f"{others[0]} is no run of the demo. Move it away, or choose another directory with --out.")
     for run in runs:
         shutil.rmtree(run)
     (out / _PICTURE).unlink(missing_ok=True)
@@ -86,12 +86,12 @@ def _is_marked(mark: Path) -> bool:
 
 
 def _is_ours(run: Path) -> bool:
-    """Whether a directory holds a run with the demonstration's options, or nothing at all."""
+    """Tell whether a directory holds a run with the options of the demonstration, or nothing."""
     if run.is_symlink() or not run.is_dir():
         return False
     try:
         if not RunDir(run).config.exists():
-            RunDir(run).check_free()  # what a killed creation left
+            RunDir(run).check_free()  # only files of a killed creation
             return True
         return RunDir(run).read_config() == build_config(_options(run.name))
     except OstinatoError:

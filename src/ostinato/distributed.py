@@ -1,4 +1,4 @@
-"""The processes that work on one run: ``torchrun`` or ``accelerate launch`` starts them, on one or many machines."""
+"""Process group of a run, started by ``torchrun`` or ``accelerate launch`` on one or several machines."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One of ``size`` processes that share the work; alone, nothing is exchanged.
+    """Processes that share a run; with one process, nothing is exchanged.
 
     All processes hold the same method and take the same steps in the same order. Each computes its share of a batch;
-    what is learned, counted and decided is combined.
+    gradients, statistics, counts and decisions are combined.
 
     Attributes:
-        rank: number of this process.
-        size: of all of them.
+        rank: index of this process.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -34,11 +34,11 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes logs, checkpoints and plots."""
+        """Tell whether this process writes logs, checkpoints and plots."""
         return self.rank == 0
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
-        """This process's consecutive part of items; the parts differ by at most one item, and may be empty."""
+        """Take this process's part of items; parts are consecutive, differ by at most one item, and may be empty."""
         return list(items[self.rank * len(items) // self.size : (self.rank + 1) * len(items) // self.size])
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
@@ -55,7 +55,7 @@ class ProcessGroup:
                 t.detach().copy_(part.view_as(t))
 
     def all_reduce_gradients(self, params: Sequence[torch.nn.Parameter]) -> None:
-        """Sum the gradients; a parameter that no process has a gradient for keeps none."""
+        """Sum gradients; a parameter without a gradient in every process keeps none."""
         if self.size == 1 or not params:
             return
         present = torch.tensor([p.grad is not None for p in params], dtype=torch.int32, device=params[0].device)
@@ -66,7 +66,7 @@ class ProcessGroup:
         self.all_reduce([p.grad for p in params if p.grad is not None])
 
     def all_gather(self, local: Tensor) -> Tensor:
-        """Rows (n_r, ...) of all processes one after another, by rank; sizes may differ."""
+        """Concatenate rows (n_r, ...) of all processes by rank; sizes may differ."""
         if self.size == 1:
             return local
         sizes = torch.zeros(self.size, dtype=torch.int64, device=local.device)
@@ -80,15 +80,15 @@ class ProcessGroup:
         return torch.cat([part[:n] for part, n in zip(parts, sizes.tolist(), strict=True)])
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says yes."""
+        """Tell whether the flag is set in any process."""
         if self.size == 1:
             return flag
-        said = torch.tensor([int(flag)], device=device)
-        self.all_reduce([said])
-        return bool(said.item())
+        flags = torch.tensor([int(flag)], device=device)
+        self.all_reduce([flags])
+        return bool(flags.item())
 
     def broadcast_object(self, value: Item) -> Item:
-        """What the main process has; any object that can be pickled."""
+        """Return the value of the main process, which must support pickling."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -106,26 +106,26 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def world_size() -> int:
-    """How many processes a launcher started together; 1 without one."""
+    """Number of processes of the launcher; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[ProcessGroup]:
-    """Join the processes that a launcher started together, for the length of the block; alone without a launcher.
+    """Join the processes of a launcher within the block; without a launcher, yield a single process.
 
     Args:
-        device: "auto" or "cuda" gives every process of a machine its own GPU where there are any.
+        device: "auto" or "cuda" gives every process of a machine its own GPU, if there are GPUs.
 
     Raises:
-        InputError: if the device is a numbered one, which two processes would share.
+        InputError: if the device has a number, since the processes would share it.
     """
     size = world_size()
     if size == 1:
         yield SINGLE_PROCESS
         return
     if device.startswith("cuda:"):
-        raise InputError(f"device: {device} would be shared by {size} processes; use auto, cuda or cpu.")
+        raise InputError(f"device={device} would be shared by {size} processes. Use auto, cuda or cpu.")
     cuda = device in ("auto", "cuda") and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

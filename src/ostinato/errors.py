@@ -1,26 +1,24 @@
-"""Errors that a user can act on; each kind carries the exit code of the command line."""
+"""Errors for users, with exit codes of the command line."""
 
 
 class OstinatoError(Exception):
-    """Base of every error raised on purpose: what must hold, where, what was given, what to do."""
+    """Base of expected errors; messages name the requirement, the place, the value and the remedy."""
 
     exit_code = 2
 
 
 class InputError(OstinatoError, ValueError):
-    """A wrong option, name or combination of options."""
-
-    exit_code = 2
+    """Wrong option, name or combination of options."""
 
 
 class DataError(OstinatoError):
-    """Data that cannot be used as it is; the message names the file or sample."""
+    """Unusable data; the message names the file or sample."""
 
     exit_code = 3
 
 
 class Interrupted(OstinatoError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+    """Stop of a run by Ctrl-C or SIGTERM, with its state saved."""
 
     exit_code = 130
 
@@ -29,18 +27,18 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memor
 
 
 def explained(error: BaseException) -> OstinatoError | None:
-    """What of a machine's own errors a user can act on: no memory, no space, no permission, no such file.
+    """Translate errors of the machine, such as no memory, space, permission or file, into errors for users.
 
     Args:
-        error: of Python, torch or safetensors.
+        error: error of Python, torch or safetensors.
 
     Returns:
-        An error that says so in a line, which one of ours is already; None for anything else, which is a defect.
+        An error with a message of one line; None for a defect.
     """
     if isinstance(error, OstinatoError):
         return error
     kind, text = type(error).__name__, str(error)
-    # torch's own errors by name and words, since this module must not import it; most have no kind of their own.
+    # Errors of torch by name and text, since importing torch here would slow every command.
     full = isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or full:
         return DataError(
@@ -56,15 +54,7 @@ def explained(error: BaseException) -> OstinatoError | None:
 
 
 def did_you_mean(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """A hint with the closest known names, or the list of all when nothing is close.
-
-    Args:
-        name: what was given.
-        known: the valid names.
-
-    Returns:
-        A sentence to append to an error message.
-    """
+    """Suggest the closest known names, or list all if none is close, as a sentence for an error message."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=3, cutoff=0.5)

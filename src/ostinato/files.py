@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, told apart by their hash, and read within bounds."""
+"""Files: atomic writes, hashes and bounded reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostinato.errors import DataError
 from ostinato.paths import open_file
 
 MAX_JSON = 2**28
-"""Bytes of the largest JSON file that is read."""
+"""Largest JSON file to read, in bytes."""
 
 _DRAFT = ".part"
 _SEAL = "sha256"
@@ -23,12 +23,10 @@ _SMALL = 2**20
 
 
 def write_bytes(path: Path, data: bytes) -> str:
-    """Write a file whole or not at all, and to the disk.
-
-    A draft beside it takes its name by one rename. A link in the draft's or the file's place is replaced, not followed.
+    """Write a file atomically: write a draft, sync it to disk, and rename it. Links are replaced, not followed.
 
     Returns:
-        SHA-256 of the data, in hexadecimal; computed while the disk writes.
+        SHA-256 of the data in hexadecimal.
     """
     draft = path.with_name(path.name + _DRAFT)
     draft.unlink(missing_ok=True)
@@ -39,14 +37,10 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_new(path: Path, *parts: bytes | memoryview) -> str:
-    """Write a file that must not exist yet to the disk; a kill may leave a part of it.
-
-    Args:
-        path: of the file.
-        parts: its content, one after another.
+    """Write parts into a new file and sync it to disk; a kill may leave an incomplete file.
 
     Returns:
-        SHA-256 of all parts, in hexadecimal.
+        SHA-256 of all parts in hexadecimal, computed during the write.
     """
     digest = hashlib.sha256()
 
@@ -63,7 +57,7 @@ def write_new(path: Path, *parts: bytes | memoryview) -> str:
     if sum(len(part) for part in parts) < _SMALL:
         put()
         add()
-    else:  # both let other threads run
+    else:  # both release the interpreter lock
         with ThreadPoolExecutor(1) as pool:
             written = pool.submit(put)
             add()
@@ -72,29 +66,33 @@ def write_new(path: Path, *parts: bytes | memoryview) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 as :func:`write_bytes` does."""
+    """Write a text in UTF-8 atomically."""
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON as :func:`write_bytes` does.
+    """Write JSON atomically.
 
     Raises:
-        ValueError: if it holds NaN or an infinity, which JSON has no words for.
+        ValueError: if it holds NaN or infinity.
     """
     write_text(path, _canonical(value))
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON that :func:`read_sealed` finds changed if a bit of it changes; the hash stands in it as ``sha256``."""
+    """Write JSON with its hash as ``sha256``, which :func:`read_sealed` verifies."""
     write_text(path, sealed(value))
 
 
 def sealed(value: dict[str, Any]) -> str:
-    """JSON text with its own hash in it."""
-    value = {key: one for key, one in value.items() if key != _SEAL}
+    """Format JSON with its hash as ``sha256``."""
+    value = _unsealed(value)
     digest = hashlib.sha256(_canonical(value).encode()).hexdigest()
     return _canonical({_SEAL: digest} | value)
+
+
+def _unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: content for key, content in value.items() if key != _SEAL}
 
 
 def _canonical(value: dict[str, Any]) -> str:
@@ -102,36 +100,36 @@ def _canonical(value: dict[str, Any]) -> str:
 
 
 def read_sealed(path: Path, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-    """Read what :func:`write_sealed` wrote, without the hash.
+    """Read and verify a file of :func:`write_sealed`; return its content without the hash.
 
     Args:
-        path: of the file.
-        check: sees the content before its hash is looked at, and may refuse it: another version has no such hash.
+        path: path of the file.
+        check: is called before the verification and may raise an error, for versions without a hash.
 
     Raises:
-        DataError: if the file is missing, no JSON, or changed since it was written.
+        DataError: if the file is missing, no JSON, or changed.
     """
     data = read_regular(path, MAX_JSON)
     value = _json(path, data)
     if check is not None:
         check(value)
-    # Every byte counts: the text must be the one that its content is written as, and the hash that of the content.
+    # Compare the whole text, so that changes of the formatting are found, too.
     try:
         whole = data == sealed(value).encode()
     except (ValueError, RecursionError):
         whole = False
     if not whole:
         raise DataError(
-            f"{path} is damaged or was edited: it does not have the SHA-256 that it holds. Restore it from a copy."
+            f"{path} is damaged or was edited: its SHA-256 differs from the recorded one. Restore it from a copy."
         )
-    return {key: one for key, one in value.items() if key != _SEAL}
+    return _unsealed(value)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DataError: if the file is missing, damaged or holds something else.
+        DataError: if the file is missing, damaged or no JSON object.
     """
     return _json(path, read_regular(path, MAX_JSON))
 
@@ -147,30 +145,26 @@ def _json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Read a regular file, never a pipe or a device.
-
-    Args:
-        path: of the file, or of a link to it.
-        most: bytes.
+    """Read a regular file, or a link to one, of at most ``most`` bytes.
 
     Raises:
-        DataError: if it is missing, of another kind, larger, or cannot be read.
+        DataError: if it is missing, larger, no regular file, or cannot be read.
     """
     try:
         with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise DataError(f"{path} has {size} bytes; at most {most} are read.")
+                raise DataError(f"{path} must have at most {most} bytes, got {size}.")
             return file.read(most)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def read_stored(folder: Path, name: str, size: int, sha256: str) -> bytes:
-    """The bytes of a file, if they are the ones that were stored.
+    """Read a file and verify its size and hash.
 
     Raises:
-        DataError: if the file is missing, or has other bytes.
+        DataError: if the file is missing or changed.
     """
     data = read_regular(folder / name, size)
     found = hashlib.sha256(data).hexdigest()
@@ -183,13 +177,13 @@ def read_stored(folder: Path, name: str, size: int, sha256: str) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk."""
+    """Sync a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -198,7 +192,7 @@ def sync(path: Path) -> None:
 
 
 def fresh_folder(path: Path) -> Path:
-    """An empty folder in the place of whatever has the name."""
+    """Make an empty folder, replacing any file or folder of the same name."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)

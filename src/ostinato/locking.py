@@ -1,4 +1,4 @@
-"""One process at a time changes a run."""
+"""Locks of folders: one process at a time changes a run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder; the lock goes with the process, however that ends.
-
-    Args:
-        folder: exists.
+    """Lock an existing folder; the lock ends with the process.
 
     Raises:
-        InputError: if another process holds it, naming that.
+        InputError: if another process holds it, naming the process.
+        DataError: if the folder cannot be locked.
     """
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
@@ -34,17 +32,14 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise InputError(f"{folder} is in use by {_holder(folder)}. Wait until it ends, or stop it.") from None
     except OSError as error:
-        raise DataError(f"{folder}: no lock can be made in it ({error.strerror}).") from None
+        raise DataError(f"{folder} cannot be locked ({error.strerror}).") from None
     try:
-        write_json(folder / HOLDER, {"host": platform.node(), "process": os.getpid(), "since": _now()})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder / HOLDER, {"host": platform.node(), "process": os.getpid(), "since": now})
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _holder(folder: Path) -> str:

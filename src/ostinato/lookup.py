@@ -1,4 +1,4 @@
-"""Find methods by registered name, or in a file of the user's own, which is run."""
+"""Lookup of methods by registered name or in a file, which is executed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,13 @@ from ostinato.quoting import quoted
 
 
 def methods() -> dict[str, type[Method]]:
-    """All methods by name: every module of ``ostinato.methods`` and every installed entry point.
-
-    Packages outside register through the entry-point group ``ostinato.methods``.
-    """
+    """Load all methods by name, from the modules of ``ostinato.methods`` and the entry points of that group."""
     for module in pkgutil.iter_modules(ostinato.methods.__path__):
         importlib.import_module(f"ostinato.methods.{module.name}")
     for point in entry_points(group="ostinato.methods"):
         try:
             point.load()
-        except Exception as error:  # of a package that is not ours: its fault must not stop every command
+        except Exception as error:  # a defect of another package must not stop every command
             warnings.warn(f"The method {point.name!r} of {point.value} cannot be loaded: {error}", stacklevel=2)
     return registry.registered()
 
@@ -42,46 +39,39 @@ def get_method(method: str | type[Method]) -> type[Method]:
     """Find the class of a method.
 
     Args:
-        method: a registered name, or the Python file that registers a method, ``my_method.py``; of several in it,
-            ``my_method.py:name``. The file is run each time, and finds modules that lie beside it. A class stands for
-            itself; one that is not registered gets its own name as ``name``.
+        method: registered name, Python file ``my_method.py``, a method of it ``my_method.py:name``, or a class. A file
+            is executed each time and can import modules beside it. An unregistered class gets its name as ``name``.
 
     Raises:
-        InputError: unknown name, with the closest known ones; no such file, or no such method in it; an object that
-            is no subclass of ``Method``.
+        InputError: if the name, the file or its method is unknown, or an object is no subclass of ``Method``.
     """
     if not isinstance(method, str):
-        return _checked_class(method)
-    file, name_there = split_file(method)
+        if not (isinstance(method, type) and issubclass(method, Method)):
+            raise InputError(f"method must be a name, a file or a subclass of ostinato.Method, got {quoted(method)}.")
+        if "name" not in vars(method):  # messages would show the name of a base class
+            method.name = method.__name__
+        return method
+    file, name_in_file = split_file(method)
     if file is not None:
-        return method_of_file(file, name_there)
+        return method_of_file(file, name_in_file)
     known = methods()
     if method not in known:
         raise InputError(
-            f"method: there is no {method!r}. {did_you_mean(method, list(known))} One of your own is given by its "
-            "file, my_method.py, or known by name if an installed package has it as an entry point of the group "
-            "'ostinato.methods'."
+            f"method: there is no {method!r}. {did_you_mean(method, list(known))} Give another method by its file, "
+            "my_method.py, or install a package with an entry point of the group 'ostinato.methods'."
         )
     return known[method]
 
 
-def _checked_class(given: object) -> type[Method]:
-    if not (isinstance(given, type) and issubclass(given, Method)):
-        raise InputError(f"method must be a name, a file or a subclass of ostinato.Method, got {quoted(given)}.")
-    if "name" not in vars(given):  # else messages would show a base class's name
-        given.name = given.__name__
-    return given
-
-
 @dataclass(frozen=True)
 class Description:
-    """A method for a reader.
+    """Description of a method.
 
     Attributes:
-        text: of its module, of each class whose options belong to it, and of the parts that an option chooses.
-        options: defaults by name; of a chosen part, its name and options.
-        parts: the options that choose a part, each with the options of every part by its name.
-        recipe: of its training.
+        text: docstrings of its module, of the classes with its options, and of the parts that an option chooses.
+        options: defaults by name; for a chosen part, its name and options.
+        parts: for each option that chooses a part, the options of every part by name.
+        recipe: training recipe.
     """
 
     text: str
@@ -91,11 +81,7 @@ class Description:
 
 
 def describe(name: str) -> Description:
-    """Describe a method with its options and recipe.
-
-    Args:
-        name: what :func:`get_method` takes.
-    """
+    """Describe a method, given as for :func:`get_method`."""
     cls = get_method(name)
     parts = registry.parts_of(cls)
     texts = [
@@ -103,18 +89,18 @@ def describe(name: str) -> Description:
         *(inspect.getdoc(source) or "" for source in registry.sources_of_options(cls)),
         *(f"method.{key}={part.name}: {inspect.getdoc(type(part))}" for key, each in parts.items() for part in each),
     ]
-    own = {key: {part.name: part.own() for part in each} for key, each in parts.items()}
-    return Description("\n\n".join(texts), registry.defaults_of(cls), own, asdict(cls.recipe))
+    options = {key: {part.name: part.own() for part in each} for key, each in parts.items()}
+    return Description("\n\n".join(texts), registry.defaults_of(cls), options, asdict(cls.recipe))
 
 
 @dataclass(frozen=True)
 class MethodFile:
-    """What a method was made of.
+    """Source file of a method.
 
     Attributes:
-        path: absolute.
-        name: that the method registers itself by.
-        text: as it was run.
+        path: absolute path.
+        name: registered name of the method.
+        text: executed content.
     """
 
     path: Path
@@ -123,12 +109,12 @@ class MethodFile:
 
     @property
     def reference(self) -> str:
-        """What :func:`get_method` finds the method by from any directory."""
+        """Argument of :func:`get_method` for this method, from any directory."""
         return reference(self.path, self.name)
 
     @property
     def sha256(self) -> str:
-        """Hash of the text."""
+        """SHA-256 of the text."""
         return sha256(self.text).hexdigest()
 
 
@@ -136,68 +122,68 @@ _FILES: dict[type[Method], MethodFile] = {}
 
 
 def reference(path: Path | str, name: str | None) -> str:
-    """What :func:`split_file` reads: ``file.py:name``, or the file alone."""
+    """Join a file and a name for :func:`split_file`: ``file.py:name``, or the file alone."""
     return f"{path}:{name}" if name else str(path)
 
 
 def split_file(name: str) -> tuple[Path | None, str | None]:
-    """The file of ``file.py`` or ``file.py:name``, absolute, and the name; None for what is not there."""
+    """Split ``file.py:name`` into the absolute path and the name; either is None if absent."""
     match = re.fullmatch(r"(.+\.py)(?::(.*))?", name)
     return (user_path(match[1], "method").resolve(), match[2] or None) if match else (None, None)
 
 
 def file_of(method: type[Method]) -> MethodFile | None:
-    """The file that a method was given by; None of one that was known by name."""
+    """Source file of a method; None for a method that was found by name."""
     return _FILES.get(method)
 
 
 def executed_anew(method: type[Method]) -> type[Method]:
-    """The class of a second execution of its file; the same class where it was known by name."""
+    """Execute the file of a method again and return the new class; the same class if it was found by name."""
     file = file_of(method)
     return _run(file.path, file.text)[file.name] if file else method
 
 
 def method_of_file(path: Path, name: str | None) -> type[Method]:
-    """Run a file and take the method that it registers.
+    """Execute a file and return the method that it registers.
 
-    What it registers is known by the file alone, so that two versions of a file may use one name. Modules beside it are
-    found as those of a script are.
+    The registration does not last, so that two versions of a file may use one name. The file can import modules beside
+    it, as a script can.
 
     Args:
-        path: of the file, absolute.
-        name: of the method, where the file registers several.
+        path: absolute path of the file.
+        name: name of the method, if the file registers several.
 
     Raises:
-        InputError: no such file, none or several methods in it, or none of that name.
+        InputError: if there is no such file, or it does not register exactly one method, or none of that name.
     """
     if not path.is_file():
         raise InputError(f"method: there is no file {path}.")
     found = _run(path, path.read_bytes())
     if not found:
-        raise InputError(f"method: {path} registers none; write @ostinato.register('name') above its class.")
+        raise InputError(f"method: {path} registers none. Write @ostinato.register('name') above its class.")
     if name is None and len(found) > 1:
-        raise InputError(f"method: {path} registers {', '.join(found)}; say which: {path.name}:{next(iter(found))}")
+        raise InputError(f"method: {path} registers {', '.join(found)}. Choose one: {path.name}:{next(iter(found))}")
     if name is not None and name not in found:
-        raise InputError(f"method: {path} registers no {name!r}; it has {', '.join(found)}.")
+        raise InputError(f"method: {path} registers no {name!r}. It has {', '.join(found)}.")
     return found[name or next(iter(found))]
 
 
 def _run(path: Path, text: bytes) -> dict[str, type[Method]]:
-    """The methods by name that a file registers; those of modules that it imports only where it has none itself."""
+    """Execute a file; return the methods that it registers by name, or else those of modules that it imports."""
     module = ModuleType(f"{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}", None)
     module.__file__ = str(path)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    sys.modules[module.__name__] = module  # dataclasses look there
+    sys.modules[module.__name__] = module  # required by dataclasses
     known = methods()
-    # The file may have been imported, too.
+    # Exclude methods of the file itself, which may have been imported, too.
     others = {
         n: cls for n, cls in known.items() if getattr(sys.modules.get(cls.__module__), "__file__", None) != str(path)
     }
     registry.restore(others)
     try:
-        # Not by the import system, which would run what it compiled of an earlier text of the same second and size.
-        exec(compile(text, path, "exec"), module.__dict__)  # nosec B102  # a path that the user typed
+        # The import system could run a stale compiled file of the same time and size.
+        exec(compile(text, path, "exec"), module.__dict__)  # nosec B102  # a path from the user
         new = {name: cls for name, cls in registry.registered().items() if others.get(name) is not cls}
     finally:
         registry.restore(known)

@@ -1,4 +1,4 @@
-"""Paths as users give them: on a command line, in a configuration, in Python."""
+"""Paths from users: on the command line, in a configuration, in Python."""
 
 import errno
 import io
@@ -10,71 +10,69 @@ from ostinato.errors import DataError, InputError
 
 
 def user_path(text: str, where: str) -> Path:
-    """Take a text for the name of a file or folder, which need not exist.
+    """Convert a text to a path, which need not exist.
 
     Args:
-        text: may start with ``~`` or ``~user``; bytes that are not UTF-8 may come as Python decodes them in arguments.
-        where: the option or argument that it was given for, for messages.
+        text: path; may start with ``~`` or ``~user``, and hold undecodable bytes as surrogates.
+        where: option or argument, for messages.
 
     Returns:
-        The path, with the home folder in place of ``~``.
+        The path with the home folder in place of ``~``.
 
     Raises:
         InputError: if no file can have that name, or there is no such user.
     """
     if "\0" in text:
-        raise InputError(f"{where} must be a path, which holds no NUL character, not {_short(text)}.")
+        raise InputError(f"{where} must be a path without NUL characters, got {_short(text)}.")
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{where} must be a path, but character {error.start} of {_short(text)} can be in no file's name."
+            f"{where} must be a path, but no file name can hold character {error.start} of {_short(text)}."
         ) from None
-    path = Path(os.path.expanduser(text))  # that of pathlib takes ./~ for ~
+    path = Path(os.path.expanduser(text))  # pathlib would also expand ./~
     if str(path).startswith("~") and text.startswith("~"):
         raise InputError(
-            f"{where} must be a path, but the home folder in {_short(text)} is not known. Write the folder in full, or "
-            "./~ for a name that starts with ~."
+            f"{where} must be a path, but the home folder in {_short(text)} is unknown. Write the full path, or ./~ "
+            "for a name that starts with ~."
         )
     try:
         os.lstat(path)
-    except OSError as error:  # whether it is there is for the caller to see
+    except OSError as error:  # callers check whether it exists
         if error.errno == errno.ENAMETOOLONG:
-            raise InputError(f"{where} must be a path, but {_short(text)} is too long for one.") from None
+            raise InputError(f"{where} must be a path, but {_short(text)} is too long.") from None
     return path
 
 
 def _short(text: str) -> str:
-    """The text for a message, without characters that a terminal would obey."""
+    """Quote a text for a message, cut to 200 characters."""
     return repr(text) if len(text) <= 200 else f"{text[:200]!r}... ({len(text)} characters)"
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder.
+    """Tell whether a file or folder exists.
 
     Raises:
-        DataError: if it cannot be looked at.
+        DataError: if it cannot be accessed.
     """
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"{path} cannot be looked at ({error.strerror}).") from error
+        raise DataError(f"{path} cannot be accessed ({error.strerror}).") from error
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open a regular file for reading bytes.
-
-    A pipe would keep the reader waiting, and a device may do anything when it is opened.
+    """Open a regular file for reading bytes; opening a pipe could wait forever, a device could do anything.
 
     Raises:
-        OSError: if it cannot be read, or is something else than a file.
+        OSError: if it cannot be read, or is no regular file.
     """
     try:
         mode = os.stat(path).st_mode
     except ValueError:
         raise OSError(errno.EINVAL, "no file can have this name", str(path)) from None
     _check_regular(mode, path)
-    # Should it have changed since, opening it does not wait for another process to write.
+    # Without O_NONBLOCK, a pipe that replaced the file meanwhile would wait for a writer.
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _check_regular(os.fstat(number).st_mode, path)

@@ -1,4 +1,4 @@
-"""What ``predict`` is given, one input at a time."""
+"""Inputs of ``predict`` from files and texts, one at a time."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ostinato.streams.tables import TEXT_NAMES
 from ostinato.streams.texts import unfit
 
 Given = tuple[str, str | DataError]
-"""What to call a text, and the text, or why there is none."""
+"""Name of a text, and the text or its error."""
 
 _ROWS = 1_000
-"""Rows of a table that are taken out of it at a time."""
+"""Rows per batch when a table is read."""
 
 
 def image_files(paths: list[Path]) -> Iterator[Path]:
-    """The files themselves, and the images in the folders.
+    """Yield image files, and the images in folders.
 
     Raises:
-        DataError: if a folder holds no image.
+        DataError: if a folder has no images.
     """
     from ostinato.streams.folder import EXTENSIONS
 
@@ -32,7 +32,7 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
         if _is_folder(path):
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
             if not found:
-                raise DataError(f"{path}: there is no image in this folder.")
+                raise DataError(f"{path}: the folder must have images, got none.")
             yield from found
         else:
             yield path
@@ -41,21 +41,21 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # whoever reads it says what is wrong
+    except OSError:  # reading it will explain the error
         return False
 
 
 def texts_of(texts: list[str], files: list[Path], column: str | None, learned: str | None = None) -> Iterator[Given]:
-    """The texts themselves, then those of the files.
+    """Yield texts, then those of files.
 
     Args:
-        texts: given as such.
-        files: a table by its ending (csv, tsv, jsonl, parquet); any other holds a text a line, in UTF-8.
-        column: of the texts in the tables; None finds it by its name.
-        learned: what it was called where texts were learned; taken where there is such a column and none was given.
+        texts: texts.
+        files: tables (csv, tsv, jsonl, parquet), or UTF-8 files with a text a line.
+        column: text column of the tables; None finds it by its name.
+        learned: name of the text column in training, tried first if ``column`` is None.
 
     Yields:
-        Name and text; where it is empty or not UTF-8, the error in its place.
+        Name and text, or name and error if the text is empty or not UTF-8.
 
     Raises:
         DataError: if a file cannot be read.
@@ -89,7 +89,7 @@ def _text(name: str, line: bytes, first: bool) -> str | DataError:
 
 
 def _too_long(name: str, lines: io.BufferedReader) -> DataError:
-    """Go on to the next line."""
+    """Skip the rest of a line, and make its error."""
     while (rest := lines.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
         pass
     return DataError(f"{name}: the line must have at most {MAX_ROW_BYTES // 2**20} MB.")
@@ -102,13 +102,13 @@ def _rows(file: Path, column: str | None, learned: str | None) -> Iterator[Given
     names = table.column_names
     found = column or next((name for name in (learned, *TEXT_NAMES) if name in names), None)
     if found is None:
-        raise InputError(f"{file} has no column {', '.join(TEXT_NAMES)}, only {', '.join(names)}: say --column NAME.")
+        raise InputError(f"{file} has no column {', '.join(TEXT_NAMES)}, only {', '.join(names)}. Give --column NAME.")
     if found not in names:
         raise InputError(f"--column {found!r} is no column of {file}. {did_you_mean(found, names)}")
     if names.count(found) > 1:
-        raise DataError(f"{file} must have each column once, but {found!r} stands there {names.count(found)} times.")
+        raise DataError(f"{file} must have each column once, but has {found!r} {names.count(found)} times.")
     if pa.types.is_nested(kind := table.schema.field(found).type):
-        raise InputError(f"{file} must have texts in the column {found!r}, but it holds {kind}.")
+        raise InputError(f"{file} must have texts in the column {found!r}, got {kind}.")
     rows = (row for batch in table.select([found]).to_batches(_ROWS) for row in batch.column(0).to_pylist())
     for i, value in enumerate(rows):
         yield f"{file} row {i}", "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Text for a terminal: nothing in it is obeyed, and a reader that went away is noticed."""
+"""Terminal output with escaped control characters, and an error if the output is closed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import typer
 
 from ostinato.errors import OstinatoError
 
-_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Categories of characters that terminals obey, hide or cannot show; letters joined by a Cf character stay readable."""
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that terminals interpret, hide or cannot show."""
 
 
 class OutputClosedError(OstinatoError):
-    """Whoever read the output went away; the exit code is that of a process that SIGPIPE ended."""
+    """Closed output; the exit code is that of SIGPIPE."""
 
     exit_code = 141
 
 
 def printable(text: str) -> str:
-    r"""A text with control characters, and bytes that are not UTF-8, written out: ``\x1b`` for ESC."""
+    r"""Escape control characters and undecodable bytes of a text: ``\x1b`` for ESC."""
     if text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _OBEYED else _written(c) for c in text)
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _ESCAPED else _escaped(c) for c in text)
 
 
-def _written(character: str) -> str:
+def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8, as Python decodes names of files
+    if 0xDC80 <= code <= 0xDCFF:  # surrogate of an undecodable byte in a file name
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
@@ -40,7 +40,7 @@ def say(text: str, *, err: bool = False) -> None:
     """Print a line.
 
     Raises:
-        OutputClosedError: if nobody reads it any more.
+        OutputClosedError: if the output is closed.
     """
     try:
         typer.echo(printable(text), err=err)
@@ -49,20 +49,16 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def say_json(value: Any, *, indent: int | None = None) -> None:
-    """Print a value as JSON, without NaN, which is none; what JSON has no words for is printed as text.
+    """Print a value as JSON; values of other types are printed as text, NaN is an error.
 
     Raises:
-        OutputClosedError: if nobody reads it any more.
+        OutputClosedError: if the output is closed.
     """
     say(json.dumps(value, allow_nan=False, indent=indent, default=str))
 
 
 def closed() -> NoReturn:
-    """Stop writing to standard output.
-
-    Raises:
-        OutputClosedError: always.
-    """
-    # What is still buffered would fail again when Python ends.
+    """Redirect standard output to nowhere, and raise :class:`OutputClosedError`."""
+    # Python would try to write the rest of its buffer at exit, and fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
-    raise OutputClosedError("Stopped: whoever read the output closed it.")
+    raise OutputClosedError("Stopped, because the output was closed.")

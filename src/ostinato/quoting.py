@@ -1,4 +1,4 @@
-"""Values in messages: on one line, of bounded length, without characters that a terminal would obey."""
+"""Values in messages: on one line, of bounded length, without control characters."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import reprlib
 from typing import Any
 
 MOST = 200
-"""Characters of a value that a message shows."""
+"""Most characters of a value in a message."""
 
 _INNER = 20
 _DIGITS = 40
 
 
 def quoted(value: Any) -> str:
-    """A value as Python writes it."""
+    """Format a value as Python does, shortened."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = MOST
     short.maxlist = short.maxtuple = short.maxdict = short.maxset = short.maxfrozenset = _INNER
     short.maxlong = _DIGITS
     try:
         text = short.repr(value)
-    except ValueError:  # Python writes no integers of thousands of digits
+    except ValueError:  # Python refuses to format integers of thousands of digits
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 2 * MOST else f"{text[:MOST]}..."
 
 
 def shown(text: str) -> str:
-    """A text as it is, or as :func:`quoted` where that would be long or odd."""
+    """Return a text, by :func:`quoted` if it is long or not printable."""
     return text if text.isprintable() and len(text) <= MOST else quoted(text)
 
 
 def dotted(*parts: Any) -> str:
-    """The name of an option from its parts, odd ones quoted."""
+    """Join the parts of an option's name by dots; parts other than plain words are quoted."""
     return ".".join(part if re.fullmatch(r"[\w-]{1,60}", part := str(whole)) else quoted(part) for whole in parts)

@@ -1,4 +1,4 @@
-"""Read ahead: threads do what is asked of items while earlier results are used."""
+"""Read-ahead by threads, and batches of items."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 THREADS = 4
-"""Most threads that read; each holds one decoded image."""
+"""Most reading threads; each holds one decoded image."""
 
 
 def ahead(read: Callable[[A], B], items: Iterable[A], n: int) -> Iterator[B]:
-    """What ``read`` makes of items, in their order.
-
-    Args:
-        read: called by threads; its errors are raised here, in the order of the items.
-        items: taken one by one, ``n`` at most before their results are asked for.
-        n: at least 1.
-    """
+    """Apply ``read`` to items in threads, at most ``n`` (at least 1) ahead; yield results and raise errors in order."""
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     waiting: deque[Future[B]] = deque()
     try:
@@ -33,12 +27,12 @@ def ahead(read: Callable[[A], B], items: Iterable[A], n: int) -> Iterator[B]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where nobody asks for the rest
+    finally:  # also if the caller stops early
         pool.shutdown(cancel_futures=True)
 
 
 def batched(items: Iterable[A], n: int) -> Iterator[list[A]]:
-    """Items in lists of ``n``, the last one shorter."""
+    """Yield items in lists of ``n``, the last one shorter."""
     rest = iter(items)
-    while some := list(islice(rest, n)):
-        yield some
+    while batch := list(islice(rest, n)):
+        yield batch

@@ -1,4 +1,4 @@
-"""Small files that runs and models are described by, as validated types with versions."""
+"""Validated types of the small files of runs and models, with versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKPOINT_FORMAT = 3
 
 
 def _any_text(value: object) -> str:
-    # Not pydantic's own check, which refuses names of files that are not UTF-8.
+    # Pydantic would refuse file names that are not UTF-8.
     if not isinstance(value, str):
         raise ValueError("must be text")
     return value
@@ -35,19 +35,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """Base of all: nothing unknown, nothing converted, no NaN."""
+    """Base of records: no unknown keys, no type conversion, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 class StoredFile(Record):
-    """A file beside the one that names it.
-
-    Attributes:
-        file: its name.
-        sha256: of its bytes.
-        bytes: how many there are.
-    """
+    """Name, hash and size of a file in the same folder."""
 
     file: FileName
     sha256: Sha256
@@ -55,14 +49,14 @@ class StoredFile(Record):
 
 
 class MethodFileRecord(Record):
-    """The file that a method was learned by, where that is no registered one; it is never run from here."""
+    """Source file of an unregistered method; it is never executed from a record."""
 
     path: Text
     sha256: Sha256
 
 
 class ArchRecord(Record):
-    """Sizes of the layers, see :class:`ostinato.backbones.Arch`."""
+    """Layer sizes, see :class:`ostinato.backbones.Arch`."""
 
     dim: Size
     depth: Annotated[int, Field(ge=1, le=1000)]
@@ -86,7 +80,7 @@ class PreprocessRecord(Record):
 
 
 class SizesRecord(Record):
-    """All of an image encoder but its weights, see :class:`ostinato.backbones.VisionSizes`."""
+    """Sizes of an image encoder, see :class:`ostinato.backbones.VisionSizes`."""
 
     arch: ArchRecord
     patch: Size
@@ -95,7 +89,7 @@ class SizesRecord(Record):
 
 
 class BackboneRecord(Record):
-    """How a backbone was asked for, see :class:`ostinato.learner.BackboneSpec`."""
+    """Options of a backbone, see :class:`ostinato.learner.BackboneSpec`."""
 
     name: Text
     weights: Text | None
@@ -107,7 +101,7 @@ class BackboneRecord(Record):
 
 
 class ArtifactRecord(Record):
-    """``artifact.json``: a learned model, and the files with its tensors."""
+    """``artifact.json``: description of a learned model, and its files."""
 
     format: Literal[5]
     run_id: RunId | None
@@ -131,7 +125,7 @@ class ArtifactRecord(Record):
 
 
 class TaskRecord(Record):
-    """A task of a run: its classes, and how many samples of which contents."""
+    """A task of a run: classes, sample counts and digests by split."""
 
     index: Count
     classes: list[Text]
@@ -141,7 +135,7 @@ class TaskRecord(Record):
 
 
 class StreamRecord(Record):
-    """The data of a run."""
+    """Data of a run."""
 
     source: Text
     class_order: list[Text]
@@ -152,7 +146,7 @@ class StreamRecord(Record):
 
 
 class OriginRecord(Record):
-    """Where a backbone's weights came from."""
+    """Origin of a backbone's weights."""
 
     name: Text
     weights: Text | None
@@ -160,14 +154,14 @@ class OriginRecord(Record):
 
 
 class ContinuesRecord(Record):
-    """What a continuation went on from."""
+    """Numbers of tasks and classes before a continuation."""
 
     tasks: Count
     classes: Count
 
 
 class RunRecord(Record):
-    """``record.json``: what the options of a run came to."""
+    """``record.json``: resolved options, data and versions of a run."""
 
     format: Literal[1]
     run_id: RunId
@@ -194,7 +188,7 @@ class RunRecord(Record):
 
     @property
     def method_texts(self) -> list[str | None]:
-        """SHA-256 of the files that the run was learned by, in order; None for a registered method."""
+        """SHA-256 of the method's files during the run, in order; None for a registered method."""
         return [self.method_sha256, *self.method_changed_to]
 
 
@@ -206,7 +200,7 @@ class MatrixRecord(Record):
 
 
 class ScoreRecord(Record):
-    """One evaluation, in fractions."""
+    """Accuracies of an evaluation in fractions."""
 
     accuracy: Fraction
     task_incremental_accuracy: Fraction
@@ -215,7 +209,7 @@ class ScoreRecord(Record):
 
 
 class SeenRecord(Record):
-    """What a stage saw so far, see :class:`ostinato.training.divergence.Seen`."""
+    """State of the divergence check, see :class:`ostinato.training.divergence.Seen`."""
 
     first: float | None
     reached: bool
@@ -223,20 +217,20 @@ class SeenRecord(Record):
 
 
 class ProgressRecord(Record):
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
-        task: number of the task within this run's stream.
+        task: index of the task in the stream of the run.
         phase: "begin" before a task, "inside" during its training, "learned" before its evaluation.
         stage: stage of the training, for "inside".
-        step: steps done in the stage, for "inside".
-        seen: what they have shown, for "inside".
-        matrix: counts of right answers.
-        task_incremental: the same within the true task's classes.
-        evaluations: fractions per evaluation that are not in the matrices.
-        events: bytes of the event log at this moment.
-        trainable: parameters trained in the newest task.
-        warnings: sentences for the summary.
+        step: finished steps of the stage, for "inside".
+        seen: state of the divergence check, for "inside".
+        matrix: counts of correct answers.
+        task_incremental: the same among the classes of the true task.
+        evaluations: other accuracies per evaluation.
+        events: size of the event log in bytes.
+        trainable: number of parameters trained in the latest task.
+        warnings: warnings for the summary.
     """
 
     task: Count = 0
@@ -258,12 +252,7 @@ class ProgressRecord(Record):
 
 
 class CheckpointRecord(Record):
-    """``checkpoint.json``: a moment of a run.
-
-    Attributes:
-        learned: for each tensor, the file that holds it.
-        files: what every file must be.
-    """
+    """``checkpoint.json``: state of a run; ``learned`` has the file of each tensor."""
 
     format: Literal[3]
     run_id: RunId
@@ -273,7 +262,7 @@ class CheckpointRecord(Record):
 
 
 class SummaryRecord(BaseModel):
-    """``summary.json``: the results of a run; of later versions further keys are left as they are."""
+    """``summary.json``: results of a run; keys of later versions are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -312,10 +301,10 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def parse(kind: type[R], value: Mapping[str, Any], where: str | Path) -> R:
-    """A record from plain values.
+    """Validate plain values as a record.
 
     Raises:
-        DataError: naming the first key that is missing, unknown or wrong.
+        DataError: if a key is missing, unknown or wrong, naming the first.
     """
     try:
         return kind.model_validate(value)
@@ -326,36 +315,30 @@ def parse(kind: type[R], value: Mapping[str, Any], where: str | Path) -> R:
 
 
 def check_format(value: Mapping[str, Any], known: int, where: str | Path, way_out: str) -> None:
-    """Refuse files of other versions.
+    """Check the format version of a file.
 
     Args:
-        value: of the file.
-        known: the version that is read.
-        where: the file.
-        way_out: of an older one.
+        value: content of the file.
+        known: supported version.
+        where: path of the file.
+        way_out: advice for an older version.
 
     Raises:
-        DataError: if it is another version.
+        DataError: if the file has another version.
     """
     found = value.get("format")
     if type(found) is int and found > known:
-        raise DataError(f"{where} has format {found}; this ostinato reads {known}. Install a newer ostinato.")
+        raise DataError(f"{where} must have format {known}, got {found}. Install a newer ostinato.")
     if found != known:
         shown = found if type(found) is int else "none"
-        raise DataError(f"{where} has format {shown}, of an earlier ostinato; this one reads {known}. {way_out}")
+        raise DataError(f"{where} must have format {known}, got {shown}, of an earlier ostinato. {way_out}")
 
 
 def read_versioned(kind: type[R], path: Path, known: int, way_out: str) -> R:
-    """Read a sealed file of a known version.
-
-    Args:
-        kind: of record.
-        path: of the file.
-        known: the version that is read.
-        way_out: of an older one.
+    """Read a sealed file as a record; for ``known`` and ``way_out`` see :func:`check_format`.
 
     Raises:
-        DataError: if it is missing, damaged, of another version, or no such record.
+        DataError: if the file is missing, damaged, of another version, or no such record.
     """
     return parse(kind, read_sealed(path, lambda value: check_format(value, known, path, way_out)), path)
 
@@ -366,7 +349,7 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         DataError: if it is missing, damaged, or of another version.
     """
-    way_out = "Start the run anew; its summary and tables can still be read."
+    way_out = "Start a new run; the old summary and tables can still be read."
     return read_versioned(RunRecord, path, RECORD_FORMAT, way_out)
 
 

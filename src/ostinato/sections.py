@@ -1,4 +1,4 @@
-"""Sections of the configuration: what they have in common, and those that streams take as their options."""
+"""Base of the configuration's sections, and the sections of streams."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 Command = Literal["resume", "learn"]
-"""Commands that go on from a run."""
+"""Commands that continue a run."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Commands in which an option may have another value than the run was started with."""
+    """Commands that may change an option of a run."""
 
     resume: bool
     learn: bool
 
     def within(self, command: Command) -> bool:
-        """Whether a command may change the option."""
+        """Tell whether a command may change the option."""
         return self.resume if command == "resume" else self.learn
 
 
 MOVES = Changes(resume=True, learn=True)
-"""Says where things are, what the machine has or how a defect is met: no result depends on it."""
+"""Option without effect on results: a path, a property of the machine, a reaction to defects."""
 
 RELEARNS = Changes(resume=False, learn=True)
-"""Says how classes are learned: further classes may be learned otherwise."""
+"""Option of training, which may differ for new classes."""
 
 STAYS = Changes(resume=False, learn=False)
-"""Belongs to what was learned."""
+"""Option of the learned model."""
 
 
 class Section(BaseModel):
-    """A section of options; each field says in its annotation which commands may change it."""
+    """Section of options; the annotation of a field names the commands that may change it."""
 
     model_config = ConfigDict(extra="forbid")
     others: ClassVar[Changes | None] = None
-    """The same of options that no field names; None where there are none."""
+    """Commands that may change options without a field; None if there are no such options."""
 
 
 class StreamSection(Section):
-    """``stream.*``: how classes are cut into tasks.
+    """``stream.*``: division of classes into tasks.
 
     Attributes:
         first: classes in the first task; None for as many as ``step``.
-        step: classes in each further task; None for 10 where there are 50 classes or more, else a fifth of
-            them, rounded up. The last task may be smaller.
-        tasks: the class names of each task (a subset of all classes is fine), or "folders" for a task per
-            folder; None to cut the order by ``first`` and ``step``.
-        order: of the classes: "natural" is the source's, "seeded" a permutation by the seed, and "seed1993"
-            the permutation of numpy's legacy generator with seed 1993 that most published tables use.
+        step: classes in each further task; None for 10 if there are 50 classes or more, else for a fifth, rounded up.
+            The last task may be smaller.
+        tasks: class names of each task, of all classes or some, or "folders" for a task per folder; None to use
+            ``first`` and ``step``.
+        order: class order: "natural" is that of the source, "seeded" a permutation by the seed, "seed1993" the
+            permutation of numpy's legacy generator with seed 1993, as in most published tables.
     """
 
     first: Annotated[int | None, RELEARNS] = Field(None, ge=1)
@@ -69,15 +69,15 @@ class StreamSection(Section):
 
 
 class SplitSection(Section):
-    """The part of ``data.*`` that says how many samples are kept, and for what.
+    """Options of ``data.*`` for validation splits and sample limits.
 
     Attributes:
-        validation: fraction of each class's training images; at least one where a class has two, 0 for none.
-        limit_per_class: training images kept per class after the validation images were set aside.
-        test_limit_per_class: test images scored per class, the same whatever the seed; for tables on slow machines.
-        limit_per_task: training samples kept per task, each class in proportion to what it has (115,000 per data set in
-            the literature on streams of texts).
-        test_limit_per_task: the same of the test samples (7,600 there).
+        validation: fraction of each class's training samples; at least one of two or more samples, 0 for none.
+        limit_per_class: training samples per class, without validation samples.
+        test_limit_per_class: test samples per class, the same for every seed; for tables on slow machines.
+        limit_per_task: training samples per task, classes in proportion to their size (115,000 per data set in the
+            literature on streams of texts).
+        test_limit_per_task: test samples per task (7,600 there).
     """
 
     validation: Annotated[float, RELEARNS] = Field(0.1, ge=0, lt=1)

@@ -1,7 +1,7 @@
-"""Tensors as files in the safetensors format, hashed while they are written.
+"""Tensor files in the safetensors format, hashed during the write.
 
-The format's own library copies every tensor twice on the way and leaves the hash for later, so that a checkpoint would
-take half as long again. Reading is the library's.
+The safetensors library copies every tensor twice and does not hash, which would make checkpoints 50 % slower. It is
+used for reading.
 """
 
 from __future__ import annotations
@@ -24,23 +24,19 @@ _NAMES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.complex64: "C64",
 }  # fmt: skip
-"""Kinds of numbers under the format's names."""
+"""Names of dtypes in the format."""
 
 _ALIGNED = 8
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
-    """Write tensors, from wherever they are, into a file that must not exist yet.
-
-    Args:
-        path: of the file.
-        tensors: of floating-point numbers, integers or truth values.
+    """Write tensors of any device into a new file.
 
     Returns:
-        The file's name, size and SHA-256.
+        Name, size and SHA-256 of the file.
 
     Raises:
-        InputError: for a kind of numbers that the format has no name for.
+        InputError: if the format has no such dtype.
     """
     parts = _parts(tensors)
     return StoredFile(file=path.name, sha256=write_new(path, *parts), bytes=sum(len(part) for part in parts))
@@ -51,13 +47,13 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
     header: dict[str, object] = {}
     contents: list[memoryview] = []
     end = 0
-    # The widest numbers first, so that each begins at a multiple of its width.
+    # The widest dtypes come first, so that every tensor is aligned to its width.
     for name in sorted(tensors, key=lambda key: (-tensors[key].element_size(), key)):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         begin, end = end, end + flat.numel()
         if tensors[name].dtype not in _NAMES:
             raise InputError(
-                f"The learned tensor {name!r} is of {tensors[name].dtype}, which no file holds; convert it."
+                f"The learned tensor {name!r} is of {tensors[name].dtype}, which files cannot hold. Convert it."
             )
         kind, shape = _NAMES[tensors[name].dtype], list(tensors[name].shape)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
@@ -68,19 +64,19 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
 
 
 def read_tensors(folder: Path, stored: StoredFile) -> dict[str, Tensor]:
-    """Read tensors, if the file is the one that was stored.
+    """Read and verify a file of tensors.
 
     Raises:
-        DataError: if it is missing, has other bytes, or holds no tensors.
+        DataError: if the file is missing, changed, or holds no tensors.
     """
     return tensors_of(read_stored(folder, stored.file, stored.bytes, stored.sha256), folder / stored.file)
 
 
 def tensors_of(data: bytes, where: Path) -> dict[str, Tensor]:
-    """The tensors in the bytes of a file.
+    """Decode the tensors in the bytes of a file.
 
     Raises:
-        DataError: if there are none.
+        DataError: if the bytes are no tensors.
     """
     try:
         return load(data)

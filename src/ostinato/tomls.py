@@ -1,4 +1,4 @@
-"""TOML from files and words that may be damaged or made to harm, in bounded time and memory."""
+"""Parsing of untrusted TOML in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ostinato.errors import InputError
 from ostinato.quoting import shown
 
 MOST_BYTES = 2**22
-"""Size of the largest file that is read: more than a list of 20,000 classes takes."""
+"""Largest file to read in bytes; a list of 20,000 classes fits."""
 
 _MOST_PARTS = 32
 _TOKEN = re.compile(
@@ -25,30 +25,30 @@ _TOKEN = re.compile(
 
 
 class NotToml(ValueError):
-    """A text that is no TOML, or more than a person would write."""
+    """Text that is no TOML, or nested too deeply."""
 
 
 def loads(text: str) -> dict[str, Any]:
-    """The values of a text in TOML.
+    """Parse a text in TOML.
 
     Raises:
-        NotToml: with the line, if it is none, or nested without end.
+        NotToml: if it is no TOML, naming the line, or nested too deeply.
     """
-    if _is_deep(text):  # tomllib takes the square of a key's parts
+    if _is_deep(text):  # tomllib takes quadratic time in the parts of a key
         raise NotToml(f"a key is nested in more than {_MOST_PARTS} parts")
     try:
         return tomllib.loads(text)
     except RecursionError:
         raise NotToml("its values are nested too deeply") from None
-    except ValueError as error:  # of TOML, or of an integer of thousands of digits
+    except ValueError as error:  # no TOML, or an integer of thousands of digits
         raise NotToml(shown(str(error))) from None
 
 
 def _is_deep(text: str) -> bool:
-    """Whether somewhere more parts are joined by dots than a key may have, outside texts and comments."""
+    """Tell whether a key, outside of strings and comments, has more parts than allowed."""
     if text.count(".") < _MOST_PARTS:
         return False
-    parts, open_ = 0, False  # names before the dot last seen, and whether one may follow
+    parts, open_ = 0, False  # parts before the last dot, and whether another may follow
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token.isspace() and token != "\n":
@@ -66,25 +66,25 @@ def _is_deep(text: str) -> bool:
 
 
 def read(path: Path, where: str) -> dict[str, Any]:
-    """The values of a TOML file.
+    """Read a TOML file, with or without a byte order mark.
 
     Args:
-        path: the file; a byte order mark before it does not count.
-        where: what it was given for, for messages.
+        path: path of the file.
+        where: option that names the file, for messages.
 
     Raises:
-        InputError: if it cannot be read, is too large, or is not TOML, with the line.
+        InputError: if it cannot be read, is too large, or is not TOML, naming the line.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MOST_BYTES + 1)
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not TOML: it must be in UTF-8, but {shown(str(error))}.") from None
-    except (OSError, ValueError) as error:  # ValueError: of a name with NUL
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{where}: cannot be read ({reason}).") from None
     if len(text) > MOST_BYTES:
-        raise InputError(f"{where}: is larger than {MOST_BYTES >> 20} MiB, which no list of options is.")
+        raise InputError(f"{where}: must have at most {MOST_BYTES >> 20} MiB, but is larger than that.")
     try:
         return loads(text)
     except NotToml as error:

@@ -9,15 +9,15 @@ from ostinato.quoting import dotted, quoted, shown
 
 
 def describe_validation(error: ValidationError, where: str, known: list[str]) -> str:
-    """The first problem of a pydantic error as one sentence with a way out.
+    """Describe the first problem of a pydantic error in a sentence.
 
     Args:
-        error: of pydantic.
-        where: what comes before the key; may be empty.
-        known: keys that may stand where an unknown one does.
+        error: pydantic error.
+        where: prefix of the key; may be empty.
+        known: valid keys, for a suggestion.
     """
     first = error.errors(include_url=False, include_context=False)[0]
-    loc = [part for part in first["loc"] if part != "[key]"]  # pydantic's word for a wrong key itself
+    loc = [part for part in first["loc"] if part != "[key]"]  # pydantic marks a wrong key by "[key]"
     key = dotted(*filter(None, where.split(".")), *loc) or "it"
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(shown(str(loc[-1])), known) if known else "Leave it out."

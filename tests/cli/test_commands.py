@@ -1,7 +1,7 @@
 """The command line as a person types it.
 
-Commands run in this process, which saves the seconds of importing torch; those that are killed or interrupted, and
-one ordinary run, get a process of their own.
+Commands run in this process, which saves the seconds of importing torch; those that are killed or interrupted get
+one that was forked, and one ordinary run is started as a person does it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
+from tests.cli.forking import Forked
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
 from ostinato.config import changeable
@@ -144,7 +145,7 @@ def test_eval_leaves_out_what_was_not_learned_where_that_is_asked_for(photo_run)
     wrong = ostinato("eval", "runs/photos", "data=old", "eval.unknown=x", code=2, cwd=photo_run).stderr
     assert "eval.unknown=skip" in wrong
     wrong = ostinato("run", "simplecil", "data=old", "eval.unknown=skip", "out=x", code=2, cwd=photo_run).stderr
-    assert "belong to 'learn'" in wrong
+    assert "need 'learn'" in wrong
 
 
 def test_eval_on_the_very_data_scores_what_was_held_out(photo_run):
@@ -169,7 +170,7 @@ def test_eval_knows_what_was_learned_from_wherever_it_lies(photo_run, tmp_path):
     for i in range(3):
         (moved / f"red/000{i}.jpg").unlink()
     text = ostinato("eval", model, f"data={moved}", "data.limit_per_class=3", code=2).stderr
-    assert "data.limit_per_class: is about learning" in text
+    assert "data.limit_per_class has no effect on scoring" in text
 
 
 def test_a_runs_own_configuration_repeats_it(photo_run, tmp_path):
@@ -246,7 +247,7 @@ def test_a_new_class_called_nearly_as_a_known_one_is_pointed_out(tmp_path):
     photos(tmp_path / "more", {"Red ": WHITE, "green": GREEN}, n=4)
     ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path)
     done = ostinato("learn", "r", "data=more", cwd=tmp_path)
-    assert "'Red ' is learned as another one than 'red'" in " ".join(done.stdout.split("\n"))
+    assert "'Red ' is learned as another class than 'red'" in " ".join(done.stdout.split("\n"))
 
 
 def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):
@@ -256,20 +257,20 @@ def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):
     photos(tmp_path / "more", {"green": GREEN}, n=4)
     shutil.copytree(tmp_path / "photos/red", tmp_path / "more/crimson")
     said = " ".join(ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path).stdout.split())
-    assert re.search(r"[1-4] of the 4 samples that are scored have the very content of one", said)
+    assert re.search(r"[1-4] of the 4 test samples have the same content as a training sample", said)
     said = " ".join(ostinato("learn", "r", "data=more", cwd=tmp_path).stdout.split())
-    assert re.search(r"\d+ of the \d+ training samples were learned from before", said)
+    assert re.search(r"\d+ of the \d+ training samples were learned before", said)
     assert "rendered characters" not in said, "nothing can be done about it any more"
     for command in ("report", "show"):
         said = " ".join(ostinato(command, "r", cwd=tmp_path).stdout.split())
-        assert "r was taught more since by learn-001, each a run of its own: its model now knows 4 classes." in said
+        assert "r was continued by learn-001; its model now has 4 classes." in said
 
 
 def test_classes_called_nearly_alike_in_one_table_are_pointed_out(text_run, tmp_path):
     lines = "".join(f"w{i % 7} w{i},{label}\n" for i in range(12) for label in ("Konto", "KONTO", "Karte"))
     (tmp_path / "train.csv").write_text(f"text,label\n{lines}")
     done = ostinato("run", "simplecil", f"data={tmp_path}", f"backbone={text_run / 'bert'}", "out=r", cwd=tmp_path)
-    assert re.search(r"class '(Konto|KONTO)' is learned as another one than '(Konto|KONTO)'", done.stdout)
+    assert re.search(r"class '(Konto|KONTO)' is learned as another class than '(Konto|KONTO)'", done.stdout)
 
 
 def test_resume_and_collect_say_where_to_point(tmp_path):
@@ -291,14 +292,14 @@ def test_resume_and_collect_say_where_to_point(tmp_path):
     assert "filled" in (tmp_path / "page.md").read_text()
 
 
-def test_an_interrupted_learn_is_resumed(tmp_path):
+def test_an_interrupted_learn_is_resumed(forked, tmp_path):
     photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
     photos(tmp_path / "more", {"green": GREEN, "white": WHITE}, n=12, seed=1)
     words = ("train.epochs=4", "train.batch_size=4", "checkpoint.every=1")
     for out in ("a", "b"):
         ostinato("run", "dualprompt", "data=photos", "stream.step=2", f"out={out}", *words, cwd=tmp_path)
     ostinato("learn", "a", "data=more", cwd=tmp_path)
-    victim = process("learn", "b", "data=more", cwd=tmp_path)
+    victim = forked("learn", "b", "data=more", cwd=tmp_path)
     wait_for(tmp_path / "b/learn-001/events.jsonl", 7, victim)
     victim.kill()
     victim.communicate()
@@ -356,9 +357,9 @@ def test_a_continuation_killed_while_it_takes_its_place_is_resumed(photo_run, tm
     assert not list(run.rglob("*.part")), "nothing half done is left"
 
 
-def test_resume_refuses_other_data(tmp_path):
+def test_resume_refuses_other_data(forked, tmp_path):
     photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=6)
-    victim = process("run", "dualprompt", "data=photos", "stream.step=1", "out=r", "train.epochs=50", cwd=tmp_path)
+    victim = forked("run", "dualprompt", "data=photos", "stream.step=1", "out=r", "train.epochs=50", cwd=tmp_path)
     wait_for(tmp_path / "r/events.jsonl", 3, victim)
     victim.kill()
     victim.communicate()
@@ -418,7 +419,7 @@ def test_what_the_machine_lacks_gets_one_line_and_the_way_on(photo_run, tmp_path
     text = ostinato("run", "simplecil", f"data={photo_run / 'photos'}", f"out={tmp_path / 'r'}", code=3).stderr
     assert text.startswith("error: ")
     assert says in text
-    assert "'ostinato resume RUN' goes on" in text
+    assert "'ostinato resume RUN' continues" in text
     assert text.count("\n") == 1
 
 
@@ -461,7 +462,7 @@ def test_ctrl_c_promises_to_go_on_only_where_it_can(photo_run, monkeypatch):
 def test_a_closed_pipe_ends_with_its_own_code(photo_run, words):
     command = f"{sys.executable} -m ostinato {words} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], env=ENV, cwd=photo_run, capture_output=True, text=True)
-    assert done.stderr == "Stopped: whoever read the output closed it.\n"
+    assert done.stderr == "Stopped, because the output was closed.\n"
     assert done.returncode == 141
 
 
@@ -525,7 +526,7 @@ def whole(tmp_path_factory) -> Path:
     return root / "run"
 
 
-def wait_for(path: Path, lines: int, running: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, lines: int, running: Forked) -> None:
     """Until a log has so many lines."""
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
@@ -548,8 +549,8 @@ def same_result(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", [4, 13, 22])
-def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, lines):
-    victim = process(*RUN, "out=run", cwd=tmp_path)
+def test_sigkill_anywhere_and_resume_gives_the_same_matrix(forked, whole, tmp_path, lines):
+    victim = forked(*RUN, "out=run", cwd=tmp_path)
     wait_for(tmp_path / "run/events.jsonl", lines, victim)
     victim.kill()
     victim.communicate()
@@ -565,8 +566,8 @@ def test_sigkill_anywhere_and_resume_gives_the_same_matrix(whole, tmp_path, line
     same_result(tmp_path / "run", whole)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
-    asked = process(*RUN, "out=run", cwd=tmp_path, stderr=subprocess.PIPE)
+def test_ctrl_c_saves_and_says_how_to_go_on(forked, whole, tmp_path):
+    asked = forked(*RUN, "out=run", cwd=tmp_path)
     wait_for(tmp_path / "run/events.jsonl", 10, asked)
     asked.send_signal(signal.SIGINT)
     _, message = asked.communicate(timeout=60)
@@ -613,7 +614,7 @@ def test_batch_protocols_are_asked_for_by_name_and_stamped(tmp_path):
     assert 0 <= result["task_id_accuracy"] <= 1
     assert "protocol" not in json.loads(ostinato("eval", "r", "data=photos", "--json", cwd=tmp_path).stdout)
     wrong = ostinato("eval", "r", "data=photos", "eval.shots=2", code=2, cwd=tmp_path).stderr
-    assert "belong to eval.protocol=batch" in wrong
+    assert "need eval.protocol=batch" in wrong
 
 
 def test_the_commands_for_own_texts_answer_as_the_page_says(tmp_path):
@@ -663,7 +664,7 @@ def test_predict_bad_texts(text_run):
     assert "lines.txt:4: byte 2 is not UTF-8" in done.stderr
     assert "latin.csv cannot be read as csv" in ostinato("predict", "run", "latin.csv", code=3, cwd=text_run).stderr
     (text_run / "other.csv").write_text("a,b\n1,2\n")
-    assert "say --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
+    assert "Give --column NAME" in ostinato("predict", "run", "other.csv", code=2, cwd=text_run).stderr
     assert "a: " not in ostinato("predict", "run", "other.csv", "--column", "a", cwd=text_run).stderr
     assert (
         "no column of other.csv"
@@ -738,14 +739,15 @@ def test_long_training_texts_are_reported(text_run):
     assert re.search(r"\d+ of 36 training texts have more than 8 tokens \(at most 1[01]\)", done.stdout)
 
 
-def test_text_and_images_do_not_mix(text_run, photo_run):
+def test_options_that_do_not_fit_are_refused(text_run, photo_run):
     for words, says in (
         (["run", "simplecil", "data=intents"], "hold texts, but the backbone takes images"),
         (["run", "simplecil", "data=digits", "backbone=bert"], "hold images, but the backbone takes texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.augment=photo"], "must be 'none' for texts"),
         (["run", "simplecil", "data=intents", "backbone=bert", "backbone.size=8"], "are for images"),
         (["run", "simplecil", "data=digits", "backbone.length=8"], "is for text encoders"),
-        (["predict", photo_run / "runs/photos", "--text", "w1"], "has learned images"),
+        (["run", "simplecil", "data=digits", "method.device=cpu"], "method.device: unknown key"),
+        (["predict", photo_run / "runs/photos", "--text", "w1"], "learned images"),
         (["run", "simplecil", "data=intents", "backbone=bert", "data.alike=true"], "no two sets share a name"),
     ):
         assert says in ostinato(*words, code=2, cwd=text_run).stderr, words

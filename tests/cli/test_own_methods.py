@@ -113,7 +113,7 @@ def test_a_model_is_run_by_the_file_that_is_named_and_by_no_other(file):
     assert ostinato(*words, "method=my_method.py", cwd=file.parent).stdout != want
     assert ostinato("analyse", "r", "task_confusion", "method=my_method.py", cwd=file.parent).stdout
     text = ostinato("protocols", "r", "--method", "my_method.py", code=2, cwd=file.parent).stderr
-    assert "infers no task" in text
+    assert "need a method that infers tasks" in text
 
 
 def test_a_method_repaired_in_the_middle_of_a_run_goes_on_and_says_so(file):
@@ -178,7 +178,7 @@ def test_the_table_of_the_manual_runs_and_takes_no_row_of_another_text_for_its_o
     assert sum(line.startswith("ostinato run my_method.py ") for line in lines) == 2
     ostinato(*words, cwd=file.parent)
     file.write_text(FILE.replace("lr=0.01", "lr=0.02"))
-    assert "my_method.py changed since it was run" in ostinato(*words, code=2, cwd=file.parent).stderr
+    assert "my_method.py changed since the run" in ostinato(*words, code=2, cwd=file.parent).stderr
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_the_table_of_the_manual_runs_and_takes_no_row_of_another_text_for_its_o
         (
             FILE.replace("one_prefix", "one prefix"),
             "my_method.py",
-            "a name has letters, digits, '_' and '-', got 'one prefix'",
+            "a name must have only letters, digits, '_' and '-', got 'one prefix'",
         ),
-        ("x = 1\n", "my_method.py", r"registers none; write @ostinato.register\('name'\) above its class"),
-        (FILE, "my_method.py:other", "registers no 'other'; it has one_prefix"),
+        ("x = 1\n", "my_method.py", r"registers none. Write @ostinato.register\('name'\) above its class"),
+        (FILE, "my_method.py:other", "registers no 'other'. It has one_prefix"),
         (FILE.replace("one_prefix", "l2p"), "my_method.py", "the name 'l2p' is taken by .*L2P"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_file_of_several_methods_and_of_modules_beside_it(tmp_path, monkeypatc
         "@ostinato.register('second')\nclass Second(OnePrefix):\n    '''Two.'''\n"
     )
     (tmp_path / "two.py").write_text(two)
-    with pytest.raises(InputError, match=r"registers first, second; say which: two.py:first"):
+    with pytest.raises(InputError, match=r"registers first, second. Choose one: two.py:first"):
         get_method("two.py")
     assert get_method("two.py:second").__doc__ == "Two."
     (tmp_path / "two.py").write_text(two.replace("Two.", "Changed."))
@@ -384,7 +384,7 @@ def test_what_is_broken_is_shown_with_what_must_hold(file):
     file.write_text(FILE.replace("there is none", "yes").replace("        length: positions of a prefix.\n", ""))
     shown = ostinato("check", "my_method.py", code=1, cwd=file.parent).stdout
     assert shown.count("  broken          every option has a default and is explained: method.length is missing") == 3
-    assert "  every option has a default and is explained: Options run without being given, and" in shown
+    assert "  every option has a default and is explained: Options have defaults, and stand" in shown
 
 
 def test_a_method_that_fails_is_told_by_its_own_line_and_not_checked_further(file):
@@ -400,4 +400,4 @@ def test_check_takes_options_of_the_method(file):
         "check", "my_method.py", "method.lenght=2", code=2, cwd=file.parent
     ).stderr  # fmt: skip
     text = ostinato("check", "simplecil", "train.epochs=2", code=2).stderr
-    assert "check takes options of the method alone" in text
+    assert "check takes only options of the method" in text

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.cli.command import ENV, ostinato
+from tests.cli.forking import Server
 
 from ostinato.distributed import ProcessGroup, process_group
 from ostinato.errors import InputError
@@ -23,12 +24,15 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def launched(n: int, *words: str | Path) -> subprocess.Popen[str]:
-    """A command on ``n`` processes of their own."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", str(port)]
+        return str(free.getsockname()[1])
+
+
+def launched(n: int, *words: str | Path) -> subprocess.Popen[str]:
+    """A command on ``n`` processes, as torchrun starts them."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", free_port()]
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "ostinato", *map(str, words)],
         env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -41,10 +45,20 @@ def finished(process: subprocess.Popen[str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("method", ["dualprompt", "cl_lora", "lieprompt"])
-def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
+def forked_together(forked: Server, n: int, *words: str | Path, cwd: Path) -> str:
+    """What ``n`` processes print that are forked with the variables that torchrun sets."""
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(n)}
+    parts = [forked(*words, cwd=cwd, env=env | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(n)]
+    printed = ["".join(part.communicate()) for part in parts]
+    assert [part.returncode for part in parts] == [0] * n, printed
+    return "".join(printed)
+
+
+@pytest.mark.parametrize(("method", "by_torchrun"), [("dualprompt", True), ("cl_lora", False), ("lieprompt", False)])
+def test_two_processes_give_the_matrix_of_one(method: str, by_torchrun: bool, forked: Server, tmp_path: Path):
     ostinato("run", method, *OPTIONS, f"out={tmp_path / 'one'}")
-    text = finished(launched(2, "run", method, *OPTIONS, f"out={tmp_path / 'two'}"))
+    words = ("run", method, *OPTIONS, f"out={tmp_path / 'two'}")
+    text = finished(launched(2, *words)) if by_torchrun else forked_together(forked, 2, *words, cwd=tmp_path)
     one, two = ((tmp_path / run / "accuracy_matrix.csv").read_text() for run in ("one", "two"))
     assert one == two
     events = [(tmp_path / run / "events.jsonl").read_text().splitlines() for run in ("one", "two")]
@@ -58,13 +72,13 @@ def test_two_processes_give_the_matrix_of_one(method: str, tmp_path: Path):
 
 
 def test_a_run_stops_together_and_goes_on_with_another_number(tmp_path: Path):
-    longer = {"data.limit_per_class=12": "data.limit_per_class=40", "train.epochs=1": "train.epochs=3"}
+    longer = {"data.limit_per_class=12": "data.limit_per_class=24", "train.epochs=1": "train.epochs=3"}
     words = ("run", "dualprompt", *(longer.get(word, word) for word in OPTIONS))
     ostinato(*words, f"out={tmp_path / 'whole'}")
     cut = launched(2, *words, f"out={tmp_path / 'cut'}")
     events = tmp_path / "cut" / "events.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (events.exists() and events.read_text().count('"step"') >= 20):
+    while time.monotonic() < deadline and not (events.exists() and events.read_text().count('"step"') >= 10):
         time.sleep(0.05)
     cut.send_signal(signal.SIGTERM)
     cut.communicate(timeout=120)

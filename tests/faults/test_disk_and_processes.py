@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import ostinato, process
+from tests.cli.command import ostinato
+from tests.cli.forking import Forked
 from tests.conftest import photos
 from tests.faults.kills import differences, result_of
 
@@ -58,7 +59,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(whole, small
     assert differences(small / "r", result_of(whole / "r")) == []
 
 
-def wait_for(file: Path, lines: int, victim: subprocess.Popen[str]) -> None:
+def wait_for(file: Path, lines: int, victim: Forked) -> None:
     end = time.monotonic() + 120
     while not file.exists() or file.read_text().count("\n") < lines:
         assert victim.poll() is None, "ended too early"
@@ -66,9 +67,9 @@ def wait_for(file: Path, lines: int, victim: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_in_progress_is_left_alone(whole):
+def test_a_run_in_progress_is_left_alone(forked, whole):
     long = [w for w in WORDS if "epochs" not in w]
-    victim = process("run", *long, "train.epochs=500", "out=busy", cwd=whole)
+    victim = forked("run", *long, "train.epochs=500", "out=busy", cwd=whole)
     try:
         wait_for(whole / "busy/events.jsonl", 5, victim)
         for words in (("resume", "busy"), ("learn", "busy", "data=photos")):
@@ -80,13 +81,13 @@ def test_a_run_in_progress_is_left_alone(whole):
         victim.communicate()
 
 
-def test_of_two_that_resume_one_run_one_does(whole, tmp_path):
+def test_of_two_that_resume_one_run_one_does(forked, whole, tmp_path):
     """Both end with one result, whoever comes first."""
     (tmp_path / "photos").symlink_to(whole / "photos")
     shutil.copytree(whole / "r", tmp_path / "r")
     (tmp_path / "r/summary.json").unlink()
     shutil.rmtree(tmp_path / "r/artifact")
-    two = [process("resume", "r", cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    two = [forked("resume", "r", cwd=tmp_path) for _ in range(2)]
     said = [one.communicate()[1] for one in two]
     codes = sorted(one.returncode for one in two)
     assert codes in ([0, 2], [0, 0]), said  # the second may come when the first is done

@@ -59,9 +59,12 @@ def refused(path: Path, match: str, name: str = BUNDLED) -> None:
         (torch.zeros(0), r"wrong shape: norm \(0,\) for \(128,\)"),
         (torch.zeros(127), r"wrong shape: norm \(127,\) for \(128,\)"),
         (torch.zeros(()), r"wrong shape: norm \(\) for \(128,\)"),
-        (torch.tensor([*[0.0] * 127, torch.nan]), "the tensor 'encoder.norm.weight' holds NaN"),
-        (torch.tensor([*[0.0] * 127, -torch.inf]), "the tensor 'encoder.norm.weight' holds NaN"),
-        (torch.tensor([*[0.0] * 127, 1e300], dtype=torch.float64), "the tensor 'encoder.norm.weight' holds NaN"),
+        (torch.tensor([*[0.0] * 127, torch.nan]), "must be finite, but 'encoder.norm.weight' holds NaN"),
+        (torch.tensor([*[0.0] * 127, -torch.inf]), "must be finite, but 'encoder.norm.weight' holds NaN"),
+        (
+            torch.tensor([*[0.0] * 127, 1e300], dtype=torch.float64),
+            "must be finite, but 'encoder.norm.weight' holds NaN",
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -468,7 +471,7 @@ def test_an_adapter_is_not_left_out_silently(bert):
 def test_a_pipe_in_a_folder_is_not_waited_for(bert):
     (bert / "config.json").unlink()
     os.mkfifo(bert / "config.json")
-    refused(bert, "no ordinary file", "tiny")
+    refused(bert, "not a regular file", "tiny")
 
 
 def test_tensors_of_a_folder(bert):

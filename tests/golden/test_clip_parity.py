@@ -85,9 +85,9 @@ def test_context_is_what_its_words_would_be(ours):
 
 def test_a_text_that_is_too_long_is_refused(ours):
     assert ours.text.ids(["x" * 38]).shape == (1, 40)
-    with pytest.raises(InputError, match=r"reads 40 tokens, but 'x+' has 41: give the class a shorter name"):
+    with pytest.raises(InputError, match=r"reads at most 40 tokens, but 'x+' has 41: give the class a shorter name"):
         ours.text.ids(["x" * 39])
-    with pytest.raises(InputError, match="reads 24 tokens"):
+    with pytest.raises(InputError, match="reads at most 24 tokens"):
         ours.text.ids(["x" * 30], room=16)
 
 

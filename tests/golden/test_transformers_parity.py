@@ -110,7 +110,7 @@ def test_unsupported_models_say_why(tmp_path):
         text(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"model_type": "bert"', '"model_type": "distilbert"'))
-    with pytest.raises(InputError, match="is a distilbert; of text encoders, bert, roberta"):
+    with pytest.raises(InputError, match="one of bert, roberta, xlm-roberta to encode texts; it is a distilbert"):
         text(tmp_path)
     with pytest.raises(InputError, match=r"configuration of .* cannot be read"):
         text(tmp_path.parent)

@@ -15,11 +15,11 @@ FASTER = {
     "lieprompt": {"epochs": 2},
     "soft_tf": {"epochs": 4},
     "wsn": {"epochs": 4},
-    "adapter": {"epochs": 4},
+    "adapter": {"epochs": 3},
     "lora": {"epochs": 4},
     "cl_lora": {"epochs": 4, "batch_size": 16},
-    "layer_grouped": {"epochs": 6, "batch_size": 32, "lr": 0.005},
-    "coda_prompt": {"epochs": 6, "batch_size": 32, "lr": 0.005},
+    "layer_grouped": {"epochs": 4, "batch_size": 32, "lr": 0.005},
+    "coda_prompt": {"epochs": 4, "batch_size": 32, "lr": 0.005},
 }
 """Shorter recipes than the papers' where those are made for larger data."""
 

@@ -140,17 +140,17 @@ def test_a_new_method_gets_what_its_hooks_allow():
 
 def test_what_does_not_fit_is_refused(runs, digits):
     run = runs("simplecil")
-    with pytest.raises(InputError, match=r"simplecil does not support it; it supports attention, task_confusion\."):
+    with pytest.raises(InputError, match=r"simplecil does not support it. It supports attention, task_confusion\."):
         analyse(run, "layer_importance")
-    with pytest.raises(InputError, match=r"no 'mask_densty'.*mask_density"):
+    with pytest.raises(InputError, match=r"no analysis 'mask_densty'.*mask_density"):
         analyse(run, "mask_densty")
-    with pytest.raises(InputError, match="attention: makes no use of task"):
+    with pytest.raises(InputError, match="attention does not use task"):
         analyse(run, "attention", digits, task=0)
-    with pytest.raises(InputError, match="task_confusion: makes no use of images"):
+    with pytest.raises(InputError, match="task_confusion does not use images"):
         analyse(run, "task_confusion", digits)
     with pytest.raises(InputError, match="attention: give 1 to 24 image files"):
         analyse(run, "attention")
-    with pytest.raises(InputError, match="no run and no artifact"):
+    with pytest.raises(InputError, match="needs a run or an artifact"):
         analyse(run.parent, "attention", digits)
     with pytest.raises(InputError, match="is no directory"):
         analyse(run / "nowhere", "attention", digits)
@@ -204,7 +204,7 @@ def test_mask_density(runs, tmp_path):
     assert {r["task"] for r in one} == {"1"}
     name = f"{one[0]['layer']}.{one[0]['map']}"
     assert sum(int(r["count"]) for r in one[:BINS]) == method.mask_values(1)[name].numel()
-    with pytest.raises(InputError, match=r"task=2: must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"task must lie in \[0, 1\], .* got 2"):
         analyse(run, "mask_density", task=2)
 
 
@@ -283,7 +283,7 @@ def test_data_must_be_the_run_s(runs, tmp_path):
     about = RunDir(run).read_record().model_dump()
     about["stream"]["tasks"][0]["digests"]["test"] = "0" * 64
     RunDir(run).write_record(about)
-    with pytest.raises(InputError, match="are not the ones that the run was scored on"):
+    with pytest.raises(InputError, match="must be those that the run was scored on"):
         analyse(run, "task_confusion")
     with pytest.raises(InputError, match="is no run directory"):
         analyse(run / "artifact", "task_confusion")
@@ -522,7 +522,7 @@ def test_one_head(runs, digits, tmp_path):
     got = torch.tensor([[float(v) for k, v in r.items() if k.startswith("patch_")] for r in table])
     torch.testing.assert_close(got, found.patches[:, 1].flatten(1))
     assert {r["head"] for r in table} == {"1"}
-    with pytest.raises(InputError, match="head=99"):
+    with pytest.raises(InputError, match=r"head must lie in .* got 99"):
         analyse(run, "attention", digits, head=99)
     with pytest.raises(DataError, match="missing"):
         analyse(run, "attention", [tmp_path / "missing.png"])
@@ -558,9 +558,9 @@ def test_command(runs, digits, tmp_path, capsys):
     done = json.loads(said(capsys, run, "mask_density", "task=0", f"out={tmp_path}", "--json"))
     assert {r["task"] for r in rows(Path(done["csv"]))} == {"0"}
     for words, message in (
-        ([run, "block_weights"], "soft_tf does not support it; it supports attention, mask_density"),
-        ([run, "mask_density", "task=one"], "task=one: must be a whole number"),
-        ([run, "mask_density", "epochs=3"], "mask_density: makes no use of images, got epochs=3"),
+        ([run, "block_weights"], "soft_tf does not support it. It supports attention, mask_density"),
+        ([run, "mask_density", "task=one"], "task must be a whole number, counted from 0, got one"),
+        ([run, "mask_density", "epochs=3"], "mask_density does not use images, got epochs=3"),
         ([run, "attention", "epochs=3"], "epochs=3"),
     ):
         with pytest.raises(SystemExit) as stop:

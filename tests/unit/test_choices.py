@@ -8,7 +8,7 @@ import pytest
 
 from ostinato.choices import Choice, Options, Part, Share, Size
 from ostinato.config import build_config, parse_overrides
-from ostinato.contract.checks import CHECKS, Case, ContractViolation
+from ostinato.contract import CHECKS, Case, ContractViolation
 from ostinato.errors import InputError
 from ostinato.lookup import get_method, methods
 from ostinato.methods.base import Method

@@ -564,7 +564,7 @@ def test_what_analyses_read():
     ("options", "message"),
     [
         ({"rank": 0}, "rank must be at least 1"),
-        ({"rank": D + 1}, "rank must be at most the width 16"),
+        ({"rank": D + 1}, "rank must be at most 16, the width"),
         ({"shared_layers": (0, 4)}, r"shared_layers must name layers in \[0, 3\]"),
         ({"specific_layers": (2, 2)}, "specific_layers must name layers"),
         ({"shared_layers": (0, 2)}, r"below all specific ones, got \[0, 2\] and \[2, 3\]"),

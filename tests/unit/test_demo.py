@@ -90,6 +90,6 @@ def test_what_only_has_the_name_of_a_demos_run_stays(tmp_path, kind):
             (out / "simplecil").mkdir()
             (out / "simplecil/precious").write_text("x")
     before = files(tmp_path)
-    with pytest.raises(InputError, match="is no run of the demo; move it away"):
+    with pytest.raises(InputError, match=r"is no run of the demo\. Move it away"):
         demo.run_demo(out, Reporter())
     assert files(tmp_path) == before

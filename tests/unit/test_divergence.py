@@ -93,7 +93,7 @@ def test_the_way_out_names_what_can_be_changed():
     (clipped,) = taught(values, replace(SETTINGS, overrides={"clip": 0.5, "lr": 0.1}))
     assert clipped.endswith("Lower train.lr (now 0.1) or train.clip (now 0.5).")
     (fixed,) = taught(values, recipe=Recipe(epochs=2, batch_size=4, lr=0.2))
-    assert fixed.endswith("Lower train.lr of the stages before, or the rate that the method has for this one (0.2).")
+    assert fixed.endswith("Lower train.lr of the stages before, or the method's rate of this one (0.2).")
 
 
 def test_a_run_may_stop_where_a_loss_explodes():
@@ -216,7 +216,7 @@ def test_one_warning_is_enough_for_a_stage():
 
 def test_a_stage_without_gradients_is_said():
     (text,) = taught([1] * 6, gradient=0.0)
-    assert text.startswith("task 1, stage 'main': no gradient reached the trained parameters, so that nothing was")
+    assert text.startswith("task 1, stage 'main': no gradient reached the trained parameters, so nothing was learned")
     assert taught([1] * 6, STOP, gradient=0.0) == [text], "which is no divergence"
 
 

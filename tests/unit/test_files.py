@@ -88,5 +88,5 @@ def test_pipes_devices_and_folders_are_not_read(tmp_path):
         with pytest.raises(DataError, match=r"must be a file|cannot be read"):
             read_regular(tmp_path / name, 10)
     (tmp_path / "large").write_bytes(b"12345678901")
-    with pytest.raises(DataError, match="has 11 bytes; at most 10 are read"):
+    with pytest.raises(DataError, match="must have at most 10 bytes, got 11"):
         read_regular(tmp_path / "large", 10)

@@ -133,6 +133,11 @@ def choices(kind):
     return (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def own_options(source):
+    """Options of a method's constructor, or of a part."""
+    return getattr(source, "model_fields", None) or source.__init__.__kwdefaults__ or {}
+
+
 def test_every_choice_of_an_option_is_in_a_row():
     """Options that several methods share count together, and so do the options of a part."""
     wanted, seen = set(), set()
@@ -140,7 +145,7 @@ def test_every_choice_of_an_option_is_in_a_row():
         fields, parts = options_schema(cls).model_fields, parts_of(cls)
         used = [check_options(cls, row.options) for row in golden.ROWS if row.method == name]
         for option, about in fields.items():
-            owner = next(c for c in sources_of_options(cls) if option in getattr(c.__init__, "__kwdefaults__", {}))
+            owner = next(c for c in sources_of_options(cls) if option in own_options(c))
             if option not in parts:
                 wanted |= {(owner.__name__, option, choice) for choice in choices(about.annotation)}
                 seen |= {(owner.__name__, option, values[option]) for values in used}

@@ -203,7 +203,7 @@ def test_closed_forms_are_the_methods_that_optimise_nothing():
 def test_the_contract_is_held_where_it_is_asked_for():
     case = ContractCase(get_method("l2p"), "image", device=torch.device("meta"))
     assert {p.device.type for p in case.make().parameters()} == {"meta"}
-    assert {p.device.type for p in case.twin(case.make().learned_state()).parameters()} == {"meta"}
+    assert {p.device.type for p in case.reloaded(case.make().learned_state()).parameters()} == {"meta"}
     assert case.inputs.device.type == case.settings.device.type == "meta"
 
 

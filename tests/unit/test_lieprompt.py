@@ -639,7 +639,7 @@ def test_numbers_of_parameters_on_a_vit_b(vit_b, options, start, growth):
         ({"pool_size": 0}, r"method.pool_size must be at least 1"),
         ({"length": 0}, r"method.length must be at least 1"),
         ({"align": {"lr": 0.0}}, r"method.align.lr: .*greater than 0, got 0.0"),
-        ({"key_pull": 0.1}, r"method.key_pull pulls selected keys; set method.top_k"),
+        ({"key_pull": 0.1}, r"method.key_pull=0.1 pulls selected keys: set method.top_k"),
     ],
 )
 def test_options(options, message):

@@ -179,9 +179,9 @@ ROW = 'title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\n'
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("format = 2\n" + ROW, r"format: must be 1, got 2; a newer version"),
-        ("format = '1'\n" + ROW, r"format: must be 1, got '1'"),
-        ("format = true\n" + ROW, r"format: "),
+        ("format = 2\n" + ROW, r"format must be 1, got 2. Install a newer"),
+        ("format = '1'\n" + ROW, r"format must be 1, got '1'"),
+        ("format = true\n" + ROW, r"format "),
         ("title = 3\n" + ROW.partition("\n")[2], r"title: .*string, got 3"),
         ("title = 't'\nrow = 3", r"row: .*list, got 3"),
         ("title = 't'\nrow = [3]", r"row\.0: .*got 3"),
@@ -197,7 +197,7 @@ ROW = 'title = "t"\n[[row]]\nname = "a"\nmethod = "l2p"\n'
         (ROW + "published = { last = true }", r"row 'a', row\.0\.published\.last: "),
         (
             ROW + "published_in = { x = { last = 3 } }",
-            r"row 'a': published_in names no variant 'x'. The table",
+            r"row 'a': published_in: there is no variant 'x'. The table",
         ),
         (ROW + "published_in = { x = 3 }", r"row 'a', row\.0\.published_in\.x: "),
         (ROW + 'preset = "cifar10/l2p"', r"row 'a': preset: there is no 'cifar10/l2p'"),
@@ -223,7 +223,7 @@ def test_a_wrong_table_is_named_with_its_row_and_key(text, says, tmp_path):
 def test_runs_of_a_table_are_counted_before_they_are_made(tmp_path):
     rows = [f"[[row]]\nname = 'a{i}'\nmethod = 'l2p'\n[[variant]]\nname = 'v{i}'\n" for i in range(101)]
     (tmp_path / "t.toml").write_text("title = 't'\n" + "".join(rows))
-    with pytest.raises(InputError, match="10201 runs are more than a table has"):
+    with pytest.raises(InputError, match="at most 10000 runs, got 10201"):
         read_table(str(tmp_path / "t.toml"))
 
 

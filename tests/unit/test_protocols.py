@@ -151,9 +151,9 @@ def test_methods_without_tasks_have_no_batch_protocol():
 
     method = Plain(nn.Identity())
     method.name, method.task_sizes = "plain", torch.tensor([2, 2, 2])
-    with pytest.raises(InputError, match="plain infers no task"):
+    with pytest.raises(InputError, match="need a method that infers tasks; plain does not"):
         compare_protocols(method, groups(stream(LABELS)), SETTINGS)
-    with pytest.raises(InputError, match="plain infers no task"):
+    with pytest.raises(InputError, match="needs a method that infers tasks; plain does not"):
         evaluate(method, groups(stream(LABELS)), SETTINGS, protocol=BatchProtocol())
 
 

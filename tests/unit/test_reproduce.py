@@ -351,7 +351,7 @@ def test_a_wrong_table_is_refused(text, says, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["method=l2p"], "rows say which method"),
+        (["method=l2p"], "method must be a FILE"),
         (["train.epoch=3"], "Did you mean 'epochs'"),
         (["method.topk=3"], "Did you mean 'top_k'"),
         (["seed=1", "seed=2"], "given twice"),
@@ -430,9 +430,9 @@ def test_published_results_of_variants_stand_beside_the_measured(tmp_path, capsy
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (VARIANTS.replace('name = "one"', 'name = "ncm"'), "row 'ncm' is there twice"),
+        (VARIANTS.replace('name = "one"', 'name = "ncm"'), "names of rows must be unique, 'ncm' is given twice"),
         (VARIANTS.replace('name = "one"', 'name = "one-two"'), "name"),
-        (VARIANTS + "published = { last = 9.0 }\n", "say which as published_in.<variant>"),
+        (VARIANTS + "published = { last = 9.0 }\n", "use published_in.<variant>"),
         (VARIANTS + "published_in = { tow = { last = 9.0 } }\n", "no variant 'tow'. Did you mean 'two'"),
     ],
 )

@@ -85,7 +85,11 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, change):
         }[change]
         assert old in text
         dirs.record.write_text(text.replace(old, new))
-    says = {"missing": "cannot be read", "older": "has format none, of an earlier ostinato", "newer": "Install a newer"}
+    says = {
+        "missing": "cannot be read",
+        "older": "must have format [0-9], got none, of an earlier",
+        "newer": "Install a newer",
+    }
     with pytest.raises(DataError, match=says.get(change, "is damaged or was edited")):
         dirs.read_record()
 

@@ -167,7 +167,7 @@ def test_explicit_tasks_may_be_a_subset():
         ({"validation": 1.0}, "validation: Input should be less than 1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"stepp": 1}, "stepp: unknown key. Did you mean 'step'"),
-        ({"tasks": [["class 1", "klass 2"]]}, "toy has not: 'klass 2'. Did you mean 'class 2'"),
+        ({"tasks": [["class 1", "klass 2"]]}, "toy has no class 'klass 2'. Did you mean 'class 2'"),
         ({"tasks": [["class 1"], ["class 1"]]}, "lists twice: 'class 1'"),
         ({"tasks": [["class 1"], []]}, "at least one class"),
         ({"tasks": []}, "at least one class"),
@@ -260,7 +260,7 @@ def test_subset_and_concat_keep_samples_with_their_labels():
     assert both.class_counts() == {1: 5, 2: 2, 4: 3}
     again = LabeledDataset.concat([both, both.subset(torch.tensor([2]))])
     assert again.names()[-1] == both.names()[2]
-    with pytest.raises(InputError, match="empty list"):
+    with pytest.raises(InputError, match="list is empty"):
         LabeledDataset.concat([])
     with pytest.raises(InputError, match="same transform"):
         LabeledDataset.concat([few, few.with_transform(EvalTransform(4))])
@@ -330,8 +330,8 @@ def test_the_bundled_digits_are_those_of_scikit_learn():
     ("spec", "options", "message"),
     [
         ("digit", {}, "Did you mean 'digits'"),
-        ("no/such/folder", {}, "a path that exists, but 'no/such/folder'"),
-        ("", {}, "a path that exists"),
+        ("no/such/folder", {}, "an existing path, not 'no/such/folder'"),
+        ("", {}, "an existing path"),
         ("hub:", {}, "owner/name"),
         ("digits", {"on_error": "ignore"}, "on_error must be 'raise'"),
         ("digits", {"seed": -1}, "seed must be 0 or more"),
@@ -376,7 +376,7 @@ def test_arrays_of_different_sizes():
         (
             (np.zeros((2, 3, 3), np.uint8), [0, 1], np.zeros((1, 3, 3), np.uint8), [5]),
             DataError,
-            r"none of \[5\]",
+            r"none for \[5\]",
         ),
     ],
 )
@@ -504,9 +504,12 @@ def test_a_limit_per_task_cuts_training_and_test():
         assert len(stream.test(i)) == 21
         assert min(stream.task(i).train.class_counts().values()) >= 9
         assert set(stream.test(i).names()) < set(full.test(i).names())
-    with pytest.raises(InputError, match=r"^limit_per_task must leave every class a sample.*5 classes and keeps 3"):
+    with pytest.raises(
+        InputError,
+        match=r"^limit_per_task must be at least the number of classes.*it is 3, and a task has 5",
+    ):
         TaskStream(source, StreamOptions(step=5, limit_per_task=3))
-    with pytest.raises(InputError, match=r"^test_limit_per_task must leave every class a sample"):
+    with pytest.raises(InputError, match=r"^test_limit_per_task must be at least the number of classes"):
         TaskStream(source, StreamOptions(step=5, test_limit_per_task=3)).test(0)
 
 

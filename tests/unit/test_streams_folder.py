@@ -165,7 +165,7 @@ def test_rubbish_is_ignored_and_other_files_are_counted(tmp_path):
     source = image_folder(tmp_path)
     assert source.class_names == ["cat", "dog"]
     assert len(source.train) + len(source.test) == 10
-    assert "1 files that are no images are left out: 1 .heic" in source.notes
+    assert "1 files that are not images are left out: 1 .heic" in source.notes
     assert any("1 images beside the class folders" in note for note in source.notes)
 
 
@@ -279,7 +279,7 @@ def test_class_without_a_usable_image(tmp_path):
     with pytest.raises(DataError, match=r"cow: the class folder holds no images \(only 1 \.heic\)"):
         image_folder(tmp_path)
     (tmp_path / "cow" / "x.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none readable:\n  cow"):
+    with pytest.raises(DataError, match=r"no readable one:\n  cow"):
         image_folder(tmp_path, on_error="skip")
 
 
@@ -317,7 +317,7 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(DataError, match="holds no images"):
         image_folder(tmp_path)
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a\.zip is a file.*unpack"):
+    with pytest.raises(DataError, match=r"a\.zip must be a folder of images, but is a file.*unpack"):
         open_source(str(tmp_path / "a.zip"))
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "x.heic").write_bytes(b"heic")
@@ -330,7 +330,10 @@ def test_folders_that_are_none(tmp_path):
 def test_a_flat_folder_explains_the_layout(tmp_path):
     save(tmp_path / "b.png")
     save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"2 images but no class folders \(a\.png.*expected ROOT/train/<class>"):
+    with pytest.raises(
+        DataError,
+        match=r"2 images and no class folders \(a\.png.*expected ROOT/train/<class>",
+    ):
         image_folder(tmp_path)
 
 

@@ -21,9 +21,9 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("~nosuchuser/photos", r"data must be a path, but the home folder in '~nosuchuser/photos' is not known"),
-        ("a\0b", r"data must be a path, which holds no NUL character, not 'a\\x00b'"),
-        ("a\ud800b", r"data must be a path, but character 1 of 'a\\ud800b' can be in no file's name"),
+        ("~nosuchuser/photos", r"data must be a path, but the home folder in '~nosuchuser/photos' is unknown"),
+        ("a\0b", r"data must be a path without NUL characters, got 'a\\x00b'"),
+        ("a\ud800b", r"data must be a path, but no file name can hold character 1 of 'a\\ud800b'"),
         ("x" * 5000, r"data must be a path, but 'x{200}'\.\.\. \(5000 characters\) is too long"),
     ],
 )

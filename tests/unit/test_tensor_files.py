@@ -46,7 +46,7 @@ def test_the_bytes_are_those_of_the_library(tmp_path):
 
 
 def test_other_numbers_are_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match=r"'w' is of torch\.complex128, which no file holds"):
+    with pytest.raises(InputError, match=r"'w' is of torch\.complex128, which files cannot hold"):
         write_tensors(tmp_path / "x", {"w": torch.zeros(1, dtype=torch.complex128)})
 
 

@@ -125,7 +125,7 @@ def test_sets_side_by_side(tmp_path):
     assert {task.train.raw(i) for i in range(len(task.train))} == {mars.train.load(i) for i in range(len(mars.train))}
     assert stream.label_groups is not None
     assert stream.label_groups.tolist() == [0, 1, 2, 0, 1]
-    with pytest.raises(InputError, match=r"holds no set 'venux', only mars, venus.*'venus'"):
+    with pytest.raises(InputError, match=r"has no set 'venux', only mars, venus.*'venus'"):
         open_source(str(tmp_path), sets=["venux"])
     with pytest.raises(InputError, match="each once"):
         open_source(str(tmp_path), sets=["mars", "mars"])

@@ -1,7 +1,7 @@
-"""The figures that papers show of what a run has learned: a picture and a table each, from public hooks of methods.
+"""Analyses of runs: a figure and a CSV table each, from public hooks of methods.
 
-An analysis asks a method for a hook (a public method on it) and never for its name, so that a new method gets every
-analysis whose hooks it has.
+An analysis needs hooks (public methods) of a method, not its name. A new method therefore gets every analysis whose
+hooks it has.
 """
 
 from __future__ import annotations
@@ -32,18 +32,12 @@ ANALYSES: dict[str, Analysis] = {
 """Analyses of one run."""
 
 SWEEP = "layer_sweep"
-"""The analysis of a directory of runs."""
+"""Analysis of a directory of runs."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """Where an analysis went.
-
-    Attributes:
-        png: the picture.
-        csv: the table.
-        notes: what the reader should know besides, a sentence each.
-    """
+    """Figure and table of an analysis, and remarks for the reader."""
 
     png: Path
     csv: Path
@@ -51,23 +45,20 @@ class Written:
 
 
 def supported(method: Method) -> list[str]:
-    """The analyses that a method has the hooks for."""
+    """List the analyses whose hooks a method has."""
     return [name for name, analysis in ANALYSES.items() if analysis.supports(method)]
 
 
 def kinds(
     run: str | Path, *, device: str = "auto", weights: str | None = None, method: str | None = None
 ) -> dict[str, str]:
-    """What can be analysed of a run, or of a directory of runs.
+    """List the analyses of a run or of a directory of runs: descriptions by name.
 
     Args:
-        run: a finished run, an artifact, or a directory of runs.
-        device: where to compute.
-        weights: where the backbone's weights are now, if they moved.
-        method: the file to take the run's method from, if it moved or changed.
-
-    Returns:
-        Name to what it shows.
+        run: finished run, artifact, or directory of runs.
+        device: device to compute on.
+        weights: path of the backbone's weights, if they moved.
+        method: file of the run's method, if it moved or changed.
     """
     folder = _existing(run)
     if not _is_run(folder):
@@ -89,43 +80,40 @@ def analyse(
     task: int | None = None,
     head: int | None = None,
 ) -> Written:
-    """Write the picture and the table of an analysis.
+    """Write the figure ``KIND.png`` and the table ``KIND.csv`` of an analysis; earlier ones are replaced.
 
     Args:
-        run: a finished run, or an artifact where no data are needed; for ``layer_sweep`` a directory of runs.
+        run: finished run, or artifact if no data are needed; for ``layer_sweep`` a directory of runs.
         kind: one of :func:`kinds`.
-        images: files, for ``attention``.
-        data: where the run's data are now, for ``prompt_usage`` and ``task_confusion``; None for where they were.
-        out: directory; None for ``analysis`` in the run's.
-        device: where to compute.
-        weights: where the backbone's weights are now, if they moved.
-        method: the file to take the run's method from, if it moved or changed.
-        task: the only task to show, for ``mask_density``; None for all together.
-        head: the only head to show, for ``attention``; None for the mean over heads.
-
-    Returns:
-        The files ``KIND.png`` and ``KIND.csv``; earlier ones are replaced.
+        images: image files, for ``attention``.
+        data: path of the run's data, if they moved; for ``prompt_usage`` and ``task_confusion``.
+        out: directory; None for ``analysis`` in that of the run.
+        device: device to compute on.
+        weights: path of the backbone's weights, if they moved.
+        method: file of the run's method, if it moved or changed.
+        task: task to show, for ``mask_density``; None for all together.
+        head: head to show, for ``attention``; None for the mean over heads.
 
     Raises:
-        InputError: if the run's method does not support the kind, or an option does not belong to it.
-        DataError: bad images or data.
+        InputError: if the run's method does not support the kind, or the kind does not take an option.
+        DataError: if images or data cannot be used.
     """
     folder = _existing(run)
     if kind != SWEEP and kind not in ANALYSES:
-        raise InputError(f"analyse: there is no {kind!r}. {did_you_mean(kind, [*ANALYSES, SWEEP])}")
+        raise InputError(f"analyse: there is no analysis {kind!r}. {did_you_mean(kind, [*ANALYSES, SWEEP])}")
     takes = ANALYSES[kind].takes if kind != SWEEP else ()
     given = {"images": ", ".join(map(str, images)) or None, "data": data, "task": task, "head": head}
     if extra := [name for name, value in given.items() if value is not None and name not in takes]:
-        raise InputError(f"{kind}: makes no use of {extra[0]}, got {given[extra[0]]}; leave it out.")
+        raise InputError(f"{kind} does not use {extra[0]}, got {given[extra[0]]}. Leave it out.")
     if kind == SWEEP:
         findings = layer_sweep.find(folder)
     else:
         if not _is_run(folder):
-            raise InputError(f"{folder} is no run and no artifact; of a directory of runs only {SWEEP} can be made.")
+            raise InputError(f"{kind} needs a run or an artifact, and {folder} is neither. Only {SWEEP} takes others.")
         learner = _load(folder, device, weights, method)
         known = supported(learner.method)
         if kind not in known:
-            raise InputError(f"{kind}: {learner.method.name} does not support it; it supports {', '.join(known)}.")
+            raise InputError(f"{kind}: {learner.method.name} does not support it. It supports {', '.join(known)}.")
         subject = Subject(folder, learner, [Path(i) for i in images], data, task, head)
         findings = ANALYSES[kind].find(subject)
     target = Path(out) if out is not None else folder / "analysis"
@@ -139,7 +127,7 @@ def analyse(
 def _existing(run: str | Path) -> Path:
     folder = Path(run)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no directory; give a run, an artifact, or a directory of runs.")
+        raise InputError(f"{folder} is no directory. Give a run, an artifact, or a directory of runs.")
     return folder
 
 
@@ -148,7 +136,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _load(folder: Path, device: str, weights: str | None, method: str | None) -> Learner:
-    """The learner, computing as the run did."""
+    """Load the learner with the run's options for computing."""
     dirs = RunDir(folder)
     if not dirs.config.exists():
         return Learner.load(folder, device=device, weights=weights, method=method)

@@ -1,8 +1,8 @@
-"""Where the model looks: attention of what is read out to the patches of an image, layer by layer.
+"""Attention of the read-out tokens to the patches of an image, layer by layer.
 
-For each image alone the method computes its scores while the blocks are watched. What counts is the last call of each
-layer, which belongs to the prediction; passes that only choose prompts or infer a task come before. The weights are
-then computed anew from the states that entered the layer, under the very edits of that call.
+The method scores each image alone while hooks record the calls of the blocks. The last call of each layer belongs to
+the prediction; earlier ones select prompts or infer a task. The attention weights are recomputed from the recorded
+states and edits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,18 +27,17 @@ from ostinato.streams.decode import decode
 from ostinato.training.precision import compute
 
 MOST = 24
-"""Images in one picture."""
+"""Most images in a figure."""
 
 
 @dataclass
 class Watched:
-    """The last calls of a prediction.
+    """Last calls of a prediction.
 
     Attributes:
-        calls: layer to the state (..., N, D) that entered it, the mask of its tokens, its edit, and the positions it
-            computed.
+        calls: by layer, the input state (..., N, D), the token mask, the edit, and the computed positions.
         at: positions that were averaged to the feature, within those that the last layer computed; None for the
-            model's own read-out.
+            read-out of the model.
     """
 
     calls: dict[int, tuple[Tensor, Tensor | None, Edit | None, slice | None]] = field(default_factory=dict)
@@ -47,10 +46,7 @@ class Watched:
 
 @contextmanager
 def watching(method: Method) -> Iterator[Watched]:
-    """Watch every layer and the read-out; nothing of it is left afterwards, also where an error passes through.
-
-    Cached features and states are not used meanwhile, because a layer that is not run cannot be watched.
-    """
+    """Record the calls of every layer and the read-out within the block, without caches, which would skip layers."""
     backbone, seen = method.backbone, Watched()
     handles = []
 
@@ -70,7 +66,7 @@ def watching(method: Method) -> Iterator[Watched]:
     try:
         for layer, block in enumerate(backbone.encoder.blocks):
             handles.append(block.register_forward_pre_hook(watch(layer), with_kwargs=True))
-        # The read-out is no module and has no hooks: the object's own attribute goes before its class's.
+        # The read-out is no module and has no hooks; an instance attribute shadows the method.
         backbone.__dict__["pool"] = pool
         with method.frozen.without_caches() if method.frozen is not None else nullcontext():
             yield seen
@@ -82,14 +78,14 @@ def watching(method: Method) -> Iterator[Watched]:
 
 @dataclass(frozen=True)
 class Attention:
-    """What one image's prediction attended to.
+    """Attention of a prediction for an image; the weights sum to 1 per layer and head.
 
     Attributes:
-        label: the predicted class.
-        task: that it belongs to.
-        patches: weights (L, H, rows, columns).
+        label: predicted class.
+        task: task of the class.
+        patches: weights of patches (L, H, rows, columns).
         cls: weight of the CLS token (L, H).
-        prefix: weight of all prefix positions and inserted prompts (L, H); the three sum to 1.
+        prefix: weight of prefix positions and inserted prompts (L, H).
     """
 
     label: int
@@ -101,17 +97,17 @@ class Attention:
 
 @torch.inference_mode()
 def attend(learner: Learner, image: Tensor) -> Attention:
-    """Attention of the read-out tokens of an image that went through ``eval_transform``, (3, S, S) uint8.
+    """Compute the attention of the read-out tokens for an image (3, S, S) uint8 after ``eval_transform``.
 
-    Where the feature is a mean over several tokens, so are the weights. Where a method runs an image under every task
-    at once, those of the predicted class's task are taken.
+    If the feature is a mean over tokens, so are the weights. If the method runs all tasks at once, the weights are for
+    the task of the predicted class.
 
     Raises:
-        InputError: if the prediction did not pass through every layer once with every task.
+        InputError: if the run learned texts, or a layer was skipped or run with some of the tasks.
     """
     method, backbone = learner.method, learner.method.backbone
     if not isinstance(backbone, VisionBackbone):
-        raise InputError("attention: is drawn over the patches of images; this run has learned texts.")
+        raise InputError("attention needs a run that learned images; this one learned texts.")
     with watching(method) as seen:
         label = int(learner.scores(image[None]).argmax(1))
     task = int(method.task_of_class[label])
@@ -119,7 +115,7 @@ def attend(learner: Learner, image: Tensor) -> Attention:
     patches, cls, prefix = [], [], []
     last = len(backbone.encoder.blocks) - 1
     if missing := set(range(last + 1)) - set(seen.calls):
-        raise InputError(f"attention: the prediction of {method.name} did not pass layer {min(missing)}.")
+        raise InputError(f"attention: a prediction must run every layer; {method.name} skips layer {min(missing)}.")
     for layer, module in enumerate(backbone.encoder.blocks):
         h, mask, edit, _ = seen.calls[layer]
         n = h.shape[-2]
@@ -130,8 +126,8 @@ def attend(learner: Learner, image: Tensor) -> Attention:
         if weights.ndim == 4:  # (T, 1, H, P + N)
             if len(weights) != method.n_tasks:
                 raise InputError(
-                    f"attention: layer {layer} of {method.name} was last run under {len(weights)} of "
-                    f"{method.n_tasks} tasks at once; only all or one can be shown."
+                    f"attention: a layer must run one task or all at once; layer {layer} of {method.name} ran "
+                    f"{len(weights)} of {method.n_tasks}."
                 )
             weights = weights[task]
         weights = weights[0].cpu()  # (H, P + N): prefix, CLS, inserted prompts, patches
@@ -143,7 +139,7 @@ def attend(learner: Learner, image: Tensor) -> Attention:
 
 
 def _positions(n: int, read: slice | None, at: slice | None, readout: str) -> slice:
-    """Which of ``n`` tokens the feature is read from."""
+    """Positions of the read-out tokens among ``n``."""
     computed = range(n)[read] if read is not None else range(n)
     own = {"cls": computed[:1], "mean": computed[1:], "cls+mean": computed}
     chosen = computed[at] if at is not None else own[readout]
@@ -151,13 +147,13 @@ def _positions(n: int, read: slice | None, at: slice | None, readout: str) -> sl
 
 
 def find(subject: Subject) -> Findings:
-    """Attention for each of the subject's images."""
+    """Compute the attention for each image."""
     learner, head = subject.learner, subject.head
     heads = subject.method.backbone.arch.heads
     if not 1 <= len(subject.images) <= MOST:
-        raise InputError(f"attention: give 1 to {MOST} image files after the kind, got {len(subject.images)}.")
+        raise InputError(f"attention: give 1 to {MOST} image files, got {len(subject.images)}.")
     if head is not None and not 0 <= head < heads:
-        raise InputError(f"head={head}: must lie in [0, {heads - 1}], the heads of the backbone.")
+        raise InputError(f"head must lie in [0, {heads - 1}], the heads of the backbone, got {head}.")
     rows: list[tuple[Any, ...]] = []
     looked: list[Looked] = []
     side = 0
@@ -177,12 +173,8 @@ def find(subject: Subject) -> Findings:
     columns = ("image", "predicted", "task", "layer", "head", "prefix_share", "cls_share", *names)
     which = "mean over heads" if head is None else f"head {head}"
 
-    def draw(path: Path) -> None:
-        attention_maps(
-            looked, path, f"Attention to the patches: {subject.title}",
-            f"of what is read out, {which}; brightest is each map's largest; below: share that patches get in all",
-        )  # fmt: skip
-
+    subtitle = f"of the read-out tokens, {which}; each map scaled to its maximum; below: total share of the patches"
+    draw = partial(attention_maps, looked, title=f"Attention to the patches: {subject.title}", subtitle=subtitle)
     return Findings(columns, rows, draw)
 
 

@@ -1,4 +1,4 @@
-"""What an analysis is: what it may read, and what it hands back to be written."""
+"""Base of analyses: their subject, their findings, and the samples that they read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ostinato.training.precision import compute
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of an analysis.
+    """Result of an analysis.
 
     Attributes:
-        columns: of the table.
-        rows: its lines.
-        draw: makes the picture at a path.
-        notes: what the reader should know besides, a sentence each.
+        columns: column names of the table.
+        rows: rows of the table.
+        draw: writes the figure to a path.
+        notes: remarks for the reader.
     """
 
     columns: tuple[str, ...]
@@ -39,7 +39,7 @@ class Findings:
     notes: tuple[str, ...] = ()
 
     def write_csv(self, path: Path) -> None:
-        """Write the table; floats with the nine digits that tell all fp32 numbers apart."""
+        """Write the table, floats with nine digits, which distinguish all fp32 numbers."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.columns)
@@ -48,15 +48,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What an analysis looks at: a run that was learned, and what the user asked for.
+    """Input of an analysis.
 
     Attributes:
-        run: directory of the run, or of an artifact.
-        learner: what was learned.
-        images: files to look at.
-        data: where the run's data are now; None for where they were.
-        task: the only task to show; None for all.
-        head: the only attention head to show; None for the mean over heads.
+        run: directory of the run or artifact.
+        learner: learner of the run.
+        images: image files.
+        data: path of the run's data, if they moved.
+        task: task to show; None for all.
+        head: attention head to show; None for the mean over heads.
     """
 
     run: Path
@@ -68,20 +68,20 @@ class Subject:
 
     @property
     def method(self) -> Method:
-        """The learned method."""
+        """Learned method."""
         return self.learner.method
 
     @property
     def title(self) -> str:
-        """How pictures name the run."""
+        """Name of the run in figures."""
         return f"{self.method.name} ({self.run.resolve().name})"
 
     def held_out(self) -> list[LabeledDataset]:
-        """The samples that the run was scored on, task by task; a continuation's tasks are not among them.
+        """Open the test samples of the run, task by task, without those of continuations.
 
         Raises:
-            InputError: if there is no run around the artifact, or the data are not the run's.
-            DataError: if there is nothing to score.
+            InputError: if the artifact has no run, or the data are not those of the run.
+            DataError: if there are no test samples.
         """
         dirs = RunDir(self.run)
         moved = {"data": {"path": self.data}} if self.data is not None else {}
@@ -91,17 +91,17 @@ class Subject:
         if stream.class_names != known[: len(stream.class_names)]:
             raise InputError(
                 f"{self.run}: the classes of data={config.data.path} must be the ones that the run learned, in their "
-                "order. Say where its data are now with data=; of a continuation, analyse the run that it continues."
+                "order. Give the path of its data as data=PATH; for a continuation, analyse the run that it continues."
             )
         split = config.eval.split
         groups = [stream.task(i).validation if split == "validation" else stream.test(i) for i in range(len(stream))]
         if not any(len(group) for group in groups):
-            raise DataError(f"{config.data.path}: the {split} split has no images to look at.")
+            raise DataError(f"{config.data.path}: the {split} split must have images, got none.")
         recorded = [task.digests.get(split) for task in dirs.read_record().stream.tasks]
         if recorded != [group.digest() for group in groups]:
             raise InputError(
-                f"{self.run}: the {split} images of data={config.data.path} are not the ones that the run was scored "
-                "on; some may have been trained on. Restore the data, or say where they are now with data=."
+                f"{self.run}: the {split} images of data={config.data.path} must be those that the run was scored on; "
+                "others may have been trained on. Restore the data, or give their path as data=PATH."
             )
         return groups
 
@@ -109,14 +109,14 @@ class Subject:
     def each_batch(
         self, groups: Sequence[LabeledDataset], read: Callable[[Tensor], Tensor]
     ) -> Iterator[tuple[int, Tensor]]:
-        """What ``read`` says about the images of every group.
+        """Apply ``read`` to the images of every group, batch by batch.
 
         Args:
-            groups: samples, group by group.
-            read: images (B, 3, S, S) to values (B, ...).
+            groups: samples by group.
+            read: maps images (B, 3, S, S) to values (B, ...).
 
         Yields:
-            The number of the group and the values of one batch, on the CPU.
+            Index of the group, and values of a batch on the CPU.
         """
         learner, settings = self.learner, self.learner.settings
         learner.method.eval()
@@ -129,7 +129,7 @@ class Subject:
                 yield i, values.cpu()
 
     def chosen_tasks(self) -> list[int]:
-        """The task asked for, or all.
+        """List the chosen task, or all.
 
         Raises:
             InputError: if there is no such task.
@@ -138,20 +138,20 @@ class Subject:
         if self.task is None:
             return list(range(n))
         if not 0 <= self.task < n:
-            raise InputError(f"task={self.task}: must lie in [0, {n - 1}], the tasks that were learned.")
+            raise InputError(f"task must lie in [0, {n - 1}], the learned tasks, got {self.task}.")
         return [self.task]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """One kind of analysis.
+    """A kind of analysis.
 
     Attributes:
-        name: on the command line, and of the files.
-        shows: what the picture shows, in a line.
-        supports: whether a method has what it takes.
-        find: does the work.
-        takes: which of "images", "data", "task" and "head" it makes use of.
+        name: name on the command line and of the files.
+        shows: description of the figure in a line.
+        supports: tells whether a method has the hooks.
+        find: computes the findings.
+        takes: options that it uses, of "images", "data", "task" and "head".
     """
 
     name: str
@@ -162,7 +162,7 @@ class Analysis:
 
 
 def having(*hooks: str) -> Callable[[Method], bool]:
-    """Whether a method has all the named public methods."""
+    """Make a test for methods that have all named hooks."""
     return lambda method: all(callable(getattr(method, hook, None)) for hook in hooks)
 
 

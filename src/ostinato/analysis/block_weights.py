@@ -1,15 +1,15 @@
-"""How strongly each task uses each block: the block weights of CL-LoRA."""
+"""Block weights of CL-LoRA per task and layer."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
 from ostinato.report.figures import Panel, heat_maps
 
 MAPS = {"q": 0, "v": 2}
-"""Edited maps and their rows of the block weights; row 1 is that of the keys, which are not edited."""
+"""Edited maps and their rows in the block weights; row 1 is for the keys, which are not edited."""
 
 
 def find(subject: Subject) -> Findings:
@@ -25,13 +25,11 @@ def find(subject: Subject) -> Findings:
         Panel(norms[:, :, i].numpy(), numbered(tasks), names, f"norm of {name}'s update") for i, name in enumerate(MAPS)
     ]
 
-    def draw(path: Path) -> None:
-        heat_maps(
-            panels, path, f"Block weights and adapters: {subject.title}",
-            "learned weight of each task's block, and Frobenius norm ||mu U P|| of its updates",
-            across="layer", down="task", per_row=2,
-        )  # fmt: skip
-
+    draw = partial(
+        heat_maps, panels, title=f"Block weights and adapters: {subject.title}",
+        subtitle="learned weight of each task's block, and Frobenius norm ||mu U P|| of its updates",
+        across="layer", down="task", per_row=2,
+    )  # fmt: skip
     rows = [
         (task, layer, name, float(weights[task, row, i]), float(norms[task, i, j]))
         for task in range(tasks)

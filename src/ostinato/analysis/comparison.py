@@ -1,4 +1,4 @@
-"""Finished runs beside each other."""
+"""Comparison of finished runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ from ostinato.runs.lifecycle import taught_since
 
 
 def draw_runs(runs: Sequence[Path], summaries: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the accuracy curves of runs into one picture.
-
-    Args:
-        runs: their directories.
-        summaries: of the runs, in the same order.
-        path: of the picture.
-    """
+    """Draw the accuracy curves of run directories, with their summaries in the same order, into one figure."""
     shown = [run if sum(other.name == run.name for other in runs) > 1 else run.name for run in runs]
     matrices = {
         f"{summary['method']} ({name})": AccuracyMatrix.from_csv(run / "accuracy_matrix.csv")
@@ -28,7 +22,7 @@ def draw_runs(runs: Sequence[Path], summaries: Sequence[dict[str, Any]], path: P
 
 
 def remarks(runs: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """Sentences that belong beside a table of runs: their warnings, and what they were taught later."""
+    """List the warnings and continuations of runs in sentences."""
     lines: list[str] = []
     for run, summary in zip(runs, summaries, strict=True):
         lines += [f"{run}: warning: {text}" for text in summary.get("warnings", [])]

@@ -1,7 +1,8 @@
-"""How much weight each layer gets, task by task: the figure of LiEPrompt."""
+"""Importance of layers per task: the figure of LiEPrompt."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from ostinato.analysis.base import Analysis, Findings, Subject, having, numbered
@@ -13,13 +14,11 @@ def find(subject: Subject) -> Findings:
     shares = cast(Any, subject.method).layer_importance().detach().float().cpu()
     tasks, layers = shares.shape
     panel = Panel(shares.numpy(), numbered(tasks), numbered(layers))
-
-    def draw(path: Any) -> None:
-        heat_maps(
-            [panel], path, f"Importance of layers: {subject.title}",
-            "share of each layer at the end of each task's training", across="layer", down="task",
-        )  # fmt: skip
-
+    subtitle = "share of each layer at the end of each task's training"
+    draw = partial(
+        heat_maps, [panel], title=f"Importance of layers: {subject.title}", subtitle=subtitle,
+        across="layer", down="task",
+    )  # fmt: skip
     rows = [(t, layer, float(shares[t, layer])) for t in range(tasks) for layer in range(layers)]
     return Findings(("task", "layer", "importance"), rows, draw)
 

@@ -1,10 +1,11 @@
-"""Accuracy against the layers that are edited, over the runs in a directory."""
+"""Accuracy against the edited layers, over the runs in a directory."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,18 @@ SHOWS = "accuracy against the edited layers (method.layers), over the finished r
 
 @dataclass(frozen=True)
 class Point:
-    """One finished run.
+    """A finished run.
 
     Attributes:
-        run: its path below the directory.
-        method: its name.
-        variant: ``method.variant``, empty where the method has none.
+        run: path below the directory.
+        method: name of the method.
+        variant: ``method.variant``; empty if the method has none.
         stream: data, tasks and classes.
-        backbone: its name.
+        backbone: name of the backbone.
         rest: other options and the recipe, as JSON by name.
-        layers: the edited layers, in order; None for all.
+        layers: edited layers in order; None for all.
         last: accuracy on all classes after the last task, a fraction.
-        given: the same where the true task is given, or None.
+        given: the same with the true task given, or None.
     """
 
     run: str
@@ -47,17 +48,17 @@ class Point:
 
 
 def read_points(folder: Path) -> tuple[list[Point], list[str]]:
-    """The finished runs below a directory.
+    """Read the finished runs below a directory.
 
     Returns:
-        Those with an option ``method.layers``, and the names of those without.
+        Runs with an option ``method.layers``, and names of runs without.
     """
     points: list[Point] = []
     without: list[str] = []
     for path in sorted(folder.rglob("config.toml")):
         run = path.parent
         if not (run / "summary.json").is_file() or (run.parent / "config.toml").is_file():
-            continue  # unfinished, or a continuation, whose layers are those of the run it continues
+            continue  # unfinished, or a continuation, which has the layers of its run
         name = str(run.relative_to(folder)) if run != folder else run.resolve().name
         record, summary = RunDir(run).read_record(), read_summary(run)
         options = dict(record.options)
@@ -84,7 +85,7 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
 
 
 def _by_name(where: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Options under their full names; a part by its own name and the options that it has."""
+    """Yield options by dotted key, with the options of parts."""
     for key, value in options.items():
         if isinstance(value, dict):
             yield f"{where}.{key}", value.get("name")
@@ -94,7 +95,7 @@ def _by_name(where: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 
 
 def written(layers: Sequence[int] | None) -> str:
-    """Layers in few characters: ``9-11`` for neighbours, else ``0,3,6``."""
+    """Format layers: ``9-11`` for consecutive layers, else ``0,3,6``."""
     if layers is None:
         return "all"
     neighbours = len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1))
@@ -102,10 +103,10 @@ def written(layers: Sequence[int] | None) -> str:
 
 
 def find(folder: Path) -> Findings:
-    """Read the runs, and draw a line per experiment; runs that agree in all but the layers and the seed are averaged.
+    """Read the runs and average those of an experiment, which differ in the layers and the seed only.
 
     Raises:
-        InputError: if no finished run has layers to place.
+        InputError: if no finished run has an option ``method.layers``.
     """
     points, without = read_points(folder)
     if not points:
@@ -117,54 +118,43 @@ def find(folder: Path) -> Findings:
     lines: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
         peers = [p.rest for p in points if p.method == point.method]
-        # Options that a peer does not have are those of another part, whose name differs already.
+        # Options that a peer lacks belong to another part, whose name differs already.
         other = [f"{k}={v}" for k, v in point.rest.items() if any(p[k] != v for p in peers if k in p)]
         key = (point.method, point.variant, point.stream, point.backbone, " ".join(other))
         lines.setdefault(key, []).append(point)
-    # The name of a line holds what tells it from the others.
-    telling = [i for i in range(len(next(iter(lines)))) if len({key[i] for key in lines}) > 1]
+    # A line is named by the parts of its key that differ between lines.
+    differing = [i for i in range(len(next(iter(lines)))) if len({key[i] for key in lines}) > 1]
     series = []
     for key, members in lines.items():
         by_place = [(x, [p for p in members if p.layers == layers]) for x, layers in enumerate(placed)]
         by_place = [(x, here) for x, here in by_place if here]
         series.append(
             Series(
-                " ".join(key[i] for i in telling if key[i]),
+                " ".join(key[i] for i in differing if key[i]),
                 np.array([x for x, _ in by_place]),
                 np.array([_mean([p.last for p in here]) for _, here in by_place]),
                 np.array([_mean([p.given for p in here]) for _, here in by_place]),
             )
         )
-    shared = ", ".join(part for i, part in enumerate(next(iter(lines))) if i not in telling and part)
+    shared = ", ".join(part for i, part in enumerate(next(iter(lines))) if i not in differing and part)
 
-    def draw(path: Path) -> None:
-        placements(
-            series, [written(layers) for layers in placed], path,
-            f"Accuracy by placement{': ' + shared if shared else ''}",
-            "after the last task; solid: all classes compete   |   dashed: the classes of the true task alone",
-            across="edited layers",
-        )  # fmt: skip
-
-    rows: list[tuple[Any, ...]] = [
-        (
-            p.run,
-            p.method,
-            p.variant,
-            p.stream,
-            p.backbone,
-            written(p.layers),
-            p.last,
-            "" if p.given is None else p.given,
-        )
-        for p in sorted(points, key=lambda p: (p.method, p.variant, p.stream, _place(p.layers), p.run))
-    ]
+    draw = partial(
+        placements, series, [written(layers) for layers in placed],
+        title=f"Accuracy by placement{': ' + shared if shared else ''}",
+        subtitle="after the last task; solid: all classes compete   |   dashed: the classes of the true task alone",
+        across="edited layers",
+    )  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for p in sorted(points, key=lambda p: (p.method, p.variant, p.stream, _place(p.layers), p.run)):
+        given = "" if p.given is None else p.given
+        rows.append((p.run, p.method, p.variant, p.stream, p.backbone, written(p.layers), p.last, given))
     notes = (f"Left out, without an option method.layers: {', '.join(without)}.",) if without else ()
     columns = ("run", "method", "variant", "stream", "backbone", "layers", "last_accuracy", "task_incremental_accuracy")
     return Findings(columns, rows, draw, notes)
 
 
 def _place(layers: tuple[int, ...] | None) -> tuple[int, tuple[int, ...]]:
-    """Few layers before many, then from below; all layers last."""
+    """Sort key of layers: few before many, then by number; all layers last."""
     return (10**6, ()) if layers is None else (len(layers), layers)
 
 

@@ -1,8 +1,8 @@
-"""Which prompts the images of each task are given."""
+"""Use of prompts by the images of each task."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,19 +15,18 @@ from ostinato.report.figures import bar_rows
 
 
 def supports(method: Method) -> bool:
-    """Whether the method tells which prompts an image gets, or has those of an inferred task."""
+    """Tell whether the method has the hook ``usage`` or infers a task, which selects a prompt."""
     return isinstance(method, TaskInferring) or having("usage")(method)
 
 
 def usage(method: Method, x: Tensor) -> Tensor:
-    """How much of each prompt each image gets, (B, M); 1 for a prompt that is chosen.
+    """Weight of each prompt for each image, (B, M), 1 for a selected prompt.
 
-    The method's own ``usage(x)``, or else the one prompt of the task that ``infer_task(x)`` tells.
+    This is ``usage(x)`` of the method, or else one-hot ``infer_task(x)``.
     """
-    of = cast(Any, method)
     if having("usage")(method):
-        return of.usage(x).float()
-    return F.one_hot(of.infer_task(x), method.n_tasks).float()
+        return cast(Any, method).usage(x).float()
+    return F.one_hot(cast(TaskInferring, method).infer_task(x), method.n_tasks).float()
 
 
 def find(subject: Subject) -> Findings:
@@ -37,16 +36,11 @@ def find(subject: Subject) -> Findings:
     for i, values in subject.each_batch(groups, lambda x: usage(subject.method, x).sum(0)):
         parts[i] = parts[i] + values if len(parts[i]) else values
     used = [(i, len(group), part) for i, (group, part) in enumerate(zip(groups, parts, strict=True)) if len(part)]
-    of_task = not having("usage")(subject.method)
-    kind = "prompt of the inferred task" if of_task else "prompt"
+    kind = "prompt" if having("usage")(subject.method) else "prompt of the inferred task"
 
-    def draw(path: Path) -> None:
-        bars = {f"task {i}": (part / n).numpy() for i, n, part in used}
-        bar_rows(
-            bars, path, f"Use of prompts: {subject.title}",
-            "mean use per held-out image (1: chosen for every image), one row per true task", across=kind,
-        )  # fmt: skip
-
+    bars = {f"task {i}": (part / n).numpy() for i, n, part in used}
+    subtitle = "mean use per held-out image (1: chosen for every image), one row per true task"
+    draw = partial(bar_rows, bars, title=f"Use of prompts: {subject.title}", subtitle=subtitle, across=kind)
     rows = [(i, n, m, float(part[m]), float(part[m]) / n) for i, n, part in used for m in range(len(part))]
     return Findings(("true_task", "images", kind.replace(" ", "_"), "chosen", "per_image"), rows, draw)
 

@@ -1,4 +1,4 @@
-"""How many points a protocol adds: trained models scored per sample, by vote, and by the first images of a batch."""
+"""Accuracy of trained models under the protocols: per sample, by vote, and by the first images of a batch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ from ostinato.training.callbacks import Callback
 
 @dataclass(frozen=True)
 class Study:
-    """One run under all protocols.
-
-    Attributes:
-        run: name of its directory.
-        method: registered name.
-        rows: what was measured.
-    """
+    """Scores of a run by protocol and rule; ``run`` is the name of its directory."""
 
     run: str
     method: str
     rows: list[Scored]
 
     def gain(self, row: Scored) -> float | None:
-        """Accuracy over that of the same rule per sample; None where there is no such rule."""
+        """Accuracy minus that of the same rule per sample; None if there is no such rule."""
         alone = [r for r in self.rows if r.rule == row.rule and r.protocol == SAMPLE]
         return row.accuracy - alone[0].accuracy if alone else None
 
@@ -47,23 +41,20 @@ def study(
     state_cache: float = 0.0,
     callback: Callback | None = None,
 ) -> Study:
-    """Score a finished run on what it was scored on, under every protocol.
+    """Score a finished run on its test samples under every protocol.
 
     Args:
-        run: its directory.
+        run: directory of the run.
         size: images per batch.
-        shots: how many first images of a batch decide; the whole batch is added.
-        rules: of the method; None for all.
-        data: where the run's data are now; None for where they were.
-        device: where to compute.
-        weights: where the backbone's weights are now, if they moved.
-        method: the file to take the run's method from, if it moved or changed.
+        shots: numbers of first images of a batch that vote; the whole batch is added.
+        rules: task inference rules; None for all of the method.
+        data: path of the run's data, if they moved.
+        device: device to compute on.
+        weights: path of the backbone's weights, if they moved.
+        method: file of the run's method, if it moved or changed.
         cache: folder of frozen features shared between runs.
-        state_cache: GiB for frozen states.
-        callback: told about every batch of a pass.
-
-    Returns:
-        The measurements.
+        state_cache: GiB of memory for frozen token states.
+        callback: called after every batch.
 
     Raises:
         InputError: if the run's method infers no task, or has no such rule.
@@ -86,13 +77,13 @@ def study(
 
 
 def markdown(studies: Sequence[Study]) -> str:
-    """A table in percent; gains are against the same rule per sample."""
+    """Format a table in percent, with gains over the same rule per sample."""
     rows = []
-    for one in studies:
-        for row in one.rows:
-            gain = one.gain(row)
+    for result in studies:
+        for row in result.rows:
+            gain = result.gain(row)
             added = NOTHING if gain is None or row.protocol == SAMPLE else f"{100 * gain:+.1f}"
             rule = f"`{row.rule}`" if gain is not None else NOTHING
             shares = f"{percent(row.accuracy)} %", added, f"{percent(row.task_id_accuracy)} %"
-            rows.append([f"`{one.run}`", rule, row.protocol, *shares])
+            rows.append([f"`{result.run}`", rule, row.protocol, *shares])
     return to_markdown(["run", "task by", "protocol", "accuracy", "gain", "task right"], rows, texts=range(3))

@@ -1,8 +1,8 @@
-"""Which task the images of each task are taken for."""
+"""Confusion of true and inferred tasks."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,30 +13,30 @@ from ostinato.report.figures import Panel, heat_maps
 
 
 def find(subject: Subject) -> Findings:
-    """Count held-out images by true and found task, each image on its own."""
+    """Count held-out images by true and found task, each image alone."""
     method = subject.method
     groups = subject.held_out()
-    inferring = isinstance(method, TaskInferring)
-    owner = method.task_of_class
 
     def found(x: Tensor) -> Tensor:
-        return method.infer_task(x) if isinstance(method, TaskInferring) else owner[method.scores(x).argmax(1)]
+        if isinstance(method, TaskInferring):
+            return method.infer_task(x)
+        return method.task_of_class[method.scores(x).argmax(1)]
 
     counts = torch.zeros(len(groups), method.n_tasks, dtype=torch.int64)
     for i, tasks in subject.each_batch(groups, found):
         counts[i] += torch.bincount(tasks, minlength=method.n_tasks)
     shares = counts / counts.sum(1, keepdim=True)  # NaN where a task has no images
-    source = "inferred task" if inferring else "task of the predicted class"
+    source = "inferred task" if isinstance(method, TaskInferring) else "task of the predicted class"
     right = int(counts.diagonal().sum()) / int(counts.sum())
 
-    def draw(path: Path) -> None:
-        panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
-        heat_maps(
-            [panel], path, f"True task and {source}: {subject.title}",
-            f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal",
-            across=source, down="true task",
-        )  # fmt: skip
-
+    panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
+    subtitle = (
+        f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal"
+    )
+    draw = partial(
+        heat_maps, [panel], title=f"True task and {source}: {subject.title}", subtitle=subtitle,
+        across=source, down="true task",
+    )  # fmt: skip
     rows = [
         (i, j, source.replace(" ", "_"), int(counts[i, j]), float(shares[i, j]))
         for i in range(len(groups))

@@ -1,4 +1,4 @@
-"""The one editable transformer, its edits and its weights."""
+"""The package's transformer, its edits and its weights."""
 
 from ostinato.backbones.base import Backbone, Origin
 from ostinato.backbones.clip import ClipBackbone

@@ -1,4 +1,4 @@
-"""Attention over given queries, keys and values, by whatever computes it fastest where it runs."""
+"""Attention by the fastest kernel for the device and precision."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Te
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with a gradient on CPUs in bf16, where the fused kernel's own takes several times as long.
+    """Attention with a gradient on CPUs in bf16, where the fused kernel's backward pass takes several times as long.
 
-    As products of matrices alone, autograd copies queries and keys more often than is needed and scales the queries in
-    a pass of their own.
+    Written as plain matrix products, autograd would copy queries and keys more often and scale the queries in a
+    separate pass.
     """
 
     @staticmethod
@@ -68,5 +68,5 @@ class _Attention(torch.autograd.Function):
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``scale a b`` of stacked matrices in one product."""
+    """``scale a b`` of stacked matrices as one product."""
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)

@@ -1,4 +1,4 @@
-"""What methods hold of a pre-trained model, whatever goes into it."""
+"""Base class of backbones of every modality."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ READOUTS = ("cls", "mean", "cls+mean")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights come from; goes into the record of a run.
+    """Origin of weights, for the record of a run.
 
     Attributes:
-        name: architecture and tag as the user gave them.
+        name: architecture and tag as given by the user.
         weights: path of the file, or None for weights found by name.
         sha256: hash of the file, or of the tensors where they came by name.
     """
@@ -36,17 +36,17 @@ class Origin:
 class Backbone(nn.Module):
     """A transformer in three public steps: ``embed`` -> ``run`` -> ``pool``.
 
-    It is frozen unless a method declares that it trains it. A modality adds what lies before the layers.
+    It is frozen unless a method declares that it trains it. A subclass adds the layers before the encoder.
 
     Args:
         arch: sizes of the encoder.
-        readout: "cls" reads the first token after the last layer, "mean" averages the tokens that the modality
-            counts, "cls+mean" joins both, each of length 1.
+        readout: "cls" reads the first token after the last layer, "mean" averages the content tokens of the modality,
+            "cls+mean" joins both, each of length 1.
         origin: where the weights come from.
 
     Attributes:
-        modality: what ``embed`` takes: "image" or "text".
-        kind: the same for messages, with what else a method may need of it.
+        modality: of the inputs of ``embed``: "image" or "text".
+        kind: name of the kind of backbone in messages.
     """
 
     modality: ClassVar[str]
@@ -69,27 +69,27 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tokens:
-        """Inputs to the token states (B, N, D) that enter layer 0, in the precision of the weights."""
+        """Embed inputs as the token states (B, N, D) that enter layer 0, in the precision of the weights."""
 
     @abstractmethod
     def as_tokens(self, prompts: Tensor) -> Tensor:
-        """Prompts (..., P, width) as they enter layer 0 beside the tokens of an input, at the position of the first."""
+        """Embed prompts (..., P, width) as tokens that enter layer 0 at the position of the first token."""
 
     @abstractmethod
     def average(self, tokens: Tokens) -> Tensor:
-        """The feature (..., width) of the read-out "mean"."""
+        """Feature (..., width) of the read-out "mean"."""
 
     @abstractmethod
     def contents(self, x: Tensor) -> list[Any]:
-        """What each input of a batch holds, whatever batch it is in, as arrays of bytes; equal ones are the same."""
+        """Content of each input as an array of bytes, independent of its batch; equal inputs have equal contents."""
 
     @abstractmethod
     def settings(self) -> tuple[Any, ...]:
-        """What features depend on beside weights, precision and device."""
+        """Settings on which features depend, beside weights, precision and device."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What features depend on beside the weights: how inputs are prepared, and what is read out. JSON-able."""
+        """JSON-able settings on which features depend, beside the weights: preprocessing and read-out."""
 
     def run(
         self,
@@ -100,19 +100,19 @@ class Backbone(nn.Module):
         stop: int | None = None,
         read: slice | None = None,
     ) -> Tokens:
-        """Layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
+        """Run layers ``start`` to ``stop`` - 1 with the plan's edits; see :meth:`Encoder.run`."""
         return self.encoder.run(tokens, plan, start=start, stop=stop, read=read)
 
     def features(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
-        """Features (..., D) of states that enter layer ``start``: the layers left and the model's own read-out.
+        """Features (..., D) of states that enter layer ``start``: the remaining layers and the model's own read-out.
 
-        The last layer computes nothing but what the read-out needs.
+        The last layer computes only the positions that the read-out needs.
         """
         read = slice(0, 1) if self.readout == "cls" and start < self.arch.depth else None
         return self.pool(self.run(tokens, plan, start=start, read=read))
 
     def queries(self, layer: int, h: Tensor) -> Tensor:
-        """The queries of a layer, see :meth:`Encoder.queries`."""
+        """Queries of a layer, see :meth:`Encoder.queries`."""
         return self.encoder.queries(layer, h)
 
     def pool(self, tokens: Tokens, at: slice | None = None) -> Tensor:
@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         return torch.cat([F.normalize(cls, dim=-1), F.normalize(self.average(tokens), dim=-1)], dim=-1)
 
     def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor:
-        """Features (B, D) of inputs under a plan; the three steps in one."""
+        """Features (B, D) of inputs under a plan: embed, run and pool."""
         return self.features(self.embed(x), plan)
 
     def cast(self, dtype: torch.dtype) -> Self:

@@ -1,4 +1,4 @@
-"""Frozen features of images that come again, looked up instead of computed."""
+"""Caches of frozen features and token states of repeated inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ KEY_BYTES = 16
 
 
 class FeatureCache:
-    """Features of a frozen backbone by the content of each image.
+    """Features of a frozen backbone by the content of each input.
 
-    Test images are scored after every task, training images are read again for statistics and, where nothing is
-    augmented, in every epoch; their frozen features never change. The key is a hash of the very pixels that enter
-    the backbone, so that no image can get the features of another.
+    Test images are scored after every task, training images are read again for statistics and, without augmentation,
+    in every epoch; their frozen features never change. The key is a hash of the pixels that enter the backbone, so that
+    no image can get the features of another.
 
     Args:
         max_bytes: memory for images that come again, and a quarter more for passing ones; beyond it any may be dropped.
@@ -34,20 +34,17 @@ class FeatureCache:
     def __init__(self, max_bytes: int = 2**28) -> None:
         self.max_bytes = max_bytes
         self._kept = _Rows(max_bytes)
-        # Augmented images rarely come again: they must not drive out the ones that do.
+        # Augmented images rarely come again: they must not displace those that do.
         self._passing = _Rows(max_bytes // 4)
         self._folder: Path | None = None
         self._file: FeatureFile | None = None
 
     def __len__(self) -> int:
-        """Images remembered in memory."""
+        """Number of images in memory."""
         return len(self._kept) + len(self._passing)
 
     def persist(self, folder: str | Path) -> None:
-        """Also remember features in a file in ``folder``, shared by all runs with the same frozen weights.
-
-        Args:
-            folder: made if it does not exist.
+        """Also keep features in a file in ``folder``, created if missing, shared by all runs with the same weights.
 
         Raises:
             InputError: if no folder can have that name.
@@ -63,13 +60,15 @@ class FeatureCache:
         """Plain features (B, D) of images (B, 3, S, S); the backbone runs on unknown images only.
 
         Args:
-            backbone: always the same one.
+            backbone: the same at every call.
             images: pixels as they enter it.
-            passing: images that may never come again, such as augmented ones; they are remembered in memory only.
+            passing: images that may never come again, such as augmented ones; kept in memory only.
         """
         if not len(images):
             return backbone(images)
-        file = self._open(backbone)
+        if self._folder is not None and self._file is None:
+            self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
+        file = self._file
         keys = keys_of(backbone, images)
         rows = [self._find(key, file) for key in keys]
         if new := [i for i, row in enumerate(rows) if row is None]:
@@ -87,22 +86,17 @@ class FeatureCache:
                 return row
         return file.get(key) if file is not None else None
 
-    def _open(self, backbone: Backbone) -> FeatureFile | None:
-        if self._folder is not None and self._file is None:
-            self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
-        return self._file
-
 
 def keys_of(backbone: Backbone, x: Tensor) -> list[bytes]:
-    """A hash of what each input holds."""
-    return [hashlib.blake2b(one, digest_size=KEY_BYTES).digest() for one in backbone.contents(x)]
+    """Hash the content of each input."""
+    return [hashlib.blake2b(content, digest_size=KEY_BYTES).digest() for content in backbone.contents(x)]
 
 
 class StateCache:
     """Token states that enter a layer of the plain frozen backbone, by the content of each input.
 
-    For methods that change nothing below a layer, on images that come again (un-augmented ones): an image passes the
-    lower layers once. A ViT-B state takes 0.3 MB, so that this is only used where it is asked for.
+    For methods that change nothing below a layer, on repeated (un-augmented) images: an image passes the lower layers
+    once. A ViT-B state takes 0.3 MB, so that the cache is optional.
 
     Args:
         max_bytes: memory for states of all layers; beyond it any may be dropped.
@@ -129,7 +123,7 @@ class StateCache:
 
 
 def _together(rows: list[Tensor]) -> Tokens:
-    """States (N_i, D) as one batch, the shorter ones filled up and masked."""
+    """Join states (N_i, D) into one batch, the shorter ones padded and masked."""
     sizes = torch.tensor([len(row) for row in rows])
     if bool((sizes == sizes[0]).all()):
         return Tokens(torch.stack(rows))
@@ -140,8 +134,8 @@ def _together(rows: list[Tensor]) -> Tokens:
 class _Rows:
     """Feature rows by key within a budget.
 
-    What is dropped is drawn at random: passes over more images than fit, one after another, then still find some,
-    whereas the oldest would always be the next to be asked for.
+    The dropped row is drawn at random: repeated passes over more images than fit still find some, whereas the oldest
+    row would always be the next one needed.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -172,15 +166,15 @@ class _Rows:
 class FeatureFile:
     """Rows of features in a file that several processes may append to.
 
-    A record is the key, a CRC-32 of the row, and the row in fp32. A record cut short by a crash, and any whose
-    checksum does not fit, is left out when the file is opened, and computed again.
+    A record is the key, a CRC-32 of the row, and the row in fp32. A record cut short by a crash, or with a wrong
+    checksum, is ignored and computed again.
 
     Args:
-        path: the file, made with its folder if there is none.
+        path: the file, created with its folder if missing.
         dim: width D of a row.
 
     Raises:
-        DataError: if the file cannot be made or read.
+        DataError: if the file cannot be created or read.
     """
 
     def __init__(self, path: Path, dim: int) -> None:
@@ -195,16 +189,16 @@ class FeatureFile:
         self._where = {bytes(key): i for i, key in enumerate(self._map["key"])}
 
     def __len__(self) -> int:
-        """Rows that were in the file when it was opened, and those appended here."""
+        """Rows in the file when it was opened, and those appended since."""
         return len(self._where)
 
     def _remap(self) -> None:
         whole = self.path.stat().st_size // self._record.itemsize
-        # Mapped, not read: rows come into memory when they are asked for.
+        # Mapped, not read: rows are loaded on access.
         self._map = np.memmap(self.path, self._record, "r", shape=(whole,)) if whole else np.zeros(0, self._record)
 
     def get(self, key: bytes) -> Tensor | None:
-        """The row (D,) of a key, or None where there is no intact one."""
+        """Row (D,) of a key, or None where there is no intact one."""
         i = self._where.get(key)
         if i is None:
             return None
@@ -215,7 +209,7 @@ class FeatureFile:
         return torch.from_numpy(row.copy()) if zlib.crc32(row.tobytes()) == int(record["crc"]) else None
 
     def append(self, rows: dict[bytes, Tensor]) -> None:
-        """Add rows in one write, after whole records only."""
+        """Append rows in one write, after whole records only."""
         import fcntl
 
         parts = []
@@ -224,7 +218,7 @@ class FeatureFile:
             parts.append(key + struct.pack("<I", zlib.crc32(data)) + data)
         with self.path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # What a crash left behind the last whole record would shift all that follow.
+            # A partial record left by a crash would shift all that follow.
             whole = file.seek(0, 2) // self._record.itemsize
             file.seek(whole * self._record.itemsize)
             file.write(b"".join(parts))
@@ -232,7 +226,7 @@ class FeatureFile:
 
 
 def _identity(backbone: Backbone) -> str:
-    """A name that differs wherever features may: weights, precision, device, normalisation, input size, read-out."""
+    """Name of a cache, different wherever features may differ: weights, precision, device and settings."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""CLIP: images and texts in one space.
+"""CLIP, a model that maps images and texts into one space.
 
 Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: "Learning Transferable
 Visual Models From Natural Language Supervision", ICML 2021, https://arxiv.org/abs/2103.00020.
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class TextTower(nn.Module):
-    """CLIP's text encoder: every token sees the ones before it, and the last one is read.
+    """CLIP's causal text encoder, read out at the last token.
 
     Args:
         arch: sizes of the encoder, which is causal.
-        vocabulary: known tokens.
-        positions: most tokens of a text, both ends included.
+        vocabulary: number of known tokens.
+        positions: maximum tokens of a text, both ends included.
         joint: width E of the space shared with images.
         tokenizer: of the ``tokenizers`` library; it adds the tokens at both ends.
     """
@@ -49,11 +49,7 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(arch.dim, joint, bias=False)
 
     def ids(self, texts: Sequence[str], *, room: int = 0) -> Tensor:
-        """Token numbers (B, N) of texts, filled up with the last token of each.
-
-        Args:
-            texts: whole ones.
-            room: positions to leave free for learned vectors.
+        """Token numbers (B, N) of texts, each padded with its last token; ``room`` positions are left free.
 
         Raises:
             InputError: if a text is too long.
@@ -68,18 +64,18 @@ class TextTower(nn.Module):
                 raise DataError(f"The tokenizer of the weights finds no token in the text {quoted(text)}.")
             if len(row) > most:
                 raise InputError(
-                    f"The text encoder reads {most} tokens, but {quoted(text)} has {len(row)}: "
+                    f"The text encoder reads at most {most} tokens, but {quoted(text)} has {len(row)}: "
                     "give the class a shorter name."
                 )
         longest = max(len(row) for row in rows)
         return torch.stack([F.pad(row, (0, longest - len(row)), value=int(row[-1])) for row in rows])
 
     def forward(self, ids: Tensor, context: Tensor | None = None) -> Tensor:
-        """Features (B, E) of texts in the joint space, of length 1.
+        """Unit-length features (B, E) of texts in the joint space.
 
         Args:
-            ids: token numbers (B, N) as :meth:`ids` gives them.
-            context: learned vectors (P, D) that stand between the first token and the words.
+            ids: token numbers (B, N) of :meth:`ids`.
+            context: learned vectors (P, D), inserted after the first token.
         """
         dtype = self.pos_embed.dtype
         words = self.words(ids)
@@ -88,7 +84,7 @@ class TextTower(nn.Module):
             extra = len(context)
             learned = context.to(dtype).expand(len(ids), -1, -1)
             words = torch.cat([words[:, :1], learned, words[:, 1:]], dim=1)
-        # The first of the equal numbers at the end; what fills up comes after it and is seen by nothing that is read.
+        # The first of the equal numbers at the end: causal attention hides the padding after it.
         last = (ids == ids[:, -1:]).long().argmax(1) + extra
         h = self.encoder.run(Tokens(words + self.pos_embed[: words.shape[1]])).h
         read = self.encoder.norm(h[torch.arange(len(h), device=h.device), last])
@@ -98,8 +94,8 @@ class TextTower(nn.Module):
 class ClipBackbone(VisionBackbone):
     """CLIP's image encoder, with its text encoder beside it.
 
-    Methods for images run on it as on any vision transformer: tokens and features have width D, and the layers are
-    numbered alike. What is new is :meth:`joint`, which takes features to the space of texts.
+    Methods for images run on it as on any vision transformer: tokens and features have width D, and layers have the
+    same numbers. :meth:`joint` maps features into the space of texts.
 
     Args:
         arch: sizes of the image encoder.
@@ -110,7 +106,7 @@ class ClipBackbone(VisionBackbone):
         origin: where the weights come from.
 
     Attributes:
-        scale: what cosines are multiplied with to be logits.
+        scale: factor from cosines to logits.
         joint_dim: E.
     """
 
@@ -133,7 +129,7 @@ class ClipBackbone(VisionBackbone):
         self.projection = nn.Linear(arch.dim, joint, bias=False)
         self.joint_dim = joint
         self.text = text
-        # Not a parameter: it is never trained, and 100 is no number in bf16.
+        # Not a parameter: it is never trained, and bf16 would round a learned scale.
         self.register_buffer("scale", torch.tensor(100.0))
 
     def embed(self, x: Tensor) -> Tokens:
@@ -141,15 +137,15 @@ class ClipBackbone(VisionBackbone):
         return Tokens(self.norm_pre(self.placed(x).h))
 
     def placed(self, x: Tensor) -> Tokens:
-        """What :meth:`embed` normalises."""
+        """Patches plus CLS token plus positions, before :meth:`embed` normalises them."""
         return super().embed(x)
 
     def as_tokens(self, prompts: Tensor) -> Tensor:
-        """Prompts (..., P, D) plus the position of the CLS token, normalised as what they stand beside."""
+        """Prompts (..., P, D) plus the position of the CLS token, normalised as the other tokens."""
         return self.norm_pre(self.placed_prompts(prompts).to(self.dtype))
 
     def placed_prompts(self, prompts: Tensor) -> Tensor:
-        """What :meth:`as_tokens` normalises."""
+        """Prompts plus the position of the CLS token, before :meth:`as_tokens` normalises them."""
         return super().as_tokens(prompts)
 
     def check_joint(self, what: str) -> None:
@@ -168,9 +164,9 @@ class ClipBackbone(VisionBackbone):
             )
 
     def joint(self, features: Tensor) -> Tensor:
-        """Features (..., D) in the space of texts: (..., E), of length 1, in fp32."""
+        """Map features (..., D) into the space of texts: (..., E), of unit length, in fp32."""
         return F.normalize(F.linear(features.to(self.dtype), self.projection.weight).float(), dim=-1)
 
     def settings(self) -> tuple[Any, ...]:
-        """Those of a vision transformer."""
+        """Settings of a vision transformer, marked as CLIP's."""
         return ("clip", *super().settings())

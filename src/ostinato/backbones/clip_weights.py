@@ -1,6 +1,6 @@
 """Pre-trained CLIP models of the transformers library, converted to :class:`ClipBackbone`.
 
-Parity with its own forward pass is tested in ``tests/golden/test_clip_parity.py``.
+Parity with transformers' forward pass is tested in ``tests/golden/test_clip_parity.py``.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ostinato.backbones.clip import ClipBackbone, TextTower
-from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.encoder import Arch
 from ostinato.backbones.hub import (
+    LayerSizes,
+    ModelFile,
     check_tokenizer,
     checked,
     convert_layers,
@@ -24,56 +26,43 @@ from ostinato.backbones.hub import (
 )
 from ostinato.backbones.tensors import Taken
 from ostinato.backbones.vision import Preprocess
-from ostinato.errors import InputError
-from ostinato.quoting import quoted
 
 KIND = "clip"
 """The ``model_type`` of these models."""
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Normalisation of OpenAI's weights, for models that do not say theirs."""
+"""Normalisation of OpenAI's weights, for models without one."""
 
 QKV = tuple(f"self_attn.{name}_proj" for name in "qkv")
 
 
-class _Read(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-class _Tower(_Read):
-    """What the two encoders' configurations have in common."""
-
-    num_hidden_layers: int = Field(12, ge=1, le=2**10)
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = Field(1e-5, ge=0, le=1)
-
-
-class TextSizes(_Tower):
-    """``text_config``, with the defaults of transformers."""
+class TextSizes(LayerSizes):
+    """``text_config``."""
 
     hidden_size: int = Field(512, ge=1, le=2**16)
     intermediate_size: int = Field(2048, ge=1, le=2**20)
     num_attention_heads: int = Field(8, ge=1, le=2**16)
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = Field(1e-5, ge=0, le=1)
     vocab_size: int = Field(49408, ge=1, le=2**26)
     max_position_embeddings: int = Field(77, ge=3, le=2**20)
 
 
-class ImageSizes(_Tower):
-    """``vision_config``, with the defaults of transformers."""
+class ImageSizes(LayerSizes):
+    """``vision_config``."""
 
-    hidden_size: int = Field(768, ge=1, le=2**16)
-    intermediate_size: int = Field(3072, ge=1, le=2**20)
-    num_attention_heads: int = Field(12, ge=1, le=2**16)
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = Field(1e-5, ge=0, le=1)
     image_size: int = Field(224, ge=1, le=2**14)
     patch_size: int = Field(32, ge=1, le=2**14)
 
 
-class _Sizes(_Read):
+class _Sizes(ModelFile):
     """``config.json``."""
 
     projection_dim: int = Field(512, ge=1, le=2**16)
     tokenizer_class: str | None = None
-    # Old files have the two a second time, and transformers takes that.
+    # Old files repeat both as *_dict, which transformers prefers.
     text_config: dict[str, Any] | None = None
     text_config_dict: dict[str, Any] | None = None
     vision_config: dict[str, Any] | None = None
@@ -90,21 +79,15 @@ _Channels = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(
 _Scales = Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
-class _Pixels(_Read):
+class _Pixels(ModelFile):
     """``preprocessor_config.json``."""
 
-    image_mean: _Channels = list(MEAN)
-    image_std: _Scales = list(STD)
+    image_mean: _Channels = Field(list(MEAN))
+    image_std: _Scales = Field(list(STD))
 
 
 def clip_backbone(source: str) -> tuple[ClipBackbone, dict[str, Tensor]]:
-    """A CLIP backbone without weights, and the weights under our names.
-
-    Args:
-        source: a folder with ``config.json``, weights and a tokenizer, or a name on the Hugging Face hub.
-
-    Returns:
-        The backbone in fp32, and its state dict.
+    """Make a CLIP backbone without weights, and its state dict, from a folder or a name on the Hugging Face hub.
 
     Raises:
         InputError: if there is no such model, or it has a part that our encoder does not compute.
@@ -112,12 +95,12 @@ def clip_backbone(source: str) -> tuple[ClipBackbone, dict[str, Tensor]]:
     config = checked(_Sizes, read_config(source), source, "config.json")
     image = checked(ImageSizes, config.vision(), source, "config.json, vision_config")
     text = checked(TextSizes, config.text(), source, "config.json, text_config")
-    of_image, of_text = _arch(image, source), _arch(text, source, causal=True)
+    of_image, of_text = image.arch(source), text.arch(source, causal=True)
     tokenizer, _ = read_tokenizer(source, KIND, config.tokenizer_class)
     check_tokenizer(source, tokenizer, text.vocab_size)
     name = "preprocessor_config.json"
     pixels = checked(_Pixels, read_json(source, name, "preprocessing") or {}, source, name)
-    # Converted first, since it takes no more memory than the file: sizes that are not those of the weights end here.
+    # Converted before the model is built, in no more memory than the file takes: wrong sizes fail here.
     state = convert_clip(read_state(source), (of_image, image), (of_text, text), config.projection_dim)
     tower = TextTower(
         of_text,
@@ -137,42 +120,10 @@ def clip_backbone(source: str) -> tuple[ClipBackbone, dict[str, Tensor]]:
     return backbone, state
 
 
-def _arch(sizes: TextSizes | ImageSizes, source: str, *, causal: bool = False) -> Arch:
-    """Sizes of one of the two encoders.
-
-    Raises:
-        InputError: if it has an activation that our encoder does not compute.
-    """
-    if sizes.hidden_act not in ACTIVATIONS:
-        raise InputError(f"backbone: {quoted(source)} has the activation {quoted(sizes.hidden_act)}, unknown here.")
-    return Arch(
-        dim=sizes.hidden_size,
-        depth=sizes.num_hidden_layers,
-        heads=sizes.num_attention_heads,
-        mlp_dim=sizes.intermediate_size,
-        eps=sizes.layer_norm_eps,
-        act=sizes.hidden_act,
-        causal=causal,
-    )
-
-
 def convert_clip(
     take: Taken, images: tuple[Arch, ImageSizes], texts: tuple[Arch, TextSizes], joint: int
 ) -> dict[str, Tensor]:
-    """Our names for the tensors of a CLIP model.
-
-    Args:
-        take: tensors under names of transformers.
-        images: sizes of the image encoder, and of its tables.
-        texts: the same of the text encoder.
-        joint: width of the space that they share.
-
-    Returns:
-        fp32 tensors under our names.
-
-    Raises:
-        InputError: if a tensor is missing or of another shape.
-    """
+    """Convert the tensors of a CLIP model to our names, in fp32; each encoder comes with the sizes of its tables."""
     image, text = "vision_model", "text_model"
     dim, words, patch = images[0].dim, texts[0].dim, images[1].patch_size
     places = 1 + (images[1].image_size // patch) ** 2

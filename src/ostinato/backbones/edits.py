@@ -1,8 +1,8 @@
-"""What one layer does differently in one call, given as data.
+"""Edits of a layer in one call, given as data.
 
-A method never contains transformer code: it describes prefixes, masks, low-rank updates and adapters with
-the types below and passes them to ``Backbone.run``. Nothing is stored on the modules, so nothing outlives
-the call. Shape letters: B batch, N tokens, D width, H heads, P prefix length, T tasks, r rank.
+Methods describe prefixes, masks, low-rank updates and adapters with the types below and pass them to ``Backbone.run``;
+they contain no transformer code. Nothing is stored on the modules, so nothing outlives the call. Shape letters: B
+batch, N tokens, D width, H heads, P prefix length, T tasks, r rank.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from ostinato.errors import InputError, did_you_mean
 
 LINEARS = ("q", "k", "v", "proj", "fc1", "fc2")
-"""Linear maps of a block that a :class:`LinearEdit` may name."""
+"""Linear maps of a block, by the names for :class:`LinearEdit`."""
 
 
 class Tokens(NamedTuple):
-    """Token states of one batch, the one type that every modality shares.
+    """Token states of one batch, of any modality.
 
     ``h`` is (..., N, D) with one or more leading axes; ``mask`` is (B, N) bool, True where a token is real,
     or None when all are.
@@ -59,19 +59,19 @@ class Tokens(NamedTuple):
         return Tokens(h, torch.cat([self.mask[:, :at], seen, self.mask[:, at:]], dim=1))
 
     def take(self, rows: Tensor | slice) -> Tokens:
-        """Some samples of states (B, N, D)."""
+        """Select samples of states (B, N, D)."""
         return Tokens(self.h[rows], None if self.mask is None else self.mask[rows])
 
     def after(self, n: int) -> Tokens:
-        """All but the first ``n`` positions."""
+        """Drop the first ``n`` positions."""
         return Tokens(self.h[..., n:, :], None if self.mask is None else self.mask[:, n:])
 
     def under(self, n_tasks: int) -> Tokens:
-        """States (B, N, D) as (T, B, N, D), the same for each of ``n_tasks`` tasks; nothing is copied."""
+        """Expand states (B, N, D) to (T, B, N, D), the same for each of ``n_tasks`` tasks, without a copy."""
         return Tokens(self.h.expand(n_tasks, *self.h.shape), self.mask)
 
     def real(self) -> Tensor:
-        """The states (n, D) of all tokens that are real."""
+        """States (n, D) of all real tokens."""
         return self.h.flatten(0, -2) if self.mask is None else self.h[self.mask]
 
 
@@ -90,9 +90,9 @@ class LinearEdit:
         up: (out, r), the second factor, any scale included.
         inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
         outer: (out, r), its second factor.
-        mask_coefficients: (B, S) zeros, without effect forward; after the backward pass its gradient holds, for every
-            sample, the derivative with respect to the coefficients of ``mask_basis`` in this sample's mask.
-        mask_basis: (S, out, in), what ``mask_coefficients`` differentiates along; they are added to the mask.
+        mask_coefficients: (B, S) zeros, without effect on the output; after the backward pass its gradient is, for
+            each sample, the derivative of the loss with respect to the coefficients of ``mask_basis`` in the mask.
+        mask_basis: (S, out, in), directions of these coefficients, added to the mask.
     """
 
     mask: Tensor | None = None
@@ -105,24 +105,24 @@ class LinearEdit:
     mask_basis: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check that what belongs together comes together."""
-        for one, other in (("down", "up"), ("inner", "outer"), ("mask_coefficients", "mask_basis")):
-            if (getattr(self, one) is None) != (getattr(self, other) is None):
-                raise InputError(f"LinearEdit: {one} and {other} must be given together; one of them is None.")
+        """Check that the two factors of an update are both given."""
+        for first, second in (("down", "up"), ("inner", "outer"), ("mask_coefficients", "mask_basis")):
+            if (getattr(self, first) is None) != (getattr(self, second) is None):
+                raise InputError(f"LinearEdit: {first} and {second} must be given together; one of them is None.")
 
 
 @cache
 def fused_bf16() -> bool:
-    """Whether this CPU has instructions for bf16, without which the fused kernel does not exist."""
+    """Whether this CPU has bf16 instructions, which the fused kernel requires."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """``x weight^T + bias``, then GELU if asked for; on a CPU in bf16, a frozen weight and its bias are one kernel.
+    """``x weight^T + bias``, then GELU if requested; on a CPU in bf16, a frozen weight and its bias are one kernel.
 
     ``F.linear`` writes the bias into the result before it multiplies, and GELU reads and writes it once more: a tenth
     of the time of a pass. The fused kernel, which torch's own compiler uses, also rounds once instead of twice. GELU
-    stays by itself where a gradient needs what enters it.
+    stays separate where a gradient needs its input.
     """
     fused = (
         x.device.type == "cpu"
@@ -143,7 +143,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool 
 
 
 class _Frozen(torch.autograd.Function):
-    """A linear map whose weight and bias do not train, in one kernel."""
+    """A linear map with frozen weight and bias, in one kernel."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
         x: (..., N, in).
         weight: (out, in), frozen.
         bias: (out,) or None.
-        edit: what differs in this call; its tensors are cast to the dtype of ``x``.
+        edit: its tensors are cast to the dtype of ``x``; None for none.
 
     Returns:
         (..., N, out).
@@ -179,7 +179,7 @@ def edited_linear(x: Tensor, weight: Tensor, bias: Tensor | None, edit: LinearEd
 
 
 def edited_output(y: Tensor, x: Tensor, weight: Tensor, edit: LinearEdit | None) -> Tensor:
-    """All of an edit but its mask, on what the linear map gave: (..., N, out) for inputs x, (..., N, in)."""
+    """Apply all of an edit but its mask to the output y (..., N, out) of a linear map of x (..., N, in)."""
     if edit is None:
         return y
     if edit.bias is not None:
@@ -201,7 +201,7 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def per_task(edits: Sequence[LinearEdit]) -> LinearEdit:
-    """Edits of one map under T tasks as one edit with leading axes (T, 1), for states (T, B, N, in)."""
+    """Stack edits of one map under T tasks into one with leading axes (T, 1), for states (T, B, N, in)."""
 
     def join(name: str) -> Tensor | None:
         parts = [getattr(edit, name) for edit in edits]
@@ -215,9 +215,9 @@ def per_task(edits: Sequence[LinearEdit]) -> LinearEdit:
 class _MaskGradient(torch.autograd.Function):
     """The identity on ``y`` with a gradient for mask coefficients c: that of ``y + sum_s c[:, s] x mask_basis[s]^T``.
 
-    With x and the gradient d of y, the weight gradient of sample b is d_b^T x_b, and the derivative along a
-    direction its inner product with it. All directions of the basis share that one product,
-    so that the cost does not grow by a pass per direction, and the forward pass forms no weight per sample.
+    With x and the gradient d of y, the weight gradient of sample b is d_b^T x_b, and the derivative along a direction
+    is its inner product with that gradient. All directions of the basis share one product, so that the cost does not
+    grow by a pass per direction, and the forward pass forms no weight per sample.
     """
 
     @staticmethod
@@ -230,7 +230,7 @@ class _MaskGradient(torch.autograd.Function):
         (d,) = grads
         x, mask_basis = ctx.saved_tensors
         flat = mask_basis.flatten(1).float()
-        # A chunk of samples at a time: the product holds out x in numbers for each of them.
+        # A chunk of samples at a time: the product has out x in numbers for each sample.
         size = max(1, 2**25 // flat.shape[1])
         rows = [
             (dd.float().mT @ xx.float()).flatten(1) @ flat.T
@@ -241,7 +241,7 @@ class _MaskGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Edit:
-    """Everything one layer does differently in one call.
+    """All edits of one layer in one call.
 
     Attributes:
         prefix: key and value prefixes, each (B | 1, H, P, D / H), or with the tokens' leading axes; joined
@@ -272,27 +272,27 @@ class Plan(Protocol):
 
     @property
     def first(self) -> int:
-        """The lowest layer that may be edited; everything below it equals the plain pass."""
+        """Lowest layer that may be edited; all below it equals the plain pass."""
         ...
 
     def __call__(self, layer: int, tokens: Tokens) -> Edit | None:
-        """The edit of ``layer`` (0-based), given the states (..., N, D) that enter it; None for none."""
+        """Edit of ``layer`` (0-based) for the states (..., N, D) that enter it, or None."""
         ...
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A plan that is known before the pass: edits by layer number, counted from 0."""
+    """A plan fixed before the pass: edits by layer number, counted from 0."""
 
     edits: Mapping[int, Edit]
 
     @property
     def first(self) -> int:
-        """The lowest edited layer; 0 for an empty plan."""
+        """Lowest edited layer; 0 for an empty plan."""
         return min(self.edits, default=0)
 
     def __call__(self, layer: int, tokens: Tokens) -> Edit | None:  # noqa: ARG002 - plans may read the states
-        """The edit of ``layer``, whatever the states."""
+        """Edit of ``layer``, independent of the states."""
         return self.edits.get(layer)
 
 
@@ -312,5 +312,5 @@ def prefix_from(prompts: Tensor, heads: int) -> tuple[Tensor, Tensor]:
             f"prefix_from: prompts must be (B, 2, P, D) with D a multiple of {heads} heads, got {tuple(prompts.shape)}."
         )
     keys, values = prompts.reshape(b, 2, p, heads, d // heads).transpose(2, 3).unbind(1)
-    # One layout, whatever they were cut from: compiled layers would need a graph for each.
+    # One memory layout for all inputs: compiled layers would need a graph for each.
     return keys.contiguous(), values.contiguous()

@@ -1,4 +1,4 @@
-"""The only transformer of the package: an encoder whose layers accept edits per call."""
+"""The package's only transformer: an encoder whose layers accept edits per call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.backbones.attention import attend
-from ostinato.backbones.edits import Edit, LinearEdit, Plan, Tokens, edited_linear, edited_output, frozen_linear
+from ostinato.backbones.edits import Edit, Plan, Tokens, edited_linear, edited_output, frozen_linear
 from ostinato.errors import InputError
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu": F.relu}
@@ -30,9 +30,9 @@ class Arch:
         act: activation of the MLP, a key of ``ACTIVATIONS``.
         qkv_bias: whether queries, keys and values have a bias.
         layer_scale: whether each residual branch has a learned scale per channel.
-        norm: "pre" normalises what enters a branch, with a last norm after all layers (ViT, CLIP); "post" the sum of a
-            branch and what it is added to, so that the states that leave a layer are normalised (BERT).
-        causal: whether a token sees only itself and the ones before it (CLIP's text tower); prefixes are always seen.
+        norm: "pre" normalises the input of a branch, with a final norm after all layers (ViT, CLIP); "post" normalises
+            the sum of a branch and its residual, so that the states that leave a layer are normalised (BERT).
+        causal: whether a token attends to itself and earlier ones only (CLIP's text tower), beside all prefixes.
     """
 
     dim: int
@@ -58,7 +58,7 @@ class Arch:
             raise InputError(f"Arch: norm must be 'pre' or 'post', got {self.norm!r}.")
 
     def shape_of(self, name: str) -> tuple[int, int]:
-        """(out, in) of the weight of a linear map that a ``LinearEdit`` may name."""
+        """Shape (out, in) of the weight of a linear map that a ``LinearEdit`` may name."""
         if name == "fc1":
             return self.mlp_dim, self.dim
         return (self.dim, self.mlp_dim) if name == "fc2" else (self.dim, self.dim)
@@ -77,13 +77,13 @@ class Attention(nn.Module):
         """Attend over N tokens and P prefix positions.
 
         Args:
-            x: (..., N, D), what enters the branch.
+            x: (..., N, D), the input of the branch.
             mask: (B, N) bool, True for real tokens, or None.
-            edit: what this layer does differently.
-            read: positions whose output is wanted; None for all.
+            edit: of this layer.
+            read: positions of the output; None for all.
 
         Returns:
-            (..., N, D), or as many positions as ``read`` names.
+            (..., N, D), or the positions of ``read``.
         """
         *lead, n, d = x.shape
         q, k, v = self._project(x, edit, read)
@@ -92,23 +92,16 @@ class Attention(nn.Module):
                 torch.cat([_lead(p.to(x.dtype), lead), t], dim=-2) for p, t in zip(edit.prefix, (k, v), strict=True)
             )
         visible = self._visible(mask, edit, n, k, read)
-        # Tasks and samples in one axis.
-        q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))
+        q, k, v = (t.reshape(-1, *t.shape[-3:]) for t in (q, k, v))  # tasks and samples in one axis
         out = attend(q, k, v, visible)
         out = out.transpose(1, 2).reshape(*lead, -1, d)
         return edited_linear(out, self.proj.weight, self.proj.bias, edit.linear.get("proj"))
 
     def weights(self, x: Tensor, mask: Tensor | None, edit: Edit, read: slice | None = None) -> Tensor:
-        """What :meth:`forward` weighs the values with, for looking at; the fused kernels do not give it.
-
-        Args:
-            x: (..., N, D), what enters the branch.
-            mask: (B, N) bool, True for real tokens, or None.
-            edit: what this layer does differently.
-            read: positions whose weights are wanted; None for all.
+        """Attention weights of :meth:`forward` under the same arguments; the fused kernels do not return them.
 
         Returns:
-            (..., H, n, P + N) in fp32 for n positions, prefix before tokens; each row sums to 1.
+            (..., H, n, P + N) in fp32 for the n positions of ``read``, prefix before tokens; each row sums to 1.
         """
         *lead, n, _ = x.shape
         q, k, _ = self._project(x, edit, read)
@@ -123,7 +116,7 @@ class Attention(nn.Module):
         return scores.softmax(-1)
 
     def _project(self, x: Tensor, edit: Edit, read: slice | None = None) -> list[Tensor]:
-        """Queries, keys and values, each (..., H, N, D / H); in one product where weights and positions allow it."""
+        """Queries, keys and values, each (..., H, N, D / H), in one product where masks and ``read`` permit it."""
         edits = [edit.linear.get(name) for name in "qkv"]
         inputs = (x if read is None else x[..., read, :], x, x)
         if any(e is not None and e.mask is not None for e in edits):
@@ -140,7 +133,7 @@ class Attention(nn.Module):
         return [p.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for p in parts]
 
     def _visible(self, mask: Tensor | None, edit: Edit, n: int, k: Tensor, read: slice | None) -> Tensor | None:
-        """What may be seen of the keys (..., H, P + N, d), as (samples | 1, 1, n | 1, P + N); None for everything."""
+        """Mask of visible keys (..., H, P + N, d), as (samples | 1, 1, n | 1, P + N); None where all are visible."""
         seen = _visible(mask, edit, n, k.shape[-2], tuple(k.shape[:-3]))
         if not self.causal:
             return seen
@@ -160,7 +153,7 @@ def _lead(prefix: Tensor, lead: list[int]) -> Tensor:
 
 
 def _visible(mask: Tensor | None, edit: Edit, n: int, n_keys: int, lead: tuple[int, ...]) -> Tensor | None:
-    """Boolean mask (samples, 1, 1, P + N) over keys, or None when everything is visible."""
+    """Visible keys as (samples, 1, 1, P + N) bool; None where all are visible."""
     if mask is None and edit.prefix_mask is None:
         return None
     batch, p = lead[-1], n_keys - n
@@ -203,7 +196,7 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then MLP, each added to the residual stream, which is normalised before or after."""
+    """One layer: attention, then MLP, each added to the residual stream, with norms before or after each."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -230,7 +223,7 @@ class Block(nn.Module):
         return self.norm2(h + out) if self.post else h + out
 
     def attention_input(self, h: Tensor) -> Tensor:
-        """What attention is given of the states (..., N, D) that enter the layer."""
+        """Input of attention for the states (..., N, D) that enter the layer."""
         return h if self.post else self.norm1(h)
 
 
@@ -238,7 +231,7 @@ PLAIN = Edit()
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and, where they normalise before their branches, a final norm."""
+    """A stack of blocks, with a final norm where blocks normalise before their branches."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -255,15 +248,15 @@ class Encoder(nn.Module):
         stop: int | None = None,
         read: slice | None = None,
     ) -> Tokens:
-        """Run layers ``start`` to ``stop`` - 1, each with the edit that the plan gives it.
+        """Run layers ``start`` to ``stop`` - 1, each with its edit of the plan.
 
         Args:
             tokens: states that enter layer ``start``.
             plan: edits per layer; None runs the plain encoder.
             start: first layer, counted from 0.
             stop: layer to stop before; None for the depth.
-            read: positions that are wanted of the last layer run; it then spares the work on the others, whose
-                keys and values still take part. None for all.
+            read: positions to compute in the last layer run; the keys and values of the others still take part. None
+                for all.
 
         Returns:
             The states that leave layer ``stop`` - 1, without the final norm.
@@ -283,9 +276,6 @@ class Encoder(nn.Module):
         return Tokens(h, None if tokens.mask is None else tokens.mask[:, read])
 
     def queries(self, layer: int, h: Tensor) -> Tensor:
-        """The queries (..., N, D) that a layer forms from the states (..., N, D) that enter it, heads joined."""
+        """Queries (..., N, D) of a layer for the states (..., N, D) that enter it, heads joined."""
         block = cast(Block, self.blocks[layer])
         return F.linear(block.attention_input(h), *block.attn.part(0))
-
-
-__all__ = ["ACTIVATIONS", "Arch", "Attention", "Block", "Encoder", "LayerScale", "LinearEdit"]

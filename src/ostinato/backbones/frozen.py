@@ -1,4 +1,4 @@
-"""The plain frozen backbone, with its features and states of inputs that come again."""
+"""Frozen backbone without edits, with caches for repeated inputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ostinato.backbones.edits import Tokens
 
 
 class FrozenBackbone:
-    """A backbone without edits whose weights never change, so that results of earlier passes are looked up.
+    """A backbone without edits whose weights never change, so that earlier results can be looked up.
 
     Args:
         backbone: frozen.
 
     Attributes:
-        feature_cache: features by the content of an input; None computes them always.
-        state_cache: states by the content of an input and layer; None, the default, computes them always.
+        feature_cache: features by the content of an input; None for no cache.
+        state_cache: states by the content of an input and layer; None, the default, for no cache.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -39,12 +39,12 @@ class FrozenBackbone:
     def features(self, x: Tensor, *, training: bool = False) -> Tensor:
         """Features (B, D) of inputs.
 
-        In training they are looked up only where they are kept on disk. The unknown inputs of a batch are computed
-        together, and their number decides the last bits, which a resumed run should repeat.
+        In training, only a cache on disk is used: the number of unknown inputs of a batch, which are computed together,
+        affects the last bits, and a resumed run should repeat these.
 
         Args:
-            x: inputs (B, ...) as they enter the backbone.
-            training: inputs may never come again, as augmented ones.
+            x: inputs (B, ...) of the backbone.
+            training: the inputs may never come again, as augmented ones.
         """
         cache = self.feature_cache
         if cache is None or (training and not cache.persistent):

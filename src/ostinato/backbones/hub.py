@@ -1,7 +1,7 @@
-"""Files of models of the transformers library, from a folder or by a name on its hub.
+"""Reader of transformers models from a folder or the Hugging Face hub.
 
-Nothing that a model brings is run: ``config.json`` is read as plain numbers, weights as plain tensors, and tokenizers
-are built by transformers out of copies of the few files that they need.
+No code of a model runs: ``config.json`` is read as plain numbers, weights as plain tensors, and transformers builds
+tokenizers from copies of the few files that they need.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ostinato.backbones.encoder import ACTIVATIONS, Arch
 from ostinato.backbones.tensors import Taken, read_tensors
 from ostinato.backbones.words import growth, of_tokenizers
 from ostinato.errors import InputError
@@ -35,30 +36,62 @@ _MOST_WORDS = 2**27
 _MOST_SHARDS = 1000
 
 _WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
-"""Files of a tokenizer that are words or rules; the first stands for the others."""
+"""Words and rules of a tokenizer; the first file replaces the others."""
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Files of a tokenizer that are a few settings."""
+"""Settings of a tokenizer."""
 
 _NOT_SETTINGS = {
     "chat_template", "gguf_file", "init_inputs", "merges", "name_or_path", "post_processor", "tokenizer_object",
     "trust_remote_code", "vocab",
 }  # fmt: skip
-"""What transformers hands from these files to its constructors although a tokenizer's folder never needs it, next to
-names of files: paths, parts that are built, positional arguments."""
+"""Settings that transformers would pass to constructors, but a tokenizer never needs: paths, built parts and positional
+arguments. Names of files are removed as well."""
+
+
+class ModelFile(BaseModel):
+    """Fields of a model's JSON file that affect the computation, with the defaults of transformers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class LayerSizes(ModelFile):
+    """Fields that describe the layers of an encoder."""
+
+    hidden_size: int = Field(768, ge=1, le=2**16)
+    num_hidden_layers: int = Field(12, ge=1, le=2**10)
+    num_attention_heads: int = Field(12, ge=1, le=2**16)
+    intermediate_size: int = Field(3072, ge=1, le=2**20)
+    hidden_act: str
+    layer_norm_eps: float = Field(ge=0, le=1)
+
+    def arch(self, source: str, **options: Any) -> Arch:
+        """Sizes of our encoder, with further options of :class:`Arch`.
+
+        Raises:
+            InputError: if our encoder does not compute the activation.
+        """
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(
+                f"backbone: {quoted(source)} must have an activation of {sorted(ACTIVATIONS)}; it has the activation "
+                f"{quoted(self.hidden_act)}."
+            )
+        return Arch(
+            dim=self.hidden_size,
+            depth=self.num_hidden_layers,
+            heads=self.num_attention_heads,
+            mlp_dim=self.intermediate_size,
+            eps=self.layer_norm_eps,
+            act=self.hidden_act,
+            **options,
+        )
 
 
 def read_config(source: str) -> dict[str, Any]:
-    """The configuration of a model, as written.
-
-    Args:
-        source: a folder with ``config.json``, or a name on the Hugging Face hub.
-
-    Returns:
-        The object, with its ``model_type``.
+    """Read the configuration of a model, a folder or a name on the hub, as written, with its ``model_type``.
 
     Raises:
-        InputError: if there is none, it is damaged, or it asks for code that the model brings.
+        InputError: if it is missing or damaged, or asks for code of the model.
     """
     config = read_json(source, "config.json", "configuration")
     if config is None:
@@ -75,57 +108,44 @@ def read_config(source: str) -> dict[str, Any]:
 
 
 def checked(schema: type[M], values: Mapping[str, Any], source: str, file: str) -> M:
-    """Values of a file under a schema.
-
-    Raises:
-        InputError: the first that is wrong, with its file.
-    """
+    """Validate values of a file under a schema; the error names the file and the first wrong value."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         raise InputError(f"backbone: {quoted(source)}, {file}: {describe_validation(error, '', [])}") from None
 
 
-def read_json(source: str, name: str, what: str) -> dict[str, Any] | None:
-    """The object in a JSON file of a model; None where it has none.
-
-    Args:
-        source: a folder or a name on the hub.
-        name: of the file in it.
-        what: it is, for messages.
+def read_json(source: str, name: str, part: str) -> dict[str, Any] | None:
+    """Read the object in a JSON file of a model; None where the file does not exist. Messages call it ``part``.
 
     Raises:
-        InputError: if it cannot be read, cannot be told to be there, or asks for code that the model brings.
+        InputError: if it cannot be read or looked up, or asks for code of the model.
     """
     path = _file(source, name)
-    return None if path is None else _json(source, path, what)
+    return None if path is None else _json(source, path, part)
 
 
-def _json(source: str, path: Path, what: str) -> dict[str, Any]:
+def _json(source: str, path: Path, part: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_JSON:
-            raise _missing(source, what, f"{path.name} is larger than {_MOST_JSON >> 20} MiB")
+            raise _missing(source, part, f"{path.name} is larger than {_MOST_JSON >> 20} MiB")
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: of bytes, of JSON, of digits
-        raise _missing(source, what, f"{path.name}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: damaged bytes, JSON or numbers
+        raise _missing(source, part, f"{path.name}: {error}") from error
     if not isinstance(tree, dict):
-        raise _missing(source, what, f"{path.name} must hold a JSON object")
+        raise _missing(source, part, f"{path.name} must hold a JSON object")
     if tree.get("auto_map"):
         raise InputError(
-            f"backbone: {quoted(source)} asks in {path.name} for code that it brings (auto_map), and code inside a "
-            "model is never run. Take a model that transformers knows by itself: bert, roberta, xlm-roberta or clip "
-            "without auto_map."
+            f"backbone: {quoted(source)} needs code that it brings (auto_map in {path.name}), but code inside a model "
+            "is never run. Take a model that transformers knows: bert, roberta, xlm-roberta or clip without auto_map."
         )
     return tree
 
 
 def read_tokenizer(source: str, kind: str, named: str | None) -> tuple[Tokenizer, int | None]:
-    """The tokenizer of a model, and the number of the token that fills up its batches, if it has one.
+    """Build the tokenizer of a model, and find the number of its padding token, if it has one.
 
-    Args:
-        source: a folder or a name on the hub.
-        kind: the ``model_type``.
-        named: the class of tokenizer that ``config.json`` names.
+    ``kind`` is the ``model_type``, and ``named`` the tokenizer class in ``config.json``.
 
     Raises:
         InputError: if it cannot be read, or is not of the ``tokenizers`` library.
@@ -142,24 +162,16 @@ def read_tokenizer(source: str, kind: str, named: str | None) -> tuple[Tokenizer
         rules, pad = getattr(tokenizer, "backend_tokenizer", None), tokenizer.pad_token_id
         if rules is not None:
             rules.no_truncation()
-            rules.no_padding()  # which may be to any length
+            rules.no_padding()  # padding may have any length
     if rules is None:
-        raise InputError(f"backbone: {quoted(source)} has no fast tokenizer (tokenizer.json), which is needed.")
+        raise InputError(f"backbone: {quoted(source)} needs a fast tokenizer (tokenizer.json), but has none.")
     return rules, pad
 
 
 def check_tokenizer(source: str, rules: Tokenizer, vocabulary: int) -> None:
-    """Refuse a tokenizer with more words than the weights have.
+    """Refuse a tokenizer with more words than ``vocabulary``, the rows of the word table of the weights.
 
-    Tokens that were added to it may lie beyond, since no text need hold them.
-
-    Args:
-        source: the model, for messages.
-        rules: its tokenizer.
-        vocabulary: rows of its table of words.
-
-    Raises:
-        InputError: if it has.
+    Added tokens may lie beyond, since texts need not contain them.
     """
     with _decoding(source, "tokenizer"):
         words, ends = rules.get_vocab_size(with_added_tokens=False), rules.encode("").ids
@@ -171,7 +183,7 @@ def check_tokenizer(source: str, rules: Tokenizer, vocabulary: int) -> None:
 
 
 def _copy_tokenizer(source: str, folder: Path) -> None:
-    """Lay out a folder with the files that a tokenizer needs, without anything in them that names others."""
+    """Copy the files that a tokenizer needs, without settings that name other files."""
     found = False
     for name in _WORDS:
         path = _file(source, name, unsure=True)
@@ -197,8 +209,8 @@ def _copy_tokenizer(source: str, folder: Path) -> None:
 
 
 @contextmanager
-def _decoding(source: str, what: str) -> Iterator[None]:
-    """Say of whatever transformers and tokenizers raise, which is nearly anything, that the file is damaged."""
+def _decoding(source: str, part: str) -> Iterator[None]:
+    """Turn the errors of transformers and tokenizers, which are of nearly any type, into an InputError."""
     try:
         yield
     except InputError:
@@ -206,14 +218,11 @@ def _decoding(source: str, what: str) -> Iterator[None]:
     except BaseException as error:
         if not of_tokenizers(error):
             raise
-        raise _missing(source, what, f"{type(error).__name__}: {error}") from error
+        raise _missing(source, part, f"{type(error).__name__}: {error}") from error
 
 
 def read_state(source: str) -> Taken:
-    """The tensors of a model, under the names of transformers.
-
-    Args:
-        source: a folder with weights, or a name.
+    """Read the tensors of a model, under the names of transformers.
 
     Raises:
         InputError: if they cannot be read.
@@ -229,7 +238,7 @@ def read_state(source: str) -> Taken:
 
 
 def _weights(source: str) -> list[Path]:
-    """The files of the weights, in the order in which transformers prefers them."""
+    """Files of the weights, in transformers' order of preference."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path := _file(source, name, unsure=True)) is not None:
             return [path]
@@ -240,7 +249,7 @@ def _weights(source: str) -> list[Path]:
 
 
 def _shards(source: str, index: dict[str, Any], file: str) -> list[Path]:
-    """The files that an index names, each beside it."""
+    """Files that an index names, which must lie beside it."""
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise _missing(source, "weights", f"{file} must have a weight_map of tensors to files")
@@ -258,22 +267,16 @@ def _shards(source: str, index: dict[str, Any], file: str) -> list[Path]:
 
 
 def _file(source: str, name: str, *, unsure: bool = False) -> Path | None:
-    """A file of a model, from its folder or the hub; None where it has none.
+    """Find a file of a model in its folder, where links are followed, or on the hub; None where there is none.
 
-    Args:
-        source: a folder, in which links are followed to ordinary files as the hub's own cache has them, or a name.
-        name: of the file in it.
-        unsure: whether a file counts as missing if it cannot be told, offline, whether the model has it.
-
-    Raises:
-        InputError: if it cannot be told whether the model has it, or it is no ordinary file.
+    With ``unsure``, a file counts as missing if, offline, the hub cannot be asked for it.
     """
     if Path(source).is_dir():
         path = Path(source) / name
         if not path.exists():
             return None
         if not path.is_file():
-            raise _missing(source, name, "it is no ordinary file")
+            raise _missing(source, name, "it is not a regular file")
         return path
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -282,7 +285,7 @@ def _file(source: str, name: str, *, unsure: bool = False) -> Path | None:
         if try_to_load_from_cache(source, name) is _CACHED_NO_EXIST:
             return None
         return Path(hf_hub_download(source, name))  # nosec B615  # the user typed the name
-    except LocalEntryNotFoundError as error:  # another model would be made without it
+    except LocalEntryNotFoundError as error:  # without the file it would be another model
         if unsure:
             return None
         raise _missing(source, name, str(error)) from error
@@ -301,32 +304,32 @@ def convert_layers(
     qkv: Sequence[str],
     parts: Mapping[str, tuple[str, int, int]],
 ) -> dict[str, Tensor]:
-    """The tensors of an encoder's layers under our names.
+    """Convert the tensors of an encoder's layers to our names.
 
     Args:
         take: tensors under names of transformers.
-        theirs: what comes before the number of a layer there.
-        ours: the same here.
+        theirs: prefix of the layer numbers in transformers.
+        ours: the same in our encoder.
         depth: layers.
         dim: width.
-        qkv: their queries, keys and values, which are one here.
-        parts: our other parts of a layer to theirs, with (out, in) of their weights; in is 0 for a norm.
+        qkv: transformers' queries, keys and values, one tensor in our encoder.
+        parts: our other parts to transformers', with (out, in) of the weights; in is 0 for a norm.
     """
     out: dict[str, Tensor] = {}
     for i in range(depth):
         weights = [take(f"{theirs}.{i}.{name}.weight", dim, dim) for name in qkv]
         out[f"{ours}.{i}.attn.qkv.weight"] = torch.cat(weights)
         out[f"{ours}.{i}.attn.qkv.bias"] = torch.cat([take(f"{theirs}.{i}.{name}.bias", dim) for name in qkv])
-        for mine, (other, rows, columns) in parts.items():
+        for name, (other, rows, columns) in parts.items():
             shape = (rows, columns) if columns else (rows,)
-            out[f"{ours}.{i}.{mine}.weight"] = take(f"{theirs}.{i}.{other}.weight", *shape)
-            out[f"{ours}.{i}.{mine}.bias"] = take(f"{theirs}.{i}.{other}.bias", rows)
+            out[f"{ours}.{i}.{name}.weight"] = take(f"{theirs}.{i}.{other}.weight", *shape)
+            out[f"{ours}.{i}.{name}.bias"] = take(f"{theirs}.{i}.{other}.bias", rows)
     return out
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars and warnings of transformers."""
+    """Silence progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -340,9 +343,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _missing(source: str, what: str, reason: str) -> InputError:
+def _missing(source: str, part: str, reason: str) -> InputError:
     first = next(iter(reason.splitlines()), "")[:300]
     return InputError(
-        f"backbone: the {what} of {quoted(source)} cannot be read ({first}). Give a folder with config.json, "
+        f"backbone: the {part} of {quoted(source)} cannot be read ({first}). Give a folder with config.json, "
         "model.safetensors and tokenizer.json as backbone=FOLDER, or a name that the Hugging Face hub knows."
     )

@@ -1,4 +1,4 @@
-"""npz files of weights, looked at before timm reads them."""
+"""Reader of npz weights, which are checked before timm reads them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ from ostinato.errors import InputError
 from ostinato.quoting import quoted
 
 _SLACK = 2**28
-"""Bytes that a file may hold beside the model: heads, and what its training kept."""
+"""Bytes that a file may hold beside the model: heads, and state of its training."""
 
 
 def load_npz(path: Path, model: Any) -> None:
-    """Fill a model of timm from a file in the layout that its architecture was published in.
-
-    Args:
-        path: the file.
-        model: filled in place.
+    """Fill a timm model in place from a file in the layout in which its architecture was published.
 
     Raises:
-        InputError: if the file is missing, damaged, or of something else.
+        InputError: if the file is missing, damaged, or of another model.
     """
     if not path.is_file():
         raise InputError(f"backbone.weights: no file at {quoted(str(path))}.")
@@ -37,13 +33,7 @@ def load_npz(path: Path, model: Any) -> None:
 
 
 def _check(path: Path, model: nn.Module) -> None:
-    """Refuse a file that is no archive of plain arrays, or holds far more or less than a model.
-
-    Only the headers are read.
-
-    Raises:
-        InputError: naming the array.
-    """
+    """Refuse a file that is not an archive of plain arrays, or far larger or smaller than the model, by its headers."""
     sizes = [p.numel() for name, p in model.named_parameters() if name != "pos_embed"]
     most = 2 * 4 * sum(p.numel() for p in model.parameters()) + _SLACK
     try:
@@ -56,12 +46,12 @@ def _check(path: Path, model: nn.Module) -> None:
         raise
     except Exception as error:  # of zipfile and its unpackers, which raise errors of many kinds
         raise _unreadable(path, f"{type(error).__name__}: {error}") from error
-    if numbers < sum(sizes):  # small arrays would be repeated to fill large ones
+    if numbers < sum(sizes):  # timm would repeat small arrays to fill large ones
         raise _unreadable(path, f"it holds {numbers} numbers, and the model has {sum(sizes)}")
 
 
 def _count(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> int:
-    """Numbers in an array, by its header."""
+    """Number of elements of an array, by its header."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -75,7 +65,7 @@ def _count(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> int
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
-    """The error for a file that cannot be read, and why."""
+    """Make the error for a file that cannot be read, with the reason."""
     first = next(iter(reason.splitlines()), "")[:300]
     return InputError(
         f"backbone.weights: {quoted(str(path))} cannot be read as the npz of a ViT ({first}). "

@@ -1,4 +1,4 @@
-"""Tensors from files that may be damaged or made to harm: nothing in them runs, and nothing is taken unseen."""
+"""Reader of tensors from untrusted files: no code runs, and every tensor is checked."""
 
 from __future__ import annotations
 
@@ -18,24 +18,21 @@ from ostinato.quoting import quoted
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WRAPPERS = ("state_dict", "model", "teacher", "module")
 _NAMED = 4
-"""Tensors that a message names of each kind of fault."""
+"""Tensors that a message names for each kind of fault."""
 
 
 def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tensor]:
-    """Read a mapping of names to tensors out of a safetensors or pth file, from the usual containers.
-
-    Args:
-        path: the file; what is not safetensors is read with ``weights_only``, so that it cannot run code.
-        where: the option or the model that it was given for, for messages.
+    """Read named tensors from a safetensors or pth file, unwrapped from the usual containers, without running code.
 
     Raises:
-        InputError: if the file is missing, of another kind, not a mapping of tensors, or claims more than it holds.
+        InputError: if the file is missing, has another format or content, or claims more than it holds; the message
+            starts with ``where``, the option or model of the file.
     """
     if not path.is_file():
         raise InputError(f"{where}: no file at {quoted(str(path))}. Give the path of a safetensors, pth or npz file.")
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
-    except Exception as error:  # of decoders that are not ours, which raise nearly anything for damaged files
+    except Exception as error:  # decoders raise nearly anything for damaged files
         first = next(iter(str(error).splitlines()), "")
         raise InputError(
             f"{where}: {quoted(str(path))} cannot be read as safetensors or as a pth of plain tensors "
@@ -49,8 +46,8 @@ def read_tensors(path: Path, where: str = "backbone.weights") -> dict[str, Tenso
         raise InputError(f"{where}: {quoted(str(path))} must hold a mapping of names to tensors.")
     if sum(v.nbytes for v in state.values()) > 4 * path.stat().st_size + 2**20:
         raise InputError(
-            f"{where}: the tensors in {quoted(str(path))} are larger than the file: they repeat themselves. Save them "
-            "written out, with safetensors.torch.save_file."
+            f"{where}: the tensors in {quoted(str(path))} must be no larger than the file, but repeat themselves. Save "
+            "them written out, with safetensors.torch.save_file."
         )
     return dict(state)
 
@@ -63,11 +60,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _unpickled(path: Path) -> Any:
-    """What a pth holds.
-
-    Raises:
-        ValueError: if it is an archive that unpacks to more than its size.
-    """
+    """Load a pth file; an archive that unpacks to more than its size is a ValueError."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
@@ -76,38 +69,23 @@ def _unpickled(path: Path) -> Any:
 
 
 class Taken:
-    """The tensors of a file as something else needs them: each is asked for with its shape.
-
-    Args:
-        tensors: by name.
-        where: what they were read for, for messages.
-    """
+    """Access to the tensors of a file, each by name and expected shape; messages start with ``where``."""
 
     def __init__(self, tensors: Mapping[str, Tensor], where: str) -> None:
         self.tensors, self.where = tensors, where
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """The tensor of a name in fp32.
-
-        Raises:
-            InputError: if it is not there, of another shape, or not of floating-point numbers.
-        """
+        """Tensor of a name in fp32, checked as in :func:`fitting`."""
         return fitting(self.tensors, {name: shape}, self.where)[name]
 
 
 def fitting(
     tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str, *, whole: bool = False
 ) -> dict[str, Tensor]:
-    """The tensors of these names and shapes in fp32.
-
-    Args:
-        tensors: by name.
-        shapes: that they must have.
-        where: what they were read for, for messages.
-        whole: whether nothing may be left over.
+    """Select the tensors of these names and shapes, in fp32; with ``whole``, any other tensor is an error.
 
     Raises:
-        InputError: naming the tensors that are missing, unknown, of another shape or not of floating-point numbers.
+        InputError: naming tensors that are missing, unknown, of another shape or not of floating-point numbers.
     """
     there = {k: tensors[k] for k in shapes if k in tensors}
     faults = {
@@ -132,7 +110,7 @@ def fitting(
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse tensors that hold NaN or an infinity, which would make every feature NaN.
+    """Refuse tensors with NaN or an infinity, which would make every feature NaN.
 
     Raises:
         InputError: naming the first.
@@ -140,8 +118,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
             raise InputError(
-                f"{where}: the tensor {name!r} holds NaN or an infinity, and so would every feature. Take weights that "
-                "were saved before training failed."
+                f"{where}: tensors must be finite, but {name!r} holds NaN or an infinity. Take weights that were saved "
+                "before training failed."
             )
 
 

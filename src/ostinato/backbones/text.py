@@ -1,4 +1,4 @@
-"""Texts to tokens."""
+"""Text backbones and their tokenisation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How text becomes what the weights were trained on.
+    """Tokenisation that the weights were trained with.
 
     Attributes:
         tokenizer: of the ``tokenizers`` library; it adds the tokens at both ends, and neither cuts nor fills up.
-        length: most tokens of a text, both ends included; what is longer loses its end.
-        pad: number of the token that fills up a batch; no text contains it.
-        vocabulary: words that the weights have; None where the tokenizer is known to have no others.
+        length: maximum tokens of a text, both ends included; longer texts lose their end.
+        pad: number of the padding token; no text contains it.
+        vocabulary: number of words of the weights; None where the tokenizer is known to have no others.
         digest: of the vocabulary and rules.
     """
 
@@ -39,58 +39,53 @@ class Tokenization:
     digest: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        """Keep the tokenizer as it is described.
+        """Disable truncation and padding of the tokenizer, and hash it.
 
         Raises:
-            InputError: if the length leaves no room for a token, or the weights have no word to fill up with.
+            InputError: if the length leaves no room for a token, or the weights have no word for padding.
         """
         if self.vocabulary is not None and self.pad >= self.vocabulary:
             raise InputError(
-                f"backbone: texts are filled up with token {self.pad}, but the weights have {self.vocabulary} words."
+                f"backbone: the padding token {self.pad} must be one of the {self.vocabulary} words of the weights."
             )
         if self.length < 3:
-            raise InputError(f"backbone.length must be at least 3, two of them for the ends; got {self.length}.")
+            raise InputError(f"backbone.length must be at least 3, with a token at each end, not {self.length}.")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         digest = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         object.__setattr__(self, "digest", digest)
 
     def count(self, text: str) -> int:
-        """Tokens of a whole text, both ends included."""
+        """Number of tokens of a whole text, both ends included."""
         return len(self._encode(text))
 
     def encode(self, text: str) -> Tensor:
-        """Token numbers (n,) of a text, n at most ``length``; what is cut off lies before the last token."""
+        """Token numbers (n,) of a text, n at most ``length``; tokens before the last one are cut."""
         ids = self._encode(text)
         if len(ids) > self.length:
             ids = [*ids[: self.length - 1], ids[-1]]
         return torch.tensor(ids, dtype=torch.int64)
 
     def join(self, texts: list[Tensor]) -> Tensor:
-        """Encoded texts as one batch (B, N), filled up to the longest."""
+        """Join encoded texts into a batch (B, N), padded to the longest."""
         return nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=self.pad)
 
     def _encode(self, text: str) -> list[int]:
-        # "[PAD]" in a text is three words. A copy in another process forgets the setting, so that it is made here. A
-        # vocabulary that has it as a word all the same loses it: what fills up is invisible.
+        # "[PAD]" in a text is three words. Copies in other processes forget the setting, so it is repeated here. Where
+        # the vocabulary has it as a word, the text loses it: padding is invisible.
         self.tokenizer.encode_special_tokens = True
         return [i for i in numbered(self.tokenizer, text, self.vocabulary) if i != self.pad]
 
 
 def numbered(tokenizer: Tokenizer, text: str, vocabulary: int | None) -> list[int]:
-    """Token numbers of a text.
-
-    Args:
-        tokenizer: of the ``tokenizers`` library.
-        text: a whole one.
-        vocabulary: words that the weights have, or None.
+    """Token numbers of a whole text, all below ``vocabulary`` if given.
 
     Raises:
-        DataError: if the tokenizer cannot read the text, or finds a word that the weights have not.
+        DataError: if the tokenizer cannot read the text, or a token is not among the words of the weights.
     """
     try:
         ids = tokenizer.encode(text).ids
-    except BaseException as error:  # of rules that a file gave, such as words without one for unknown ones
+    except BaseException as error:  # of damaged rules, such as no word for unknown words
         if not of_tokenizers(error):
             raise
         raise DataError(f"The tokenizer of the weights cannot read the text {quoted(text)}: {error}.") from error
@@ -105,14 +100,14 @@ def numbered(tokenizer: Tokenizer, text: str, vocabulary: int | None) -> list[in
 class TextBackbone(Backbone):
     """A BERT-like encoder: learned positions, normalised embeddings, layers that normalise after their branches.
 
-    Texts enter as token numbers (B, N), filled up with ``tokenization.pad``; what is filled up is invisible.
+    Texts enter as token numbers (B, N), padded with ``tokenization.pad``; padding is invisible.
 
     Args:
         arch: sizes of the encoder; its norm is "post".
-        vocabulary: known tokens.
+        vocabulary: number of known tokens.
         positions: rows of the position table.
-        tokenization: how texts become token numbers.
-        first_position: row of the first token's position (RoBERTa starts behind the number of its padding token).
+        tokenization: of the weights.
+        first_position: row of the first token's position (in RoBERTa, after the number of the padding token).
         readout: "cls" reads the first token, "mean" averages all tokens of the text, both ends included, "cls+mean"
             joins both, each of length 1.
         origin: where the weights come from.
@@ -148,13 +143,13 @@ class TextBackbone(Backbone):
         """Words plus positions plus the segment, normalised.
 
         Args:
-            x: token numbers (B, N), int64, filled up at the end.
+            x: token numbers (B, N), int64, padded at the end.
 
         Returns:
-            Tokens (B, N, D), in the precision of the weights, with a mask where anything is filled up.
+            Tokens (B, N, D), in the precision of the weights, with a mask where there is padding.
 
         Raises:
-            InputError: if the numbers are of another kind or too many.
+            InputError: if the numbers have another dtype or shape, or are too many.
         """
         most = len(self.pos_embed) - self.first_position
         if x.ndim != 2 or x.dtype != torch.int64 or x.shape[1] > most:
@@ -171,11 +166,11 @@ class TextBackbone(Backbone):
         return self.norm(h + self.segment)
 
     def as_tokens(self, prompts: Tensor) -> Tensor:
-        """Prompts (..., P, D) in place of words, at the position of the first token."""
+        """Prompts (..., P, D) instead of words, at the position of the first token."""
         return self._normed(prompts.to(self.dtype) + self.pos_embed[self.first_position])
 
     def average(self, tokens: Tokens) -> Tensor:
-        """The mean of the visible tokens."""
+        """Mean of the visible tokens."""
         h = self.encoder.norm(tokens.h).float()
         if tokens.mask is None:
             return h.mean(-2)
@@ -183,7 +178,7 @@ class TextBackbone(Backbone):
         return (h * seen).sum(-2) / seen.sum(-2)
 
     def contents(self, x: Tensor) -> list[Any]:
-        """The token numbers of each text, without what fills it up."""
+        """Token numbers of each text, without padding."""
         return [row[row != self.tokenization.pad].numpy() for row in x.cpu()]
 
     def settings(self) -> tuple[Any, ...]:

@@ -1,16 +1,18 @@
 """Pre-trained BERT-like encoders of the transformers library, converted to :class:`TextBackbone`.
 
-transformers supplies architectures' names, weights and tokenizers; the transformer that runs is ours. Parity with its
-own forward pass is tested in ``tests/golden/test_transformers_parity.py``.
+transformers supplies names of architectures, weights and tokenizers; the encoder is ours. Parity with transformers'
+forward pass is tested in ``tests/golden/test_transformers_parity.py``.
 """
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from ostinato.backbones.encoder import ACTIVATIONS, Arch
+from ostinato.backbones.encoder import Arch
 from ostinato.backbones.hub import (
+    LayerSizes,
+    ModelFile,
     check_tokenizer,
     checked,
     convert_layers,
@@ -25,10 +27,10 @@ from ostinato.errors import InputError
 from ostinato.quoting import quoted
 
 KINDS = ("bert", "roberta", "xlm-roberta")
-"""Kinds of model (``model_type``) whose layers our encoder computes."""
+"""Supported ``model_type`` values: models whose layers our encoder computes."""
 
 LENGTH = 256
-"""Most tokens of a text where the weights do not say: what the literature on text streams uses."""
+"""Default maximum tokens of a text, as in the literature on text streams, where the weights have none."""
 
 _POOLING = "1_Pooling/config.json"
 _LIMITS = "sentence_bert_config.json"
@@ -36,15 +38,10 @@ _LIMITS = "sentence_bert_config.json"
 QKV = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
 
 
-class Sizes(BaseModel):
-    """What of ``config.json`` decides what is computed, with the defaults of transformers."""
+class Sizes(LayerSizes):
+    """``config.json``."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
     vocab_size: int = Field(30522, ge=1, le=2**26)
-    hidden_size: int = Field(768, ge=1, le=2**16)
-    num_hidden_layers: int = Field(12, ge=1, le=2**10)
-    num_attention_heads: int = Field(12, ge=1, le=2**16)
-    intermediate_size: int = Field(3072, ge=1, le=2**20)
     hidden_act: str = "gelu"
     max_position_embeddings: int = Field(512, ge=1, le=2**20)
     type_vocab_size: int = Field(2, ge=1, le=2**16)
@@ -55,10 +52,9 @@ class Sizes(BaseModel):
     tokenizer_class: str | None = None
 
 
-class _Limits(BaseModel):
+class _Limits(ModelFile):
     """``sentence_bert_config.json``."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
     max_seq_length: int | None = Field(LENGTH, ge=1)
 
 
@@ -67,20 +63,14 @@ OTHER_DEFAULTS: dict[str, dict[str, int]] = {
     "roberta": {"vocab_size": 50265, "pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
 }
-"""Where transformers has other defaults than for BERT, by kind."""
+"""Defaults of transformers that differ from BERT's, by ``model_type``."""
 
 
 def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone, dict[str, Tensor]]:
-    """A text backbone without weights, and the weights under our names.
+    """Make a text backbone without weights, and its state dict, from a folder or a name on the Hugging Face hub.
 
-    The read-out is the model's own: what the folder of a sentence encoder says, the first token otherwise.
-
-    Args:
-        source: a folder with ``config.json``, weights and a tokenizer, or a name on the Hugging Face hub.
-        length: most tokens of a text; None for what a sentence encoder's folder says, else 256 or what fits.
-
-    Returns:
-        The backbone in fp32, and its state dict.
+    The read-out and, if ``length`` is None, the maximum tokens are those of a sentence encoder's folder; otherwise the
+    first token, and 256 tokens or what fits.
 
     Raises:
         InputError: if there is no such model, or it has a part that our encoder does not compute.
@@ -89,19 +79,25 @@ def text_backbone(source: str, length: int | None = None) -> tuple[TextBackbone,
     kind = config["model_type"]
     if kind not in KINDS:
         raise InputError(
-            f"backbone: {quoted(source)} is a {_plain(kind)}; of text encoders, {', '.join(KINDS)} can run."
+            f"backbone: {quoted(source)} must be one of {', '.join(KINDS)} to encode texts; it is a {_plain(kind)}."
         )
     sizes = checked(Sizes, OTHER_DEFAULTS[kind] | config, source, "config.json")
-    arch = _arch(sizes, source)
+    unsupported = {
+        "relative positions": sizes.position_embedding_type not in ("absolute", None),
+        "a decoder": bool(sizes.is_decoder),
+    }
+    if found := [part for part, present in unsupported.items() if present]:
+        raise InputError(f"backbone: {quoted(source)} has {', '.join(found)}, which our encoder does not compute.")
+    arch = sizes.arch(source, norm="post")
     rules, pad = read_tokenizer(source, kind, sizes.tokenizer_class)
     check_tokenizer(source, rules, sizes.vocab_size)
-    # RoBERTa counts positions from behind the number of its padding token.
+    # RoBERTa counts positions from after the number of its padding token.
     pad = sizes.pad_token_id if pad is None else pad
     first = 0 if kind == "bert" else _given(sizes.pad_token_id, source) + 1
     most = sizes.max_position_embeddings - first
     limits = checked(_Limits, read_json(source, _LIMITS, "length") or {}, source, _LIMITS)
     limit = LENGTH if limits.max_seq_length is None else limits.max_seq_length
-    # Converted first, since it takes no more memory than the file: sizes that are not those of the weights end here.
+    # Converted before the model is built, in no more memory than the file takes: wrong sizes fail here.
     state = convert_bert(read_state(source), arch, sizes)
     backbone = TextBackbone(
         arch,
@@ -132,50 +128,14 @@ def _readout(source: str) -> str:
     known = {"mean_tokens": "mean", "cls_token": "cls"}
     if len(modes) > 1 or any(mode not in known for mode in modes):
         raise InputError(
-            f"backbone: {quoted(source)} pools by {', '.join(map(_plain, modes[:5]))}; "
-            "only mean_tokens or cls_token is computed."
+            f"backbone: {quoted(source)} must pool by mean_tokens or cls_token, not by "
+            f"{', '.join(map(_plain, modes[:5]))}."
         )
     return known[modes[0]] if modes else "cls"
 
 
-def _arch(sizes: Sizes, source: str) -> Arch:
-    """Sizes of a transformers model.
-
-    Raises:
-        InputError: if it has a part that our encoder does not compute.
-    """
-    unsupported = {
-        "relative positions": sizes.position_embedding_type not in ("absolute", None),
-        "a decoder": bool(sizes.is_decoder),
-        f"the activation {quoted(sizes.hidden_act)}": sizes.hidden_act not in ACTIVATIONS,
-    }
-    if found := [what for what, present in unsupported.items() if present]:
-        raise InputError(f"backbone: {quoted(source)} has {', '.join(found)}, which our encoder does not compute.")
-    return Arch(
-        dim=sizes.hidden_size,
-        depth=sizes.num_hidden_layers,
-        heads=sizes.num_attention_heads,
-        mlp_dim=sizes.intermediate_size,
-        eps=sizes.layer_norm_eps,
-        act=sizes.hidden_act,
-        norm="post",
-    )
-
-
 def convert_bert(take: Taken, arch: Arch, sizes: Sizes) -> dict[str, Tensor]:
-    """Our names for the tensors of a BERT-like model; its pooler and heads are left out.
-
-    Args:
-        take: tensors under names of transformers.
-        arch: sizes of the target.
-        sizes: of its tables.
-
-    Returns:
-        fp32 tensors under our names.
-
-    Raises:
-        InputError: if a tensor is missing or of another shape.
-    """
+    """Convert the tensors of a BERT-like model to our names, in fp32; its pooler and heads are left out."""
     take = Taken({k.removeprefix("bert.").removeprefix("roberta."): v for k, v in take.tensors.items()}, take.where)
     dim, hidden = arch.dim, arch.mlp_dim
     out = {

@@ -1,7 +1,7 @@
-"""Vision transformers by timm's names, and checkpoints of timm's tensors.
+"""Vision transformers by timm's names, and checkpoints in timm's format.
 
-timm supplies names, sizes, pre-processing and weights from its hub; the transformer that runs is ours. Importing timm
-takes longer than everything else before a prediction, so it waits until a name must be looked up.
+timm supplies names, sizes, preprocessing and weights from its hub; the encoder is ours. timm is imported only to look a
+name up, since the import takes longer than everything else before a prediction.
 """
 
 from __future__ import annotations
@@ -31,16 +31,13 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 def timm_backbone(
     name: str, weights: str | Path | None, size: int | None, sizes: VisionSizes | None
 ) -> tuple[VisionBackbone, dict[str, Tensor], str, str]:
-    """Backbone without weights, our state dict, its hash and the full name, for a timm name.
+    """Make a backbone of a timm name without weights; arguments as in :func:`ostinato.backbones.weights.load_backbone`.
 
-    Args:
-        name: timm's, best with a tag.
-        weights: a safetensors, pth or npz file; None fetches them by name.
-        size: side of the input in pixels; None for the weights' own.
-        sizes: of the backbone, where they are known; None asks timm.
+    Returns:
+        The backbone, its state dict, the hash of the weights and the full name.
 
     Raises:
-        InputError: unknown name, unsupported architecture, missing or unfitting weights.
+        InputError: if the name is unknown, the architecture is not supported, or the weights are missing or do not fit.
     """
     full = name
     state = None if weights is None or Path(weights).suffix == ".npz" else read_weights(Path(weights))
@@ -57,11 +54,7 @@ def timm_backbone(
 
 
 def _check_sizes(sizes: VisionSizes, state: Mapping[str, Tensor], name: str) -> None:
-    """Make sure that a file holds an encoder of these sizes before one is built, which could take any memory.
-
-    Raises:
-        InputError: if it does not.
-    """
+    """Check that a file holds an encoder of these sizes before it is built, which could take any memory."""
     arch, last = sizes.arch, f"blocks.{sizes.arch.depth - 1}"
     fitting(
         state,
@@ -74,22 +67,18 @@ def _check_sizes(sizes: VisionSizes, state: Mapping[str, Tensor], name: str) -> 
 
 
 def _look_up(name: str, size: int | None) -> tuple[VisionSizes, str]:
-    """Sizes and full name of an encoder that timm knows.
-
-    Raises:
-        InputError: if it knows none, or one that our encoder does not compute.
-    """
+    """Look up sizes and full name of a timm encoder, which must be one that our encoder computes."""
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    # A name with a colon would be taken for an address of a model that is loaded from there.
+    # timm would load a model from the address that a name with a colon means.
     if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name.split(".")[0]):
         hint = did_you_mean(name, [*timm.list_models("vit_*"), DEFAULT_BACKBONE])
         hint = "Its ViTs are timm.list_models('vit_*')." if hint.startswith("Known") else hint  # many hundreds
         raise InputError(f"backbone: timm knows no model {quoted(name)}. {hint}")
     model = _skeleton(name)
     if not isinstance(model, VisionTransformer):
-        raise InputError(f"backbone: {name!r} is a {type(model).__name__}; a plain ViT (vit_*_patch*) is needed.")
+        raise InputError(f"backbone: {name!r} must be a plain ViT (vit_*_patch*); it is a {type(model).__name__}.")
     if size:
         model = _skeleton(name, img_size=size)
     cfg: dict[str, Any] = model.pretrained_cfg  # pyright: ignore[reportAssignmentType]
@@ -103,11 +92,7 @@ def _look_up(name: str, size: int | None) -> tuple[VisionSizes, str]:
 
 
 def _skeleton(name: str, **options: Any) -> Any:
-    """A model of timm without head and without weights, which takes no memory.
-
-    Raises:
-        InputError: if timm knows no such tag.
-    """
+    """Make a timm model without head and weights, which takes no memory."""
     import timm
 
     try:
@@ -118,7 +103,7 @@ def _skeleton(name: str, **options: Any) -> Any:
 
 
 def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """State dict read by timm itself, at the weights' own size: an npz file, or the named weights from the hub."""
+    """State dict and hash, read by timm at the weights' own size: an npz file, or the named weights from the hub."""
     import timm
 
     if weights is not None:
@@ -138,11 +123,7 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
 
 
 def _arch(model: Any, name: str) -> Arch:
-    """Sizes of a timm ViT.
-
-    Raises:
-        InputError: if it has a part that our encoder does not compute.
-    """
+    """Sizes of a timm ViT, all of whose parts must be ones that our encoder computes."""
     block = model.blocks[0]
     identity = (nn.Identity, type(None))
     unsupported = {
@@ -161,11 +142,12 @@ def _arch(model: Any, name: str) -> Arch:
         "non-square patches or images": len(set(model.patch_embed.patch_size)) > 1
         or len(set(model.patch_embed.img_size)) > 1,
     }
-    if found := [what for what, present in unsupported.items() if present]:
-        raise InputError(f"backbone: {name!r} has {', '.join(found)}; only plain ViTs run in our encoder.")
+    if found := [part for part, present in unsupported.items() if present]:
+        raise InputError(f"backbone: {name!r} must be a plain ViT to run in our encoder; it has {', '.join(found)}.")
     act = {"GELU": "gelu", "QuickGELU": "quick_gelu", "ReLU": "relu"}.get(type(block.mlp.act).__name__)
     if act not in ACTIVATIONS:
-        raise InputError(f"backbone: {name!r} uses the activation {type(block.mlp.act).__name__}, unknown here.")
+        activation = type(block.mlp.act).__name__
+        raise InputError(f"backbone: {name!r} must have an activation of {sorted(ACTIVATIONS)}, not {activation}.")
     return Arch(
         dim=model.embed_dim,
         depth=len(model.blocks),
@@ -179,14 +161,9 @@ def _arch(model: Any, name: str) -> Arch:
 
 
 def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[str, Tensor]:
-    """Our names for the tensors of a timm ViT; its classification head is left out.
+    """Convert the tensors of a timm ViT to our names, without its classification head.
 
-    Args:
-        state: timm's names to tensors.
-        backbone: the target; its size decides whether position embeddings are resampled.
-
-    Returns:
-        Tensors under our names, as they were but for the positions.
+    Positions are resampled where the input size of the backbone differs; other tensors stay as they are.
     """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -206,7 +183,7 @@ def convert_timm(state: Mapping[str, Tensor], backbone: VisionBackbone) -> dict[
 
 
 def _resampled(pos: Tensor, side: int) -> Tensor:
-    """Positions (1, 1 + n * n, D) for ``side`` x ``side`` patches, as timm resamples them."""
+    """Resample positions (1, 1 + n * n, D) for ``side`` x ``side`` patches, as timm does."""
     n = math.isqrt(pos.shape[1] - 1)
     grid = pos[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
@@ -214,7 +191,7 @@ def _resampled(pos: Tensor, side: int) -> Tensor:
 
 
 def _is_square(pos: Tensor, dim: int) -> bool:
-    """Whether these are floating-point positions (1, 1 + n * n, D)."""
+    """Whether ``pos`` is a floating-point tensor (1, 1 + n * n, D)."""
     if pos.ndim != 3 or pos.shape[0] != 1 or pos.shape[2] != dim or not pos.is_floating_point():
         return False
     n = pos.shape[1] - 1
@@ -222,16 +199,10 @@ def _is_square(pos: Tensor, dim: int) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or pth file, unwrapped from the usual containers and prefixes.
-
-    Args:
-        path: the file; pth, pt and bin are read with ``weights_only``, so they cannot run code.
-
-    Returns:
-        Name to tensor.
+    """Read the tensors of a safetensors or pth file, without the usual containers and prefixes.
 
     Raises:
-        InputError: if the file is missing, of another kind, or not a mapping of tensors.
+        InputError: if the file is missing, has another format, or is not a mapping of tensors.
     """
     state = read_tensors(path)
     for prefix in _PREFIXES:

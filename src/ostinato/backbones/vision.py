@@ -1,4 +1,4 @@
-"""Images to tokens."""
+"""Vision backbones and their preprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ostinato.errors import InputError
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pixels become what the weights were trained on.
+    """Preprocessing that the weights were trained with.
 
     Attributes:
         size: side of the square input in pixels.
@@ -31,13 +31,13 @@ class Preprocess:
     interpolation: str = "bicubic"
 
     def unit(self) -> Preprocess:
-        """The same without normalisation: pixels in [0, 1], as several public toolboxes feed them."""
+        """Preprocessing without normalisation: pixels in [0, 1], as in several public toolboxes."""
         return Preprocess(self.size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), self.interpolation)
 
 
 @dataclass(frozen=True)
 class VisionSizes:
-    """All of an image encoder but its weights.
+    """Specification of an image encoder without its weights.
 
     Attributes:
         arch: sizes of the layers.
@@ -55,16 +55,16 @@ class VisionSizes:
 class VisionBackbone(Backbone):
     """A vision transformer.
 
-    Images enter as uint8 (B, 3, S, S), or as float on the [0, 1] scale; normalisation happens here, so that no
-    caller can forget it.
+    Images enter as uint8 (B, 3, S, S), or as float on the [0, 1] scale; ``embed`` normalises them, so that no caller
+    can forget it.
 
     Args:
         arch: sizes of the encoder.
         patch: side of a patch in pixels.
         preprocess: input size and normalisation.
         origin: where the weights come from.
-        readout: "cls" reads the CLS token after the final norm, "mean" averages the patch tokens first and
-            normalises then (timm's ``fc_norm``), "cls+mean" joins both, each of length 1.
+        readout: "cls" reads the CLS token after the final norm, "mean" averages the patch tokens and then normalises
+            the mean (timm's ``fc_norm``), "cls+mean" joins both, each of length 1.
     """
 
     modality = "image"
@@ -103,7 +103,7 @@ class VisionBackbone(Backbone):
             Tokens (B, 1 + patches, D), in the precision of the weights.
 
         Raises:
-            InputError: if the images do not have the side that the weights expect.
+            InputError: if the images have another dtype or side than the weights expect.
         """
         size, images = self.preprocess.size, x
         if images.ndim != 4 or images.shape[1:] != (3, size, size):
@@ -117,20 +117,20 @@ class VisionBackbone(Backbone):
         return Tokens(h)
 
     def as_tokens(self, prompts: Tensor) -> Tensor:
-        """Prompts (..., P, D) plus the position of the CLS token, as L2P has them."""
+        """Prompts (..., P, D) plus the position of the CLS token, as in L2P."""
         return prompts + self.pos_embed[0, 0].float()
 
     def average(self, tokens: Tokens) -> Tensor:
-        """The mean of the patches, normalised."""
+        """Normalised mean of the patches."""
         return self.encoder.norm(tokens.h[..., 1:, :].mean(-2)).float()
 
     def contents(self, x: Tensor) -> list[Any]:
-        """The pixels of each image."""
+        """Pixels of each image."""
         return list(x.cpu().contiguous().numpy())
 
     @property
     def sizes(self) -> VisionSizes:
-        """What another one is built from."""
+        """Specification from which the same backbone can be built."""
         return VisionSizes(self.arch, self.patch, self.preprocess, self.readout)
 
     def settings(self) -> tuple[Any, ...]:

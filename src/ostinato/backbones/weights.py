@@ -1,7 +1,4 @@
-"""Frozen backbones by name: the bundled encoder, and those of timm and of the Hugging Face hub.
-
-Each family has its own file: ``timm_weights.py``, ``text_weights.py``, ``clip_weights.py``.
-"""
+"""Frozen backbones by name: the bundled encoder, timm's ViTs, and text and CLIP models of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from ostinato.quoting import quoted
 
 
 def embedded_backbone() -> VisionBackbone:
-    """The bundled architecture with untrained weights: 12 layers, width 128, patch 8, 32 x 32 pixels."""
+    """Make the bundled architecture without trained weights: 12 layers, width 128, patch 8, 32 x 32 pixels."""
     arch = Arch(dim=128, depth=12, heads=4, mlp_dim=512)
     return VisionBackbone(arch, patch=8, preprocess=Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
@@ -39,7 +36,7 @@ def load_backbone(
     readout: str | None = None,
     sizes: VisionSizes | None = None,
 ) -> Backbone:
-    """A frozen backbone by name.
+    """Load a frozen backbone by name.
 
     Args:
         name: the bundled ``vit_mini_patch8_32.glyphs``; a plain timm ViT, best with its tag
@@ -49,16 +46,16 @@ def load_backbone(
         weights: a safetensors, pth (read with ``weights_only``) or npz file, or the folder of a text encoder or a CLIP
             model; None fetches them by name.
         preprocess: "weights" uses the mean and std of the weights, "unit" feeds [0, 1] pixels.
-        size: input side in pixels other than the weights' own; position embeddings are resampled.
-        length: most tokens of a text; None for what suits the weights.
-        readout: "cls", "mean" or "cls+mean", see :class:`Backbone`; None for the weights' own.
-        sizes: of the image encoder in the file ``weights``, where they are known, so that timm is not asked for them.
+        size: input side in pixels, if not that of the weights; position embeddings are resampled.
+        length: maximum tokens of a text; None for the default of the weights.
+        readout: "cls", "mean" or "cls+mean", see :class:`Backbone`; None for the default of the weights.
+        sizes: of the image encoder in the file ``weights``, where known, to avoid asking timm.
 
     Returns:
         The backbone in fp32, without gradients, in evaluation mode, with its origin.
 
     Raises:
-        InputError: unknown name, unsupported architecture, missing or unfitting weights.
+        InputError: if the name is unknown, the architecture is not supported, or the weights are missing or do not fit.
     """
     if preprocess not in ("weights", "unit"):
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
@@ -66,7 +63,7 @@ def load_backbone(
         raise InputError(f"backbone.size must be from 1 to {LARGEST_SIDE} pixels, got {quoted(size)}.")
     if readout is not None:
         check_readout(readout)
-    name = name.removeprefix("timm/")  # as the hub calls timm's models
+    name = name.removeprefix("timm/")  # the hub's prefix of timm's models
     if of_transformers(name, weights):
         backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
     elif length is not None:
@@ -95,14 +92,14 @@ def load_backbone(
 
 
 def of_transformers(name: str, weights: str | Path | None) -> bool:
-    """Whether a backbone is a model of the transformers library: a folder, or a name that is none of timm's."""
+    """Whether a backbone is a transformers model: a folder, or a name unlike timm's."""
     if weights is not None:
         return Path(weights).is_dir()
     return "bert" in name.lower() or "MiniLM" in name or "/" in name.removeprefix("timm/")
 
 
 def _from_transformers(name: str, weights: str | None, length: int | None) -> tuple[Backbone, dict[str, Tensor], str]:
-    """A text encoder or a CLIP model without weights, our state dict, and its hash."""
+    """Text encoder or CLIP model without weights, its state dict, and their hash."""
     from ostinato.backbones.clip_weights import KIND, clip_backbone
     from ostinato.backbones.hub import read_config
     from ostinato.backbones.text_weights import text_backbone
@@ -116,7 +113,7 @@ def _from_transformers(name: str, weights: str | None, length: int | None) -> tu
     else:
         backbone, state = text_backbone(source, length)
         tokenizer = backbone.tokenization.digest
-    # Another vocabulary makes other inputs of the same texts: it belongs to what the weights are.
+    # The hash includes the tokenizer: another vocabulary gives other inputs for the same texts.
     return backbone, state, hashlib.sha256(digest_of(state).encode() + tokenizer.encode()).hexdigest()
 
 
@@ -129,11 +126,7 @@ def _asset() -> Path:
 
 
 def _load(backbone: Backbone, state: Mapping[str, Tensor], name: str) -> None:
-    """Fill a backbone; every tensor must be there, fit and be finite, and nothing may be left over.
-
-    Raises:
-        InputError: naming the tensors that are not.
-    """
+    """Load a state dict: every tensor must exist, fit and be finite, and none may be left over."""
     where = f"backbone.weights for {quoted(name)}"
     fitted = fitting(state, {k: tuple(v.shape) for k, v in backbone.state_dict().items()}, where, whole=True)
     check_finite(fitted, where)

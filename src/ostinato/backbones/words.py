@@ -1,4 +1,4 @@
-"""Rules of tokenizers from files: what they may make of a text, and what their library raises."""
+"""Checks of tokenizer rules from files, and errors of the ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -11,13 +11,9 @@ _MOST_COPIES = 4
 
 
 def growth(rules: Any) -> str | None:
-    """Say by which rule a text would grow without bound, since a chain of small ones doubles it each time.
+    """Reason why the rules in a ``tokenizer.json`` let a text grow without bound, or None.
 
-    Args:
-        rules: the object in ``tokenizer.json``.
-
-    Returns:
-        The reason, or None.
+    A chain of small rules can double a text at each step.
     """
     if not isinstance(rules, dict):
         return None
@@ -45,7 +41,7 @@ def growth(rules: Any) -> str | None:
 
 
 def _steps(waiting: list[Any]) -> Iterator[dict[str, Any]]:
-    """The rules, and those in their sequences."""
+    """The rules, with those in their sequences."""
     while waiting:
         step = waiting.pop()
         if isinstance(step, dict):
@@ -55,5 +51,5 @@ def _steps(waiting: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def of_tokenizers(error: BaseException) -> bool:
-    """Whether an error may be one of the ``tokenizers`` library for rules or texts: a panic in Rust is no Exception."""
+    """Whether an error may come from the ``tokenizers`` library: a panic in Rust is no ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

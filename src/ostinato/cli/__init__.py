@@ -1,4 +1,4 @@
-"""The command line. Heavy imports happen inside the commands, so that help is instant."""
+"""Command line. Commands import heavy modules themselves, so that help is instant."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ostinato.cli.app import app
 from ostinato.errors import Interrupted, OstinatoError, explained
 from ostinato.printing import OutputClosedError, say
 
-# Each adds its commands to the application, in the order of the help.
+# Importing a module adds its commands, in the order of the help.
 from ostinato.cli import runs, scoring, tables, about  # isort: skip # noqa: F401
 
 __all__ = ["app", "main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors that a user can act on become one message and an exit code."""
+    """Run the command line; report expected errors as one message and an exit code."""
     from ostinato.training.memory import keep_freed_memory
     from ostinato.training.threads import wait_asleep
 
     wait_asleep()
     keep_freed_memory()
-    # Pillow's own limit of pixels; ours is one of memory, and is an error.
+    # Pillow warns at a number of pixels; decoding here limits memory and raises an error.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     words = sys.argv[1:] if arguments is None else arguments
-    go_on = " 'ostinato resume RUN' goes on from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
-    interrupted = f"Interrupted.{go_on}"
+    advice = " 'ostinato resume RUN' continues from the last checkpoint." if set(words[:1]) & _RESUMABLE else ""
+    interrupted = f"Interrupted.{advice}"
     try:
         code = app(args=arguments, prog_name="ostinato", standalone_mode=False)
     except OstinatoError as error:
@@ -41,25 +41,25 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(interrupted, Interrupted.exit_code)
     except Exception as error:
         if (known := explained(error)) is not None:
-            _fail(f"{known}{go_on}", known.exit_code)
+            _fail(f"{known}{advice}", known.exit_code)
         show_usage = getattr(error, "format_message", None)
         if show_usage is not None:  # Typer's own usage errors
             _fail(show_usage(), 2)
         if _lost_the_main_process(error):
-            _fail("Stopped, since the main process did; its message says why.", 3)
-        _fail(f"{crash.report(error, words)}{go_on}", crash.EXIT_CODE)
-    if code == Interrupted.exit_code:  # what Typer makes of Ctrl-C
+            _fail("Stopped, because the main process stopped; see its message.", 3)
+        _fail(f"{crash.report(error, words)}{advice}", crash.EXIT_CODE)
+    if code == Interrupted.exit_code:  # Typer's code for Ctrl-C
         _fail(interrupted, code)
     if code:
         sys.exit(code)
 
 
 _RESUMABLE = {"run", "resume", "learn"}
-"""Commands that leave checkpoints."""
+"""Commands that write checkpoints."""
 
 
 def _lost_the_main_process(error: Exception) -> bool:
-    """Whether this is one of several processes, and the exchange with the others broke."""
+    """Tell whether this process shares a run and lost its connection to the others."""
     text = f"{type(error).__name__}: {error}".lower()
     exchange = any(word in text for word in ("gloo", "nccl", "connection closed", "connection reset", "distbackend"))
     return int(os.environ.get("RANK", "0")) > 0 and exchange
@@ -67,6 +67,6 @@ def _lost_the_main_process(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> NoReturn:
     quiet = code in (Interrupted.exit_code, OutputClosedError.exit_code)
-    with suppress(OutputClosedError, OSError):  # where nobody reads errors either, the exit code is left
+    with suppress(OutputClosedError, OSError):  # standard error may be closed, too
         say(message if quiet else f"error: {message}", err=True)
     sys.exit(code)

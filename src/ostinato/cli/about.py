@@ -1,4 +1,4 @@
-"""Commands about methods and the program: list, show, check, demo."""
+"""Information commands: list, show, check, demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostinato.printing import say, say_json
 
 @app.command("list")
 def list_names(as_json: Json = False) -> None:
-    """List methods, data sets and the kinds of backbone."""
+    """List methods, data sets and backbones."""
     from ostinato.defaults import DEFAULT_BACKBONE
     from ostinato.lookup import methods
     from ostinato.streams import SOURCES
@@ -31,12 +31,12 @@ def list_names(as_json: Json = False) -> None:
     say("  tsv, jsonl) of images or texts")
     say(f"Backbones\n  {DEFAULT_BACKBONE} (bundled, default), any plain timm ViT such as")
     say("  vit_base_patch16_224.augreg_in21k; backbone.weights=FILE reads them from a file. For texts, a")
-    say("  BERT-like encoder such as bert-base-uncased, or the folder of one")
+    say("  BERT-like encoder such as bert-base-uncased, or its folder")
 
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.")], as_json: Json = False) -> None:
-    """Describe a method with its options and recipe, or a run with its configuration."""
+    """Describe a method (options, recipe) or a run (configuration, results)."""
     path = Path(name)
     if (path / "config.toml").exists():
         from ostinato.runs.rundir import RunDir
@@ -65,8 +65,8 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     for key, value in about.options.items():
         parts = about.parts.get(key, {})
         say(f"  method.{key}={_written(value['name'] if parts else value)}")
-        for part, own in parts.items():
-            for option, default in own.items():
+        for part, options in parts.items():
+            for option, default in options.items():
                 say(f"    with method.{key}={part}: method.{key}.{option}={_written(default)}")
     say("Recipe")
     for key, value in about.recipe.items():
@@ -75,13 +75,13 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="A method, or a file of your own: my.py.")],
+    method: Annotated[str, typer.Argument(help="Name of a method, or its file: my.py.")],
     options: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a method against the contract: one answer per sample, no leak, same seed same run, resumable, and more.
+    """Check a method against the contract: one answer per sample, no leak, reproducible, resumable, and more.
 
-    Everything runs on tiny random encoders, in seconds. Exit code 1 where something is broken.
+    The checks run on tiny random encoders and take seconds. Exit code 1 if a check fails.
 
     Example: ostinato check my_method.py method.length=2
     """
@@ -93,23 +93,23 @@ def check(
     from ostinato.contract import check_method
     from ostinato.lookup import get_method
 
-    torch.set_num_threads(1)  # a second one costs such small models more than it gives
+    torch.set_num_threads(1)  # threads slow such small models down
     given = parse_overrides(options or [])
-    own = given.pop("method", {})
+    method_options = given.pop("method", {})
     if given:
-        raise InputError(f"check takes options of the method alone, method.NAME=VALUE, got {next(iter(given))}.")
-    found, kind = [], ""
-    for one in check_method(get_method(method), **own):
-        found.append(one)
+        raise InputError(f"check takes only options of the method, method.NAME=VALUE, got {next(iter(given))}.")
+    results, kind = [], ""
+    for result in check_method(get_method(method), **method_options):
+        results.append(result)
         if as_json:
             continue
-        if one.kind != kind:
-            kind = one.kind
-            say(f"On a toy encoder, {kind}")
-        say(f"  {one.outcome:14s}  {one.check}{': ' + one.found if one.found else ''}")
+        if result.kind != kind:
+            kind = result.kind
+            say(f"On a tiny encoder, {kind}")
+        say(f"  {result.outcome:14s}  {result.check}{': ' + result.found if result.found else ''}")
     if as_json:
-        say_json([asdict(one) for one in found])
-    broken = {one.check: one.demand for one in found if one.outcome == "broken"}
+        say_json([asdict(result) for result in results])
+    broken = {result.check: result.demand for result in results if result.outcome == "broken"}
     if broken and not as_json:
         say("What must hold:")
         for name, demand in broken.items():
@@ -124,13 +124,14 @@ def _written(value: Any) -> str:
 
 @app.command()
 def demo(
-    out: Annotated[
-        Path, typer.Option(help="Directory for the runs; those of an earlier demo in it are replaced.")
-    ] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Directory of the runs; those of an earlier demo are replaced.")] = Path(
+        "runs/demo"
+    ),
     as_json: Json = False,
 ) -> None:
-    """Learn handwritten digits in five tasks with three methods and show forgetting and its cure."""
-    from ostinato.demo import run_demo
+    """Learn handwritten digits in five tasks with three methods, with and without forgetting."""
+    from ostinato.demo import EXPLANATION, run_demo
+    from ostinato.report.tables import run_table
 
     refuse_several("demo")
     with reporting(as_json) as (console, reporter):
@@ -138,8 +139,5 @@ def demo(
     if as_json:
         say_json(summaries)
         return
-    from ostinato.demo import EXPLANATION
-    from ostinato.report.tables import run_table
-
     console.print(run_table(summaries))
     console.print(EXPLANATION.format(out=out), highlight=False)

@@ -1,4 +1,4 @@
-"""The application, and what several commands share: arguments, consoles and reporters."""
+"""Application, shared arguments, consoles and reporters of the commands."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable resul
 
 
 class GoesOn(TyperCommand):
-    """A command that goes on from a run; its help ends with the options that it may change."""
+    """Command that continues a run; its help lists the options that it may change."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help, with the options as the configuration has them."""
+        """Write the help and the options that may change."""
         from ostinato.config import changeable  # pydantic, which no other help needs
 
         command: Any = self.name
@@ -47,16 +47,16 @@ class GoesOn(TyperCommand):
 
 
 def plain_console(as_json: bool) -> Console:
-    """The console of a command, which obeys nothing in names."""
+    """Make a console that prints control characters as text."""
     from ostinato.report.console import PlainConsole
 
-    # With --json, standard output holds nothing but the result.
+    # With --json, standard output holds the result only.
     return PlainConsole(stderr=as_json, quiet=as_json)
 
 
 @contextmanager
 def reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
-    """A console, and a reporter on it that is closed whatever happens."""
+    """Yield a console and a reporter, and close the reporter at the end."""
     from ostinato.report.console import ConsoleReporter, Reporter
 
     console = plain_console(as_json)
@@ -68,18 +68,18 @@ def reporting(as_json: bool) -> Iterator[tuple[Console, Reporter]]:
 
 
 def refuse_several(command: str) -> None:
-    """Make sure that no launcher started this command several times, each of which would write the same files."""
+    """Refuse to run under a launcher, whose processes would all write the same files."""
     from ostinato.distributed import world_size
 
     if world_size() > 1:
         raise InputError(
-            f"{command} takes one process; of {world_size()}, share single runs: torchrun -m ostinato run."
+            f"{command} needs one process, got {world_size()}. Share single runs: torchrun -m ostinato run."
         )
 
 
 @contextmanager
 def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, ProcessGroup]]:
-    """A console and reporter, which say nothing but in the main one of the processes that a launcher started."""
+    """Yield a console, a reporter and the process group; only the main process prints."""
     from ostinato.distributed import process_group
 
     with process_group(device) as processes, reporting(as_json or not processes.is_main) as (console, reporter):
@@ -87,7 +87,7 @@ def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, Pro
 
 
 def take(tree: dict[str, Any], key: str) -> Any:
-    """Remove a plain top-level option that is not part of the configuration."""
+    """Remove and return a top-level option that is not part of the configuration."""
     value = tree.pop(key, None)
     if isinstance(value, dict):
         raise InputError(f"{key}: takes one value, got {key}.{next(iter(value))}.")
@@ -95,18 +95,20 @@ def take(tree: dict[str, Any], key: str) -> Any:
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Take out of the options the arguments of :meth:`ostinato.Learner.load`.
+    """Remove and return the arguments of :meth:`ostinato.Learner.load`.
 
     Raises:
-        InputError: for another option of the backbone, which belongs to what was learned.
+        InputError: if another option of the method or backbone is given; those are fixed after training.
     """
     machine = {key: given.pop(key) for key in ("device", "precision") if key in given}
     method = given.pop("method", {})
     if set(method) - {"name"}:
-        raise InputError("method: only method=FILE (of a method of your own, if it moved) may be given here.")
+        raise InputError(
+            f"method: only method=FILE may be given here, got {next(key for key in method if key != 'name')}."
+        )
     if method:
         machine["method"] = method["name"]
     backbone = given.pop("backbone", {})
     if set(backbone) - {"weights"}:
-        raise InputError("backbone: only backbone.weights (where the file is now) may be given here.")
+        raise InputError("backbone: only backbone.weights=FILE may be given here; other options are fixed.")
     return machine | backbone

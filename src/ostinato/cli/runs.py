@@ -1,4 +1,4 @@
-"""Commands that learn: run, resume, learn, merge."""
+"""Training commands: run, resume, learn, merge."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="A method, see 'ostinato list', or a file of your own: my.py.")],
+    method: Annotated[str, typer.Argument(help="Name of a method, see 'ostinato list', or its file: my.py.")],
     options: Options = None,
-    config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file with options.")] = None,
+    config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file of options.")] = None,
     preset: Annotated[
-        str | None, typer.Option("-p", "--preset", help="Published options: a benchmark, or benchmark/variant.")
+        str | None, typer.Option("-p", "--preset", help="Published options: BENCHMARK or BENCHMARK/VARIANT.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Learn a stream of tasks and write everything to a run directory.
+    """Learn a stream of tasks and write the results to a run directory.
 
-    Options win over the file, and the file over the preset. 'ostinato reproduce' lists the presets.
+    Options override the file; the file overrides the preset. 'ostinato reproduce' lists the presets.
 
     Example: ostinato run dualprompt data=photos/ stream.step=5 out=runs/photos
     """
@@ -49,22 +49,22 @@ def run(
 
 @app.command(cls=GoesOn)
 def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None:
-    """Go on with a run that was stopped or killed, to the same result.
+    """Resume a run that was stopped or killed; the result is the same as without the stop.
 
-    Options say where things are now, such as data=PATH, or method=FILE for a method of your own.
+    Options give new paths, such as data=PATH, or method=FILE for a method in a file.
     """
     from ostinato.config import parse_overrides
-    from ostinato.runs.lifecycle import resume as go_on
+    from ostinato.runs.lifecycle import resume as resume_run
 
     given = parse_overrides(options or [])
     with running(as_json, str(given.get("device", "auto"))) as (console, reporter, processes):
-        result = go_on(run, given, reporter, processes)
+        result = resume_run(run, given, reporter, processes)
         show_result(result, console, as_json, processes)
 
 
 @app.command(cls=GoesOn)
 def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
-    """Teach a finished run further classes, from a folder of them alone.
+    """Teach a finished run new classes from a folder of their samples.
 
     Example: ostinato learn runs/photos data=more_classes/ eval=old_test_photos/
     """
@@ -110,7 +110,7 @@ def merge(
 
 
 def show_result(result: dict[str, Any], console: Console, as_json: bool, processes: ProcessGroup) -> None:
-    """Show the result of a run, in the main process alone."""
+    """Print the result of a run in the main process."""
     from ostinato.report.tables import percent, run_table
 
     if not processes.is_main:
@@ -121,7 +121,7 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
     console.print(run_table([result]))
     if "new_accuracy" in result:
         if result["old_accuracy_before"] is None:
-            console.print("Old classes were not scored: give a labelled folder of them as eval=FOLDER.")
+            console.print("Earlier classes were not scored: give a labelled folder of them as eval=FOLDER.")
         else:
             console.print(
                 f"Earlier classes: {percent(result['old_accuracy_before'])} % before, "

@@ -1,4 +1,4 @@
-"""Commands that use a finished run: predict, protocols, eval."""
+"""Scoring commands: predict, protocols, eval."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[FILE]...",
-            help="Images or folders of them; for texts, files with one a line, csv, tsv, jsonl or parquet. Also "
-            "backbone.weights=FILE (if it moved), device=cpu and precision=fp32.",
+            help="Images or folders of images; for texts, files with one text a line, csv, tsv, jsonl or parquet. "
+            "Also backbone.weights=FILE (if it moved), device=cpu and precision=fp32.",
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the texts in a table; found by name without.")] = None,
+    column: Annotated[str | None, typer.Option(help="Text column of a table; by default found by its name.")] = None,
     topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Classify images or texts with what a run has learned, each on its own.
+    """Classify images or texts with a finished run, each on its own.
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
 
@@ -51,15 +51,15 @@ def predict(
     learner = load_run(run, **machine_of(parse_overrides(words)))
     predictions, bad = [], []
     began = time.perf_counter()
-    for one in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
-        if isinstance(one, DataError):
-            bad.append(str(one))
+    for prediction in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
+        if isinstance(prediction, DataError):
+            bad.append(str(prediction))
             continue
-        predictions.append(asdict(one))
+        predictions.append(asdict(prediction))
         if not as_json:
-            say(f"{one.source}: {_best(one)}")
+            say(f"{prediction.source}: {_best(prediction)}")
     n = len(predictions) + len(bad)
-    if n > learner.settings.eval_batch_size:  # worth a word beside the results
+    if n > learner.settings.eval_batch_size:
         seconds = time.perf_counter() - began
         say(f"{n} inputs in {seconds:.1f} s, {n / seconds:.0f} a second", err=True)
     if as_json:
@@ -68,34 +68,34 @@ def predict(
         raise DataError("\n".join(bad))
 
 
-def _best(one: Prediction) -> str:
-    if one.confidences is None:
-        shown = [f"{score:.3f}" for score in one.scores]
+def _best(prediction: Prediction) -> str:
+    if prediction.confidences is None:
+        values = [f"{score:.3f}" for score in prediction.scores]
     else:
-        shown = [f"{100 * share:.1f}%" for share in one.confidences]
-    return "  ".join(f"{name} {value}" for name, value in zip(one.classes, shown, strict=True))
+        values = [f"{100 * confidence:.1f}%" for confidence in prediction.confidences]
+    return "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
 
 
 @app.command()
 def protocols(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs of methods that infer tasks.")],
     rules: Annotated[
-        str | None, typer.Option(help="How tasks are weighed, with commas; all that a method has.")
+        str | None, typer.Option(help="Task inference rules, with commas; by default all of the method.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Images per batch.")] = 24,
-    shots: Annotated[str, typer.Option(help="First images of a batch that decide, with commas.")] = "3,5,7",
-    data: Annotated[str | None, typer.Option(help="Where the runs' data are now.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Where the backbone's weights are now.")] = None,
-    method: Annotated[str | None, typer.Option(help="The file of the runs' method, if it moved or changed.")] = None,
+    shots: Annotated[str, typer.Option(help="Numbers of images that vote on the task, with commas.")] = "3,5,7",
+    data: Annotated[str | None, typer.Option(help="Path of the data, if they moved.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Path of the backbone's weights, if they moved.")] = None,
+    method: Annotated[str | None, typer.Option(help="File of the runs' method, if it moved or changed.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     cache: Annotated[str | None, typer.Option(help="Folder of frozen features shared between runs.")] = None,
-    state_cache: Annotated[float, typer.Option(help="GiB for frozen states.")] = 0.0,
+    state_cache: Annotated[float, typer.Option(help="GiB of memory for frozen token states.")] = 0.0,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Put the table between its markers in FILE.")
+        Path | None, typer.Option(metavar="FILE", help="Write the table between its markers in FILE.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score trained models per sample, by the vote of a batch of one task, and by its first images.
+    """Score trained models per sample, by the vote of a one-task batch, and by the vote of its first images.
 
     Example: ostinato protocols runs/soft_tf runs/dualprompt
     """
@@ -107,7 +107,7 @@ def protocols(
     try:
         counts = [int(k) for k in shots.split(",") if k]
     except ValueError:
-        raise InputError(f"--shots must be whole numbers with commas, such as 3,5,7; got {shots!r}.") from None
+        raise InputError(f"--shots must be whole numbers with commas, such as 3,5,7, got {shots!r}.") from None
     studies = []
     with reporting(as_json) as (_, reporter):
         for run in runs:
@@ -141,7 +141,7 @@ def evaluate(
     options: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on a labelled folder of classes that it has learned.
+    """Score a finished run on labelled samples of classes that it has learned.
 
     Example: ostinato eval runs/photos data=photos_of_may/
     """
@@ -155,9 +155,9 @@ def evaluate(
     wrong = given or set(scoring) - {"protocol", "shots", "batch_size"} or stream not in (None, {"tasks": "folders"})
     if wrong or "path" not in data or unknown not in ("refuse", "skip"):
         raise InputError(
-            "eval takes data=FOLDER with further options of data.*, stream.tasks=folders, backbone.weights=FILE, "
-            "device=NAME, precision=fp32, eval.unknown=skip (classes that were not learned), and eval.protocol=batch "
-            "with eval.batch_size=24 and eval.shots=7."
+            "eval needs data=FOLDER. It also takes other options of data.*, stream.tasks=folders, "
+            "backbone.weights=FILE, device=NAME, precision=fp32, eval.unknown=skip (for classes that were not "
+            "learned), and eval.protocol=batch with eval.batch_size=24 and eval.shots=7."
         )
     from ostinato.runs.scoring import score_run
 
@@ -187,7 +187,7 @@ def evaluate(
 
 
 def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
-    """What ``eval.protocol``, ``eval.batch_size`` and ``eval.shots`` ask for; None for one answer per sample."""
+    """Read ``eval.protocol``, ``eval.batch_size`` and ``eval.shots``; None scores every sample alone."""
     from ostinato.evaluation.evaluator import BatchProtocol
 
     kind = scoring.get("protocol", "sample")
@@ -195,7 +195,7 @@ def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
         raise InputError(f"eval.protocol must be 'sample' or 'batch', got {kind!r}.")
     if kind == "sample":
         if len(scoring) > ("protocol" in scoring):
-            raise InputError("eval.batch_size and eval.shots belong to eval.protocol=batch; add it or leave them out.")
+            raise InputError("eval.batch_size and eval.shots need eval.protocol=batch; add it or leave them out.")
         return None
     size, shots = scoring.get("batch_size", 24), scoring.get("shots", 0)
     if not isinstance(size, int) or not isinstance(shots, int):

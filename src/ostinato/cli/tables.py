@@ -1,4 +1,4 @@
-"""Commands that show results: report, reproduce, analyse."""
+"""Result commands: report, reproduce, analyse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def report(
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw all accuracy curves into this .png, .pdf or .svg file.")
+        Path | None, typer.Option(help="Also draw the accuracy curves into this .png, .pdf or .svg file.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,51 +47,51 @@ def report(
 @app.command()
 def reproduce(
     table: Annotated[
-        str | None, typer.Argument(help="A table, or a TOML file of one; without, they are listed.")
+        str | None, typer.Argument(help="Name of a table, or its TOML file; by default, list the tables.")
     ] = None,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ROW]... [KEY=VALUE]...", help="Rows (all without), and options for every row."),
+        typer.Argument(metavar="[ROW]... [KEY=VALUE]...", help="Rows (default: all), and options for every row."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command of every row and run nothing.")] = False,
     collect: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Put what was measured between the table's markers in FILE.")
+        Path | None, typer.Option(metavar="FILE", help="Write the measured table between its markers in FILE.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a published table row by row, and print what was published beside what was measured.
+    """Run a published table row by row, and print published beside measured results.
 
-    The same command goes on after a stop; finished rows are not run again.
+    Repeat the command after a stop; finished rows are not run again.
 
     Example: ostinato reproduce soft_tf/table4 data=cifar100 out=runs/table4
     """
-    from ostinato import reproduce as work
+    from ostinato import reproduce as tables
 
     refuse_several("reproduce")
     if table is None:
-        listing = work.listing()
+        listing = tables.listing()
         if as_json:
             say_json(listing)
         else:
-            say(work.listing_text(listing))
+            say(tables.listing_text(listing))
         return
-    read = work.read_table(table)
-    given = work.sort_options(read, [w for w in words or [] if "=" in w])
+    read = tables.read_table(table)
+    given = tables.sort_options(read, [w for w in words or [] if "=" in w])
     rows = read.choose([w for w in words or [] if "=" not in w])
     if collect:
-        work.collect_rows(read, rows, given, collect)
+        tables.collect_rows(read, rows, given, collect)
         return
     if dry_run:
-        outcome = work.Outcome(work.plan_rows(read, rows, given), work.measured(read, given.out), {})
+        outcome = tables.Outcome(tables.plan_rows(read, rows, given), tables.measured(read, given.out), {})
     else:
         with reporting(as_json) as (_, reporter):
-            outcome = work.run_rows(read, rows, given, reporter)
+            outcome = tables.run_rows(read, rows, given, reporter)
     if as_json:
-        say_json(work.as_json(read, rows, outcome.plans, outcome.results, outcome.failed))
+        say_json(tables.as_json(read, rows, outcome))
     elif dry_run:
-        say(work.dry_text(rows, outcome.plans))
+        say(tables.dry_text(rows, outcome.plans))
     else:
-        plain_console(False).print(work.rich_table([r for r in outcome.results if r.row in rows]))
+        plain_console(False).print(tables.rich_table([r for r in outcome.results if r.row in rows]))
         say(f"Written to {given.out}: table.md, table.csv, and a run directory per row")
     if outcome.failed:
         raise DataError("\n".join(f"{name}: {why}" for name, why in outcome.failed.items()))
@@ -99,8 +99,8 @@ def reproduce(
 
 @app.command()
 def analyse(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or for layer_sweep a directory of runs.")],
-    kind: Annotated[str | None, typer.Argument(help="What to show; without, what there is.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; for layer_sweep, a directory of runs.")],
+    kind: Annotated[str | None, typer.Argument(help="Name of an analysis; by default, list them.")] = None,
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -111,7 +111,7 @@ def analyse(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw what a run has learned, as papers show it, and write the numbers beside it.
+    """Draw an analysis of a run, such as its attention or masks, and write the numbers as CSV.
 
     Example: ostinato analyse runs/photos attention new/*.jpg
     """
@@ -119,14 +119,14 @@ def analyse(
     from ostinato.predicting import image_files
 
     keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "method=", "task=", "head=")
-    if kind is not None and kind.startswith(keys):  # options alone: list the kinds
+    if kind is not None and kind.startswith(keys):  # only options were given: list the analyses
         kind, words = None, [kind, *(words or [])]
     options = [w for w in words or [] if w.startswith(keys)]
     given = parse_overrides(options)
     images = list(image_files([Path(w) for w in words or [] if w not in options]))
     for key in ("task", "head"):
         if key in given and type(given[key]) is not int:
-            raise InputError(f"{key}={given[key]}: must be a whole number, counted from 0.")
+            raise InputError(f"{key} must be a whole number, counted from 0, got {given[key]}.")
     from ostinato import analysis
 
     machine = machine_of(given)

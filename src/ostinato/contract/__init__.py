@@ -1,7 +1,6 @@
-"""The contract that every method keeps, and how a method is held against it.
+"""Contract of methods, checked on tiny random encoders in seconds.
 
-``ostinato check METHOD`` runs it on a method of one's own; the test suite runs it on every method of the package.
-Everything happens on tiny random encoders, in seconds.
+``ostinato check METHOD`` checks a user's method; the test suite checks every method of the package.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ostinato.contract.checks import CHECKS, Case, ContractViolation, DoesNotApply
+from ostinato.contract.case import Case, ContractViolation, DoesNotApply
+from ostinato.contract.checks import CHECKS
 from ostinato.contract.harness import SETTINGS
 from ostinato.contract.tiny_models import BACKBONES, Kind
 from ostinato.errors import InputError
@@ -26,64 +26,62 @@ from ostinato.registry import check_options
 
 __all__ = ["CHECKS", "Case", "Checked", "ContractViolation", "DoesNotApply", "check_method", "kinds_of"]
 
+Outcome = Literal["holds", "broken", "does not apply"]
+
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        kind: of the toy encoder.
-        check: its name, in words.
-        demand: what must hold.
+        kind: of the tiny encoder.
+        check: its name in words.
+        demand: condition that must hold.
         outcome: "holds", "broken", or "does not apply".
-        found: why it is broken or does not apply; empty where it holds.
+        found: reason for "broken" or "does not apply"; else empty.
     """
 
     kind: Kind
     check: str
     demand: str
-    outcome: Literal["holds", "broken", "does not apply"]
+    outcome: Outcome
     found: str = ""
 
 
 def kinds_of(method: type[Method]) -> list[Kind]:
-    """The kinds of toy encoders that a method works on."""
+    """Kinds of tiny encoders that a method supports."""
     return [kind for kind in get_args(Kind) if issubclass(type(BACKBONES[kind]()), method.needs)]
 
 
 def check_method(method: type[Method], where: torch.device = SETTINGS.device, /, **options: Any) -> Iterator[Checked]:
-    """Hold a method against the contract, on every kind of encoder that it works on.
+    """Yield the result of every check on every kind of encoder that a method supports.
 
-    Where it cannot run through a stream at all, nothing further is checked on that kind.
+    If a method cannot run through a stream, the kind's further checks are left out.
 
     Args:
         method: the class.
-        where: the device that it computes on.
+        where: device of the computation.
         options: of the method, for example smaller sizes.
 
-    Yields:
-        An outcome per check and kind.
-
     Raises:
-        InputError: if the method does not take these options, or works on none of the encoders.
+        InputError: if the method refuses the options or supports none of the encoders.
     """
     check_options(method, options)
     kinds = kinds_of(method)
     if not kinds:
-        raise InputError(f"{method.name} needs {method.needs.kind}, and there is no toy encoder of that kind.")
+        raise InputError(f"{method.name} needs {method.needs.kind}, but there is no tiny encoder of that kind.")
     refused: list[InputError] = []
     for kind in kinds:
         case = Case(method, kind, options, where)
         try:
             case.make()
-        except InputError as error:  # layers that are too high for it, for example
+        except InputError as error:  # of too high layers, for example
             refused.append(error)
             if len(refused) == len(kinds):
                 raise
-            name, demand = _told_of(CHECKS[0])
-            yield Checked(kind, name, demand, "does not apply", f"the options do not fit this encoder ({error})")
+            yield _checked(kind, CHECKS[0], "does not apply", f"the options do not fit this encoder ({error})")
             continue
-        except Exception:  # which the first check will find  # nosec B110
+        except Exception:  # found again by the first check  # nosec B110
             pass
         for check in CHECKS:
             result = _outcome(case, check)
@@ -92,26 +90,24 @@ def check_method(method: type[Method], where: torch.device = SETTINGS.device, /,
                 break
 
 
-def _told_of(check: Callable[[Case], None]) -> tuple[str, str]:
-    """What a check is called, and what must hold."""
-    return check.__name__.replace("_", " "), inspect.getdoc(check) or ""
+def _checked(kind: Kind, check: Callable[[Case], None], outcome: Outcome, found: str = "") -> Checked:
+    return Checked(kind, check.__name__.replace("_", " "), inspect.getdoc(check) or "", outcome, found)
 
 
 def _outcome(case: Case, check: Callable[[Case], None]) -> Checked:
-    outcome, found = "holds", ""
     try:
         check(case)
-    except DoesNotApply as why:
-        outcome, found = "does not apply", str(why)
-    except ContractViolation as broken:
-        outcome, found = "broken", str(broken)
-    except Exception as error:  # of the method, which is what is looked for
-        outcome, found = "broken", _told(error, sys.modules[case.method.__module__])
-    return Checked(case.kind, *_told_of(check), outcome, found)
+    except DoesNotApply as reason:
+        return _checked(case.kind, check, "does not apply", str(reason))
+    except ContractViolation as violation:
+        return _checked(case.kind, check, "broken", str(violation))
+    except Exception as error:  # of the method
+        return _checked(case.kind, check, "broken", _describe(error, sys.modules[case.method.__module__]))
+    return _checked(case.kind, check, "holds")
 
 
-def _told(error: Exception, module: ModuleType) -> str:
-    """An error in one line, with the innermost place in a module, or at all where it did not pass there."""
+def _describe(error: Exception, module: ModuleType) -> str:
+    """An error in a line, with its innermost place in a module, or else anywhere."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [*frames, *(f for f in frames if f.filename == getattr(module, "__file__", None))][-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"

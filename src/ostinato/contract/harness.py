@@ -1,4 +1,4 @@
-"""Teaching a method toy streams as the engine would, without files."""
+"""Training of methods on tiny streams, without files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ostinato.training.loop import Settings, learn_task, optimizer_tensors
 from ostinato.training.precision import prepare
 
 SETTINGS = Settings(torch.device("cpu"), torch.float32, seed=3, overrides={"epochs": 2, "batch_size": 8})
-"""Two epochs of three steps for two classes of a toy stream."""
+"""Settings of two epochs, of three steps for two classes of a tiny stream."""
 
 
 def settings_on(device: torch.device) -> Settings:
@@ -31,13 +31,13 @@ def settings_on(device: torch.device) -> Settings:
 def make(
     method: str | type[Method], kind: Kind = "image", /, backbone: Backbone | None = None, **options: Any
 ) -> Method:
-    """An untaught method.
+    """Make a method.
 
     Args:
-        method: the class, or what :func:`ostinato.lookup.get_method` finds it by.
-        kind: of the toy encoder.
-        backbone: to use in its place.
-        options: the method's own.
+        method: the class, or its name or file.
+        kind: of the tiny encoder.
+        backbone: in place of the tiny encoder.
+        options: of the method.
     """
     torch.manual_seed(7)
     cls = get_method(method) if isinstance(method, str) else method
@@ -48,7 +48,7 @@ def make(
 
 
 def learn_task_of(method: Method, stream: TaskStream, i: int) -> LearnTask:
-    """What a method sees of task ``i``, not augmented."""
+    """Classes and data of task ``i`` for a method, without augmentation."""
     task = stream.task(i)
     train = task.train
     if method.data_seen == "all":
@@ -71,7 +71,7 @@ def learn(
     settings: Settings | None = None,
     callback: Callback | None = None,
 ) -> Method:
-    """Teach all tasks of a stream, or the first ``upto``, by ``SETTINGS`` on the method's device if none are given."""
+    """Train a method on a stream, or its first ``upto`` tasks; settings default to ``SETTINGS`` on its device."""
     settings = settings or settings_on(method.device)
     for i in range(len(stream) if upto is None else upto):
         learn_task(method, learn_task_of(method, stream, i), settings, callback)
@@ -95,7 +95,7 @@ class Stop(Exception):
 
 
 class StopAt(Callback):
-    """A callback that keeps what a checkpoint would hold after ``n`` steps, and raises :class:`Stop`."""
+    """Keeps the contents of a checkpoint after ``n`` steps, and raises :class:`Stop`."""
 
     position: Position
     state: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""Small things that behave like large ones: frozen random encoders of every kind, and streams that they can learn."""
+"""Tiny frozen random encoders of every kind, and learnable streams for them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ostinato.streams import EvalTransform, Source, StreamOptions, TaskStream, T
 from ostinato.streams.texts import Texts
 
 Kind = Literal["image", "text", "clip"]
-"""What a toy encoder reads; "clip" reads images, and the names of their classes."""
+"""Kind of a tiny encoder; "clip" reads images, and class names."""
 
 SIDE = 8
-"""Pixels of a toy image's side."""
+"""Side of a tiny image in pixels."""
 
 PREPROCESS = Preprocess(SIDE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -31,12 +31,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def randomised(model: M, seed: int, bias: float = 0.0) -> M:
-    """Frozen random weights: matrices and biases around 0, scales around 1.
+    """Set frozen random weights: matrices around 0, scales around 1.
 
     Args:
         model: changed in place.
         seed: of the weights.
-        bias: what biases lie around; other values make all features alike where a layer normalises at its end.
+        bias: mean of biases; only 0 keeps features distinct if layers end with a norm.
     """
     rng = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
@@ -46,12 +46,8 @@ def randomised(model: M, seed: int, bias: float = 0.0) -> M:
 
 
 def random_backbone(depth: int = 12, dim: int = 16, seed: int = 0) -> VisionBackbone:
-    """A tiny frozen ViT with random weights that are large enough for every path to matter."""
-    backbone = VisionBackbone(
-        Arch(dim=dim, depth=depth, heads=2, mlp_dim=2 * dim),
-        patch=4,
-        preprocess=PREPROCESS,
-    )
+    """A tiny frozen ViT with random weights large enough for every path to matter."""
+    backbone = VisionBackbone(Arch(dim=dim, depth=depth, heads=2, mlp_dim=2 * dim), patch=4, preprocess=PREPROCESS)
     return randomised(backbone, seed, bias=1.0)
 
 
@@ -76,12 +72,12 @@ def random_text_backbone(
         tokenization=Tokenization(whole_words(), 12, pad=0),
         readout=readout,
     )
-    randomised(backbone, seed).words.weight.data *= 4  # more said by a word than by its place
+    randomised(backbone, seed).words.weight.data *= 4  # words weigh more than positions
     return backbone
 
 
 def letters() -> Tokenizer:
-    """A tokenizer of single letters and digits, with both ends as CLIP has them."""
+    """A tokenizer of single letters and digits, with start and end tokens as in CLIP."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(LETTERS)}, unk_token="."))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -100,15 +96,15 @@ def random_clip_backbone(depth: int = 6, dim: int = 16, seed: int = 0) -> ClipBa
 
 
 BACKBONES = {"image": random_backbone, "text": random_text_backbone, "clip": random_clip_backbone}
-"""How to make a toy encoder of each kind."""
+"""Constructor of a tiny encoder of each kind."""
 
 
 def tiny_stream(kind: Kind = "image", n_classes: int = 5, step: int = 2, seed: int = 0) -> TaskStream:
-    """Classes that are easy to tell apart even for random features: 12 training and 6 test samples each.
+    """A stream of classes that random features can separate, with 12 training and 6 test samples each.
 
     Args:
-        kind: of the encoder that will read them.
-        n_classes: in all; images show colours and slopes with noise, texts mostly words of their class.
+        kind: of the encoder.
+        n_classes: in all; images show colours and slopes with noise, texts words of their class.
         step: classes per task.
         seed: of the noise.
     """
@@ -117,7 +113,7 @@ def tiny_stream(kind: Kind = "image", n_classes: int = 5, step: int = 2, seed: i
 
 
 def transform_of(stream: TaskStream) -> Transform:
-    """How the samples of a toy stream are seen."""
+    """Transform of the samples of a tiny stream."""
     return (
         TextTransform(Tokenization(whole_words(), 12, pad=0))
         if stream.source.modality == "text"
@@ -126,12 +122,12 @@ def transform_of(stream: TaskStream) -> Transform:
 
 
 def unpadded(x: Tensor) -> Tensor:
-    """One sample (1, ...) as it comes by itself: a text without what a batch of longer ones filled it up with."""
+    """A sample (1, ...) without the padding of its batch."""
     return x if x.ndim > 2 else x[:, x[0] != WORDS.index("[PAD]")]
 
 
 def sentences(n_classes: int, n: int, seed: int = 0, own: float = 0.75) -> tuple[list[str], list[int]]:
-    """Texts of 3 to 9 words, ``n`` per class; a share ``own`` of the words of a class are its own four."""
+    """Texts of 3 to 9 words, ``n`` per class; a share ``own`` of words is from the four words of the class."""
     rng = np.random.default_rng(seed)
     texts, labels = [], []
     for c in range(n_classes):

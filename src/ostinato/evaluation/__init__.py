@@ -1,1 +1,1 @@
-"""Accuracy on mixed, shuffled test data; the only place that sees test labels and task ids."""
+"""Accuracy on mixed, shuffled test data; the only package that reads test labels and task ids."""

@@ -1,4 +1,4 @@
-"""Scoring a method on held-out samples, without letting it see labels, tasks or homogeneous batches."""
+"""Evaluation of a method on test samples, without labels, task ids or batches of one task."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ from ostinato.training.seeding import generator
 DIVERGED = "Training diverged: learn again with a lower train.lr, or with train.clip."
 
 SHOWN = 5
-"""Names of classes that a sentence lists at most."""
+"""Largest number of class names in a message."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts of one evaluation, per group of samples (a group is a task's test split).
+    """Counts of an evaluation, per group of samples (a task's test split).
 
     Attributes:
         totals: samples per group.
-        correct: right among all classes seen.
-        task_incremental: right when only the classes of the sample's true task compete.
-        task_id: samples whose task was inferred rightly; None where the method infers none.
-        oracle_id: right among all classes seen, had every task been inferred rightly; None where not asked
-            for or not defined.
+        correct: correct predictions among all classes seen.
+        task_incremental: correct predictions among the classes of the true task.
+        task_id: correctly inferred tasks; None if the method infers none.
+        oracle_id: correct predictions among all classes seen under the true task; None if not requested or undefined.
         tested: samples per class seen.
-        predicted: samples that each class seen was predicted for.
+        predicted: predictions per class seen.
         images: samples scored.
         seconds: time spent.
     """
@@ -53,22 +52,22 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Fraction right over all samples."""
+        """Fraction of correct predictions."""
         return _share(self.correct, self.totals)
 
     @property
     def task_incremental_accuracy(self) -> float:
-        """Fraction right within the true task's classes."""
+        """Fraction of correct predictions among the classes of the true task."""
         return _share(self.task_incremental, self.totals)
 
     @property
     def task_id_accuracy(self) -> float | None:
-        """Fraction of samples whose task was inferred rightly."""
+        """Fraction of correctly inferred tasks."""
         return None if self.task_id is None else _share(self.task_id, self.totals)
 
     @property
     def oracle_id_accuracy(self) -> float | None:
-        """Fraction right under the true task."""
+        """Fraction of correct predictions under the true task."""
         return None if self.oracle_id is None else _share(self.oracle_id, self.totals)
 
     def table(self) -> str:
@@ -82,20 +81,20 @@ class Evaluation:
 
 
 def never_predicted(result: Evaluation, names: Sequence[str], label_groups: Tensor | None = None) -> str | None:
-    """Name the classes with samples that were predicted for no sample at all.
+    """Name the tested classes without any prediction.
 
     Args:
         result: of an evaluation.
         names: of the classes seen.
-        label_groups: as in :func:`evaluate`; a class is predicted where one of its group is.
+        label_groups: as in :func:`evaluate`; a prediction counts for all classes of its group.
 
     Returns:
-        A sentence without its full stop; None where every class with samples was predicted.
+        A sentence without its full stop; None if every tested class was predicted.
     """
     answer = range(len(names)) if label_groups is None else label_groups.tolist()
-    given = {a for a, n in zip(answer, result.predicted, strict=True) if n}
+    predicted = {a for a, n in zip(answer, result.predicted, strict=True) if n}
     tested = [c for c, n in enumerate(result.tested) if n]
-    missing = [repr(names[c]) for c in tested if answer[c] not in given]
+    missing = [repr(names[c]) for c in tested if answer[c] not in predicted]
     if not missing:
         return None
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
@@ -111,20 +110,20 @@ def _share(correct: Sequence[int], totals: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class BatchProtocol:
-    """One task id for a whole batch, all of one task: what several papers score, and no class-incremental test.
+    """Protocol of several papers: batches of one task, with one inferred task id per batch.
 
-    A test batch then gives away that its images belong together. Results carry the name of the protocol.
+    It is no class-incremental test, since a batch reveals that its images share a task. Results record its name.
 
     Attributes:
-        size: images per batch, all from one task.
-        shots: the evidence of this many first images is averaged; 0 takes the vote of all images instead.
+        size: images per batch.
+        shots: number of first images whose mean evidence decides; 0 takes the majority vote of all images.
     """
 
     size: int = 24
     shots: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Raise InputError for values out of range."""
         if self.size < 1 or not 0 <= self.shots <= self.size:
             raise InputError(
                 f"eval.shots must lie in [0, eval.batch_size = {self.size}], which is at least 1; got {self.shots}."
@@ -136,7 +135,7 @@ class BatchProtocol:
         return f"batch({self.size}), " + (f"{self.shots} shots" if self.shots else "majority")
 
     def choose(self, evidence: Tensor) -> Tensor:
-        """The one task, a scalar, of a batch with evidence (B, T); ties go to the earliest task."""
+        """Task, a scalar, of a batch with evidence (B, T); ties go to the earliest task."""
         if self.shots:
             return evidence[: self.shots].mean(0).argmax()
         return torch.bincount(evidence.argmax(1), minlength=evidence.shape[1]).argmax()
@@ -154,24 +153,21 @@ def evaluate(
     names: Sequence[str] | None = None,
     callback: Callback | None = None,
 ) -> Evaluation:
-    """Score every sample of all groups, mixed and shuffled by a fixed seed unless a protocol says otherwise.
+    """Score all groups, with samples mixed and shuffled by a fixed seed unless there is a protocol.
 
     Args:
         method: has seen the classes of all groups.
-        groups: test samples, with their deterministic transform.
+        groups: test samples under the test transform.
         settings: device, precision, batch size.
         oracle: also score under the true task, for methods that infer one.
-        protocol: None scores every sample alone; otherwise batches are of one group each and share a task id.
-        label_groups: for each label, the number of its group; labels of one group count as the same answer.
+        protocol: None scores every sample alone; otherwise each batch is of one group and shares a task id.
+        label_groups: group number of each label; labels of one group are the same answer.
         names: of the classes seen, for messages.
-        callback: told about every batch.
-
-    Returns:
-        Counts per group.
+        callback: called after every batch.
 
     Raises:
-        InputError: if a label is outside the classes seen, there is nothing to score, a batch protocol is asked of a
-            method that infers no task, or scores are not finite.
+        InputError: if there are no samples, a label is outside the classes seen, a protocol is given for a method
+            that infers no task, or scores are not finite.
     """
     callback = callback or Callback()
     began = time.perf_counter()
@@ -188,7 +184,7 @@ def evaluate(
     own_classes = task_of_class[None] == torch.arange(method.n_tasks, device=device)[:, None]  # (T, C)
     inferring = method if isinstance(method, TaskInferring) else None
     if protocol is not None and inferring is None:
-        raise InputError(f"eval.protocol: {method.name} infers no task, so that a batch has none to share.")
+        raise InputError(f"eval.protocol=batch needs a method that infers tasks; {method.name} does not.")
     sizes = [len(g) for g in groups]
     if protocol is None:
         mixed = torch.randperm(sum(sizes), generator=generator(settings.seed, "evaluation")).tolist()
@@ -200,7 +196,7 @@ def evaluate(
     batches = settings.processes.shard(batches)
     order = [i for batch in batches for i in batch]
     counts = {name: torch.zeros(n_groups, dtype=torch.int64, device=device) for name in ("all", "til", "id", "oracle")}
-    # Per class and per task; looked at in the end, so that no batch waits for the device and all processes stop alike.
+    # Per class and per task; read at the end, so that no batch waits for the device and all processes stop together.
     predicted, bad_scores = (torch.zeros(method.n_seen, dtype=torch.int64, device=device) for _ in range(2))
     bad_evidence = torch.zeros(method.n_tasks, dtype=torch.int64, device=device)
     method.eval()
@@ -223,8 +219,8 @@ def evaluate(
                 if oracle:
                     given = _under_true_task(inferring, x, scores, inferred, task)
         check_shape(scores, len(y), method)
-        for some in (scores,) if given is None else (scores, given):
-            bad_scores += not_finite(some)
+        for values in (scores,) if given is None else (scores, given):
+            bad_scores += not_finite(values)
         best = scores.argmax(1)
         predicted.index_add_(0, best, torch.ones_like(best))
         hits = {
@@ -242,11 +238,11 @@ def evaluate(
     settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
-    if done < total:  # what other processes scored
+    if done < total:  # samples of other processes
         callback.on_batch(total - done)
     lists = {name: count.tolist() for name, count in counts.items()}
     return Evaluation(
-        totals=[len(g) for g in groups],
+        totals=sizes,
         correct=lists["all"],
         task_incremental=lists["til"],
         task_id=lists["id"] if inferring else None,
@@ -259,7 +255,7 @@ def evaluate(
 
 
 def batch_order(sizes: list[int], seed: int, size: int) -> list[list[int]]:
-    """Batches of at most ``size`` positions from one group each, every group of ``sizes`` in seeded order."""
+    """Batches of at most ``size`` positions of one group; groups of ``sizes`` samples are shuffled by the seed."""
     draw = generator(seed, "evaluation")
     first, batches = 0, []
     for n in sizes:
@@ -269,7 +265,7 @@ def batch_order(sizes: list[int], seed: int, size: int) -> list[list[int]]:
 
 
 def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred: Tensor, task: Tensor) -> Tensor:
-    """Scores under the true task; samples whose task was right keep theirs, which are the same."""
+    """Scores under the true task; correctly inferred samples keep their scores."""
     wrong = (inferred != task).nonzero().flatten()
     if len(wrong):
         scores = scores.clone()
@@ -278,11 +274,7 @@ def _under_true_task(method: TaskInferring, x: Tensor, scores: Tensor, inferred:
 
 
 def check_shape(scores: Tensor, n: int, method: Method) -> None:
-    """Make sure that there is a score per sample and class seen.
-
-    Raises:
-        InputError: naming the method.
-    """
+    """Raise InputError unless there is a score per sample and class seen."""
     if scores.shape != (n, method.n_seen):
         raise InputError(
             f"{method.name}.scores must be ({n}, {method.n_seen}): a score per class seen, got {tuple(scores.shape)}."
@@ -290,40 +282,22 @@ def check_shape(scores: Tensor, n: int, method: Method) -> None:
 
 
 def not_finite(values: Tensor) -> Tensor:
-    """In how many rows of (B, C) each column (C,) holds no finite number."""
+    """Number (C,) of values that are not finite in each column of (B, C)."""
     return (~values.isfinite()).sum(0)
 
 
 def check_scores(method: Method, bad: Tensor, names: Sequence[str] | None = None) -> None:
-    """Refuse scores among which none is the best in earnest.
-
-    Args:
-        method: that gave them.
-        bad: (n_seen,) of :func:`not_finite`.
-        names: of the classes.
-
-    Raises:
-        InputError: naming the first class with scores that are not finite.
-    """
+    """Raise InputError for the first class with scores that are not finite, by ``bad`` of :func:`not_finite`."""
     if found := bad.nonzero().flatten().tolist():
         name = repr(found[0] if names is None else names[found[0]])
         raise InputError(
-            f"{method.name}: scores must be finite numbers, but those of class {name} are not. {DIVERGED} (A method of "
-            "your own may give a class that cannot be a low score, but not -inf.)"
+            f"{method.name}: scores must be finite numbers, but those of class {name} are not. {DIVERGED} (To exclude "
+            "a class, a method gives it a low score, not -inf.)"
         )
 
 
 def check_evidence(method: Method, bad: Tensor, rule: str | None = None) -> None:
-    """Refuse evidence by which no task is the right one in earnest.
-
-    Args:
-        method: that gave it.
-        bad: (T,) of :func:`not_finite`.
-        rule: by which it was weighed; None for the method's own.
-
-    Raises:
-        InputError: naming the first task with evidence that is not finite.
-    """
+    """Raise InputError for the first task with evidence that is not finite, by ``bad`` of :func:`not_finite`."""
     if found := bad.nonzero().flatten().tolist():
         of = "" if rule is None else f" by rule {rule!r}"
         raise InputError(

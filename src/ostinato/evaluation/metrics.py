@@ -1,8 +1,7 @@
-"""Accuracy, forgetting and transfer of a run, all from integer counts.
+"""Accuracy, forgetting and transfer of a run, from integer counts.
 
-``A[t, i]`` is the fraction of task i's test samples that are right after learning task t, when every class
-seen so far may be predicted. ``docs/metrics.md`` has the formulas, a worked example and other toolboxes'
-words.
+``A[t, i]`` is the accuracy on task i's test samples after learning task t, among all classes seen so far.
+``docs/metrics.md`` has the formulas, a worked example and the names in other toolboxes.
 """
 
 from __future__ import annotations
@@ -26,16 +25,15 @@ _SAMPLES = "test_samples"
 
 @dataclass
 class AccuracyMatrix:
-    """How many test samples of each task are right, after each task that was learned.
+    """Correct predictions on the test samples of each task, after each learned task.
 
-    A run that starts from nothing has one row of length 1, then 2, and so on. A run that goes on from an
-    earlier model starts with a row that already covers several tasks. Either way the first row has any length
-    >= 1 and every later row is one longer than the one before.
+    Each row is one longer than the row before. The first row of a new run has length 1; that of a run from an earlier
+    model covers the tasks of the model as well.
 
     Attributes:
-        correct: R rows; ``correct[r][i]`` counts the right answers on task i's test samples, after learning
-            task ``len(correct[r]) - 1``.
-        totals: (T,) test samples per task; 0 for a task that has none.
+        correct: R rows; ``correct[r][i]`` counts the correct predictions on task i's test samples after learning task
+            ``len(correct[r]) - 1``.
+        totals: (T,) test samples per task; 0 for a task without any.
 
     Raises:
         InputError: if the rows given to the constructor could not have been added one by one.
@@ -57,20 +55,20 @@ class AccuracyMatrix:
 
     @property
     def n_rows(self) -> int:
-        """Rows R: how often the model was evaluated."""
+        """Number R of rows."""
         return len(self.correct)
 
     @property
     def n_tasks(self) -> int:
-        """Tasks T that the last row covers."""
+        """Number T of tasks in the last row."""
         return len(self.correct[-1]) if self.correct else 0
 
     def add_row(self, correct: Sequence[SupportsIndex], totals: Sequence[SupportsIndex]) -> None:
-        """Append the counts found after learning one more task.
+        """Append the counts after a further task.
 
         Args:
-            correct: right answers on each task's test samples, one entry per task seen.
-            totals: test samples of each task, of the same length; the earlier ones as in earlier rows.
+            correct: correct predictions per task seen.
+            totals: test samples per task seen; unchanged for earlier tasks.
 
         Raises:
             InputError: if a length is wrong, a total changed, or a count is not an integer in [0, total].
@@ -79,8 +77,8 @@ class AccuracyMatrix:
         where = f"AccuracyMatrix.add_row: row {self.n_rows}"
         if self.correct and len(row) != self.n_tasks + 1:
             raise InputError(
-                f"{where} must be one longer than the row before ({self.n_tasks + 1} entries), got {len(row)}"
-                "; add one row per task, with the counts of all tasks seen so far."
+                f"{where} must be one longer than the row before ({self.n_tasks + 1} entries), got {len(row)}; "
+                "add one row per task, with the counts of all tasks seen so far."
             )
         if not row:
             raise InputError(f"{where} must cover at least one task, got no entries.")
@@ -101,15 +99,7 @@ class AccuracyMatrix:
         self.totals = sizes
 
     def first_row(self, task: int) -> int:
-        """The first row that covers a task: the one written right after it was learned.
-
-        For a run that starts from nothing that is row ``task``, on the diagonal.
-
-        Args:
-            task: in [0, T).
-
-        Returns:
-            The row, in [0, R).
+        """The row in [0, R) after learning a task in [0, T), or the first row if the task was learned before it.
 
         Raises:
             InputError: if no row covers the task.
@@ -119,12 +109,7 @@ class AccuracyMatrix:
         return max(0, task - len(self.correct[0]) + 1)
 
     def values(self) -> np.ndarray:
-        """The fractions A.
-
-        Returns:
-            (R, T) float64 in [0, 1]; (T, T) for a run that starts from nothing. NaN for tasks that were not
-            learned yet (above the diagonal) and for tasks without test samples.
-        """
+        """Accuracies A, (R, T) float64 in [0, 1]; NaN for tasks not learned yet or without test samples."""
         out = np.full((self.n_rows, self.n_tasks), np.nan)
         for r, row in enumerate(self.correct):
             for i, right in enumerate(row):
@@ -133,14 +118,9 @@ class AccuracyMatrix:
         return out
 
     def row_accuracy(self, t: int) -> float:
-        """Accuracy on all test samples of the classes seen: ``sum(correct[t]) / sum(totals)``.
+        """Accuracy on the test samples of all tasks seen, ``sum(correct[t]) / sum(totals)``, of row t in [-R, R).
 
-        Args:
-            t: row, in [-R, R); -1 is the newest. For a run that starts from nothing, row t follows task t.
-
-        Returns:
-            A fraction in [0, 1]; every sample weighs the same, however tasks divide them. NaN if no task seen
-            has test samples.
+        It is NaN if no task seen has test samples.
 
         Raises:
             InputError: if there is no such row.
@@ -152,16 +132,12 @@ class AccuracyMatrix:
         return sum(row) / samples if samples else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """The exact state as plain lists of integers, for JSON.
-
-        Returns:
-            ``{"correct": [[...], ...], "totals": [...]}``; shares nothing with the matrix.
-        """
+        """The counts as plain lists for JSON: ``{"correct": [[...], ...], "totals": [...]}``."""
         return {"correct": [list(row) for row in self.correct], "totals": list(self.totals)}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Restore what :meth:`to_dict` returned.
+        """Restore a matrix from :meth:`to_dict`.
 
         Raises:
             DataError: if keys are missing or the counts do not make a matrix.
@@ -176,14 +152,10 @@ class AccuracyMatrix:
             ) from error
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the matrix as a table for people and spreadsheets.
+        """Write the matrix as a table, whole or not at all; an existing file is replaced.
 
-        The columns are ``after_task, task_0, ..., task_{T-1}, all``. There is a line per row, with fractions
-        of 6 digits, empty where there is nothing to measure; ``all`` is :meth:`row_accuracy`. The last line,
-        ``test_samples``, counts the samples behind each column.
-
-        Args:
-            path: file to write, whole or not at all; replaced if it exists.
+        The columns are ``after_task, task_0, ..., task_{T-1}, all``, with fractions of 6 digits, empty if undefined, in
+        a line per row; ``all`` is :meth:`row_accuracy`. The last line, ``test_samples``, counts the samples per column.
         """
         lines: list[list[object]] = [["after_task", *(f"task_{i}" for i in range(self.n_tasks)), "all"]]
         for r, (row, shares) in enumerate(zip(self.correct, self.values(), strict=True)):
@@ -195,16 +167,9 @@ class AccuracyMatrix:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
-        """Read what :meth:`to_csv` wrote.
+        """Read a matrix from the file of :meth:`to_csv`.
 
-        Fractions of 6 digits give the counts back exactly for tasks of up to 999,999 test samples; larger
-        tasks come back to within 5e-7 of the fraction.
-
-        Args:
-            path: file to read.
-
-        Returns:
-            The matrix.
+        Counts are exact for tasks of up to 999,999 test samples, and else within 5e-7 of the fraction.
 
         Raises:
             DataError: if the file cannot be read, is not such a table, or its fractions fit no count.
@@ -235,26 +200,25 @@ class AccuracyMatrix:
 
 
 def summary(matrix: AccuracyMatrix) -> dict[str, float | None]:
-    """The numbers a run is judged by.
+    """Summary metrics of a run.
 
-    With R rows, ``a_r`` the accuracy on all test samples after row r and ``first(i)`` the row written right
-    after task i was learned (row i in a run that starts from nothing), and tasks with ``first(i) < R - 1``
-    the old ones:
+    ``a_r`` is :meth:`AccuracyMatrix.row_accuracy`, ``first(i)`` is :meth:`AccuracyMatrix.first_row`; tasks with
+    ``first(i) < R - 1`` are old:
 
-    - ``last_accuracy``: a_{R-1}, all classes at the end.
+    - ``last_accuracy``: a_{R-1}, over all classes at the end.
     - ``average_accuracy``: mean over r of a_r.
-    - ``mean_task_accuracy``: mean over tasks of A[R-1, i], each task weighing the same.
+    - ``mean_task_accuracy``: mean over tasks of A[R-1, i].
     - ``forgetting``: mean over old tasks of max_{r >= first(i)} A[r, i] - A[R-1, i], never negative.
     - ``bwt`` (backward transfer): mean over old tasks of A[R-1, i] - A[first(i), i]; forgetting >= -bwt.
 
-    Tasks without test samples, and rows all of whose tasks have none, are left out of every mean.
+    Means leave out tasks without test samples, and rows without any.
 
     Args:
         matrix: with at least one row.
 
     Returns:
-        Fractions: the first three in [0, 1], ``forgetting`` in [0, 1], ``bwt`` in [-1, 1]. None where there
-        is nothing to average; ``forgetting`` and ``bwt`` are None without old tasks, so after a single task.
+        Fractions in [0, 1], ``bwt`` in [-1, 1]. None for a mean of nothing; ``forgetting`` and ``bwt`` are None after a
+        single task.
 
     Raises:
         InputError: if the matrix is empty.
@@ -293,7 +257,7 @@ def _cell(share: float) -> str:
 
 
 def _count(cell: str, total: int) -> int:
-    """The count whose share of ``total`` is written in a cell."""
+    """The count out of ``total`` whose fraction is written in a cell."""
     if not total and not cell:
         return 0
     share = float(cell)

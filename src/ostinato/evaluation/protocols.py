@@ -1,4 +1,4 @@
-"""One trained model under several protocols: each sample alone, or one task id for a whole batch of one task."""
+"""Comparison of a model under several protocols: per sample, or with one task id per batch of one task."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ ORACLE = "true task"
 
 @dataclass(frozen=True)
 class Scored:
-    """What one rule reaches under one protocol.
+    """Result of a rule of task inference under a protocol.
 
     Attributes:
-        rule: how tasks are weighed.
+        rule: its name.
         protocol: "sample", the name of a batch protocol, or "true task".
-        accuracy: fraction right among all classes seen.
-        task_id_accuracy: fraction of samples that got their own task.
+        accuracy: fraction of correct predictions among all classes seen.
+        task_id_accuracy: fraction of correctly inferred tasks.
     """
 
     rule: str
@@ -59,27 +59,27 @@ def compare_protocols(
 ) -> list[Scored]:
     """Score a model per sample, by the vote of a batch, and by the first images of a batch.
 
-    Batches hold ``size`` images of one task, in an order drawn from the seed. The evidence of every rule is computed
-    once per image, and so are the scores of an image under each task that any protocol gives it.
+    Batches hold ``size`` images of one task in a seeded order. The evidence of a rule, and the scores under each task
+    that a protocol infers, are computed once per image.
 
     Args:
         method: infers tasks and has seen the classes of all groups.
-        groups: test samples per task, with their deterministic transform.
+        groups: test samples per task under the test transform.
         settings: device, precision, batch size, seed.
         size: images per batch.
-        shots: how many first images of a batch decide; the whole batch is added ("m-batch").
-        rules: names of the method's rules; None for all that it has.
+        shots: numbers of first images that decide; the whole batch is added ("m-batch").
+        rules: names of the method's rules; None for all.
         label_groups: as in :func:`ostinato.evaluation.evaluator.evaluate`.
-        callback: told about every batch of a pass.
+        callback: called after every batch.
 
     Returns:
         Per rule: sample, majority, each number of shots; then the true task once.
 
     Raises:
-        InputError: if the method infers no task or has no such rule, or gives scores or evidence that are not finite.
+        InputError: if the method infers no task, lacks a rule, or gives scores or evidence that are not finite.
     """
     if not isinstance(method, TaskInferring):
-        raise InputError(f"{method.name} infers no task, so that no protocol can share one.")
+        raise InputError(f"Batch protocols need a method that infers tasks; {method.name} does not.")
     known = method.rules()
     names = list(known) if rules is None else list(rules)
     if wrong := [name for name in names if name not in known]:
@@ -135,7 +135,7 @@ def _right(
     label_groups: Tensor | None,
     callback: Callback,
 ) -> Tensor:
-    """Whether sample i is right under task t, (T, samples) bool, for the pairs (2, n) of task and sample asked for."""
+    """Correctness (T, samples) of samples under tasks, computed for the given pairs (2, n) of task and sample."""
     right = torch.zeros(method.n_tasks, len(samples), dtype=torch.bool)
     done, (tasks, rows) = 0, pairs
     answer = (torch.arange(method.n_seen) if label_groups is None else label_groups).to(settings.device)

@@ -1,4 +1,4 @@
-"""The Python interface: a learner that is taught task by task, evaluated, saved, loaded, and predicts."""
+"""Python interface: a learner that learns task by task, evaluates, predicts, saves and loads."""
 
 from ostinato.learner.learner import Learner
 from ostinato.learner.predicting import Prediction

@@ -1,4 +1,4 @@
-"""A method on a backbone that learns task by task, is evaluated, predicts, is saved and loaded."""
+"""Learner: a method on a backbone that learns task by task, evaluates, predicts, saves and loads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,7 @@ from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
-from ostinato.evaluation.evaluator import (
-    BatchProtocol,
-    Evaluation,
-    check_scores,
-    check_shape,
-    evaluate,
-    not_finite,
-)
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
 from ostinato.learner.predicting import Prediction, Predictor, batch_of
 from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
 from ostinato.learner.spec import BackboneSpec
@@ -45,42 +38,41 @@ from ostinato.training.recipes import check_recipe
 from ostinato.training.seeding import seeded
 
 MOST_GIB = 2**20
-"""Of memory for token states: more than any machine has."""
+"""Exclusive bound on ``state_cache``, above the memory of any machine."""
 
 
 class Learner:
-    """A method on a backbone, with the names of the classes that it knows.
+    """A method on a backbone, with the names of its classes.
 
     Args:
-        method: registered name, for example "dualprompt", the file of a method, "my_method.py", or a subclass of
-            :class:`Method`. A class that is neither registered nor from a file can learn and predict, but not be saved.
-        backbone: name of the backbone or folder of a text encoder, or a full :class:`BackboneSpec`.
-        weights: file with the backbone's weights, or folder of a text encoder; None finds them by name.
+        method: registered name, for example "dualprompt", file of a method, "my_method.py", or subclass of
+            :class:`Method`. A class that is neither registered nor from a file cannot be saved.
+        backbone: name of the backbone, folder of a text encoder, or :class:`BackboneSpec`.
+        weights: file of the backbone's weights, or folder of a text encoder; None finds them by name.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: of frozen weights: "auto", "fp32" or "bf16".
-        seed: of everything random.
+        seed: of all randomness.
         train: fields of the recipe to override, for example ``{"epochs": 2}``.
-        crop: share of the shorter side that is seen at test time.
+        crop: share of the shorter side of images at test time.
         accumulate: micro-batches per training step.
-        on_divergence: "stop" or "warn" when a loss explodes; a loss that is no finite number always stops.
+        on_divergence: "stop" or "warn" when a loss explodes; a loss that is not finite always stops.
         workers: loading processes.
-        eval_batch_size: samples per batch where nothing is trained.
-        cache: folder of frozen features that all runs on the same weights share; None remembers them in memory
-            for this learner alone.
-        state_cache: GiB of memory for token states, for methods that leave the lower layers as they are, on
-            images that are not augmented; 0 for none.
-        compile: let torch compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
-        processes: those that share the work, see :func:`ostinato.distributed.process_group`.
-        options: the method's own options.
+        eval_batch_size: samples per batch in passes without training.
+        cache: folder of frozen features for all runs on the same weights; None keeps them in memory.
+        state_cache: GiB of memory for token states of images that are not augmented, for methods with plain lower
+            layers; 0 for none.
+        compile: compile the backbone's layers, see :func:`ostinato.training.compiling.compile_layers`.
+        processes: that share the work, see :func:`ostinato.distributed.process_group`.
+        options: of the method.
 
     Attributes:
-        used: sorted fingerprints of all samples that were learned from or set aside for validation, see
-            :meth:`ostinato.streams.LabeledDataset.fingerprints`; what else there is of their classes may be scored.
-        label_groups: for each class, the number of its group, below the list's length; classes of one group count as
-            the same answer. None where all differ; classes beyond the list differ from all.
+        used: sorted fingerprints of all samples for training or validation, see
+            :meth:`ostinato.streams.LabeledDataset.fingerprints`; other samples of their classes may be scored.
+        label_groups: group number of each class, below the list's length; classes of one group are the same answer, and
+            classes beyond the list differ from all. None if all classes differ.
 
     Raises:
-        InputError: unknown names or options, each with the closest known ones.
+        InputError: for unknown names or options, with the closest known ones.
     """
 
     def __init__(
@@ -105,39 +97,24 @@ class Learner:
         **options: Any,
     ) -> None:
         cls = get_method(method)
-        check_options(cls, options)  # before anything is read
+        check_options(cls, options)  # before any file is read
         train = check_recipe(train or {})
         where = resolve_device(device)
-        # A measurement, on the machine of the main process.
+        # Processes on other machines take the measurement of the main process.
         chosen = processes.broadcast_object(choose_precision(precision, where))
         self.settings = Settings(
-            where,
-            chosen.dtype,
-            seed,
-            train,
-            accumulate,
-            workers,
-            eval_batch_size,
-            processes,
-            on_divergence,
+            where, chosen.dtype, seed, train, accumulate, workers, eval_batch_size, processes, on_divergence
         )
         if isinstance(backbone, BackboneSpec) and weights is not None:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
         self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
-        loaded = load_backbone(
-            self.spec.name,
-            weights=self.spec.weights,
-            preprocess=self.spec.preprocess,
-            size=self.spec.size,
-            length=self.spec.length,
-            readout=self.spec.readout or cls.default_readout,
-            sizes=self.spec.sizes,
-        )
+        readout = self.spec.readout or cls.default_readout
+        loaded = load_backbone(**vars(replace(self.spec, readout=readout)))
         self.options = check_options(cls, options, loaded.arch.depth)
         self.origin = loaded.origin
-        if self.origin is not None:  # with the tag, where a bare name was given
+        if self.origin is not None:  # the full name, with its tag
             self.spec = replace(self.spec, name=self.origin.name)
-        if isinstance(loaded, TextBackbone):  # what the weights say may change with the files beside them
+        if isinstance(loaded, TextBackbone):  # its default may change with the files beside the weights
             self.spec = replace(self.spec, length=loaded.tokenization.length)
         self.crop = crop
         self.class_names: list[str] = []
@@ -161,7 +138,7 @@ class Learner:
 
     @property
     def eval_transform(self) -> Transform:
-        """How inputs are seen at test time."""
+        """Transform of inputs at test time."""
         backbone = self.method.backbone
         if isinstance(backbone, TextBackbone):
             return TextTransform(backbone.tokenization)
@@ -169,7 +146,7 @@ class Learner:
         return EvalTransform(preprocess.size, preprocess.interpolation, self.crop)
 
     def train_transform(self, augment: str) -> Transform:
-        """How inputs are seen in training, where that is "photo", "glyph" or "none"."""
+        """Transform of inputs in training, with the augmentation "photo", "glyph" or "none"."""
         backbone = self.method.backbone
         if isinstance(backbone, TextBackbone):
             if augment != "none":
@@ -190,9 +167,9 @@ class Learner:
 
         Args:
             task: the next task of a stream.
-            augment: training augmentation: "photo", "glyph" or "none"; None for what suits the task's source.
-            callback: told about every training step, and every batch of a pass without training.
-            resume: place and optimiser state to go on from, where the learner holds the state of that moment.
+            augment: "photo", "glyph" or "none"; None for the default of the task's source.
+            callback: called after every training step, and every batch of a pass without training.
+            resume: position and optimiser state of a checkpoint whose state the learner holds.
 
         Returns:
             Seconds spent.
@@ -207,67 +184,49 @@ class Learner:
         samples = LabeledDataset.concat(self._history) if self.method.data_seen == "all" else task.train
         plain = samples.with_transform(self.eval_transform)
 
+        settings = self.settings
+
         def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
             for x, y in fixed_batches(
-                plain,
-                self.settings.eval_batch_size,
-                device=self.settings.device,
-                order=rows,
-                workers=self.settings.workers,
+                plain, settings.eval_batch_size, device=settings.device, order=rows, workers=settings.workers
             ):
                 yield x, y
                 callback.on_batch(len(y))
 
-        transform = self.train_transform(augment or task.augment)
-        seconds = learn_task(
-            self.method,
-            LearnTask(
-                task.index,
-                task.classes,
-                samples.with_transform(transform),
-                batches,
-                self.settings.processes,
-                task.class_names,
-            ),
-            self.settings,
-            callback,
-            resume=resume,
-        )
+        train = samples.with_transform(self.train_transform(augment or task.augment))
+        work = LearnTask(task.index, task.classes, train, batches, settings.processes, task.class_names)
+        seconds = learn_task(self.method, work, settings, callback, resume=resume)
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
         self._note_used(task)
         return seconds
 
     def _check_whole(self) -> None:
-        """Refuse to go on from the middle of a task.
-
-        Raises:
-            InputError: if :meth:`learn` was interrupted.
-        """
+        """Raise InputError if :meth:`learn` was interrupted inside a task."""
         if self.method.n_seen != len(self.class_names):
             raise InputError(
-                f"This learner was interrupted while it learned the classes from {len(self.class_names)} on, and is "
-                "left in between. Load it from where it was saved last."
+                f"This learner was interrupted while it learned the classes from {len(self.class_names)} on; load it "
+                "from where it was saved last."
             )
 
     def _note_used(self, task: Task) -> None:
-        if not self.settings.processes.is_main:  # which reads every sample; the main process saves
+        if not self.settings.processes.is_main:  # fingerprints read every sample, and only the main process saves
             return
         for part in (task.train, task.validation):
             self.used = np.union1d(self.used, part.fingerprints())
 
     def _remember(self, task: Task) -> None:
-        """Keep the data of all tasks for methods that declare that they need it."""
+        """Keep the data of all tasks for methods that train on it."""
         if self.method.data_seen != "all":
             return
         if len(self._history) < task.index:
             raise InputError(
-                f"{self.method.name} trains on the data of all tasks, and tasks {len(self._history)} to "
-                f"{task.index - 1} are not here. Run it on the whole stream, or choose a method that needs no old data."
+                f"{self.method.name} trains on the data of all tasks, but that of tasks {len(self._history)} to "
+                f"{task.index - 1} is missing. Run it on the whole stream, or choose a method that needs no old data."
             )
         self._history = [*self._history[: task.index], task.train]
 
     def remember(self, tasks: Sequence[Task]) -> None:
-        """Hand over tasks learned before a restart: what was used, and the data for methods that need all of them."""
+        """Restore the used samples, and data for methods that need it, of tasks learned before a restart."""
         for task in tasks:
             self._remember(task)
             self._note_used(task)
@@ -281,14 +240,14 @@ class Learner:
         label_groups: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Evaluation:
-        """Accuracy on test samples of classes learned so far, mixed over tasks.
+        """Evaluate on test samples of the classes learned so far, mixed over tasks.
 
         Args:
-            groups: a stream, of which the test splits of the tasks learned so far are taken, or the splits.
+            groups: test splits, or a stream, for the test splits of its tasks learned so far.
             oracle: also score under the true task, for methods that infer one.
             protocol: None scores every sample alone; see :class:`BatchProtocol` for the alternative.
-            label_groups: for each label, the number of its group of equal answers; None for the learner's own.
-            callback: told about every batch.
+            label_groups: group number of each label; None for the learner's ``label_groups``.
+            callback: called after every batch.
 
         Returns:
             Counts per task, with accuracies.
@@ -314,10 +273,10 @@ class Learner:
 
     @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
-        """Scores (B, n_seen) of inputs after ``eval_transform``: (B, 3, S, S) uint8, or (B, N) int64.
+        """Scores (B, n_seen) of inputs under ``eval_transform``: (B, 3, S, S) uint8, or (B, N) int64.
 
         Raises:
-            InputError: if they are not finite.
+            InputError: if scores are not finite.
         """
         with self._explaining_damage():
             scores = self._scores(x)
@@ -333,18 +292,14 @@ class Learner:
 
     @contextmanager
     def _explaining_damage(self) -> Iterator[None]:
-        """Tell an error of tensors that fit nothing from a defect: they cannot score an empty input either.
-
-        Raises:
-            DataError: if what was loaded cannot be used.
-        """
+        """Raise DataError for a failure of loaded tensors, which then cannot score a blank input either."""
         try:
             yield
         except OstinatoError:
             raise
-        except Exception as error:  # a method meets tensors of wrong shapes wherever it first uses them
-            own = file_of(type(self.method)) is not None  # whose author needs the error as it is
-            if own or self._loaded_from is None or self._scores_something():
+        except Exception as error:  # of any kind: methods use tensors of wrong shapes anywhere
+            from_file = file_of(type(self.method)) is not None  # its author needs the original error
+            if from_file or self._loaded_from is None or self._scores_something():
                 raise
             raise DataError(
                 f"{self._loaded_from}: the learned tensors do not fit {self.method.name}. Restore the artifact from a "
@@ -362,44 +317,38 @@ class Learner:
         return True
 
     def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
-        """The best classes of images or texts, each scored on its own.
+        """Predict the best classes of images or texts, each scored alone, in order.
 
         Args:
-            inputs: image files or PIL images; on a text encoder, the texts themselves.
+            inputs: image files or PIL images; texts for a text encoder.
             topk: classes per input.
 
-        Returns:
-            One prediction per input, in order.
-
         Raises:
-            DataError: if a file is missing or no image, or a text is empty, naming it.
-            InputError: if nothing was learned yet, or ``topk`` is below 1.
+            DataError: naming a file that is missing or no image, or an empty text.
+            InputError: if no class was learned yet, or ``topk`` is below 1.
         """
         if isinstance(inputs, str | Path | Image.Image):
             raise InputError("predict takes a list, also of one input: predict([...]).")
         out: list[Prediction] = []
-        for one in self.predictions(inputs, topk=topk):
-            if isinstance(one, DataError):
-                raise one
-            out.append(one)
+        for result in self.predictions(inputs, topk=topk):
+            if isinstance(result, DataError):
+                raise result
+            out.append(result)
         return out
 
     def predictions(
         self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1
     ) -> Iterator[Prediction | DataError]:
-        """Predict inputs one after another, of whatever number, as soon as a batch of them is scored.
+        """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
-        Threads read files ahead. An input that cannot be used gives its error in its place.
+        Threads read files ahead.
 
         Args:
-            inputs: as :meth:`predict` takes them; an error among them is passed on.
+            inputs: as in :meth:`predict`; errors among them are passed on.
             topk: classes per input.
 
-        Returns:
-            A prediction or an error per input, in order.
-
         Raises:
-            InputError: if nothing was learned yet, or ``topk`` is below 1.
+            InputError: if no class was learned yet, or ``topk`` is below 1.
         """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
@@ -416,14 +365,14 @@ class Learner:
         return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
 
     def save(self, path: str | Path, *, run_id: str | None = None) -> None:
-        """Write the learner as a folder, whole or not at all: what was learned, from what, and ``artifact.json``.
+        """Write the learner as a folder with ``artifact.json``, whole or not at all.
 
         Args:
-            path: a new folder, or one that holds a saved learner, which is replaced when the new one is on disk.
-            run_id: of the run that learned it.
+            path: a new folder, or a saved learner, which is replaced when the new one is on disk.
+            run_id: of the run that trained it.
 
         Raises:
-            InputError: if there is something else, or no name or file finds the method's class again.
+            InputError: if ``path`` exists and is no saved learner, or the method is neither registered nor from a file.
         """
         self._check_whole()
         save(self, Path(path), run_id)
@@ -438,21 +387,20 @@ class Learner:
         method: str | None = None,
         **more: Any,
     ) -> Learner:
-        """Read a learner back. No code of the artifact, or of a path that it names, is run.
+        """Load a saved learner, which gives the same scores and can learn further tasks.
+
+        No code of the artifact, or of a path that it names, is run.
 
         Args:
-            path: folder written by :meth:`save`, or the directory of a finished run.
-            weights: where the backbone's weights are now, if they moved.
+            path: folder of :meth:`save`, or directory of a finished run.
+            weights: new place of the backbone's weights, if they moved.
             device: as in the constructor.
-            method: the file that its method is in, where that is no registered one; the file is run.
-            more: further arguments of the constructor; without, what the learner was made with.
-
-        Returns:
-            A learner that gives the same scores and can go on learning.
+            method: file of a method that is not registered; the file is run.
+            more: further arguments of the constructor, which replace the saved ones.
 
         Raises:
-            DataError: if the folder is no artifact or its weights are not the ones it was trained on.
-            InputError: if ``method`` is another one, or is not given although the method is no registered one.
+            DataError: if the folder is no artifact, or its weights differ from those of its training.
+            InputError: if ``method`` is another method, or is missing for one that is not registered.
         """
         folder = artifact_folder(Path(path))
         saved = artifact.read(folder)
@@ -463,13 +411,13 @@ class Learner:
         learner.restore(saved.learned, saved.about.class_names)
         if learner.method.task_sizes.tolist() != saved.about.task_sizes:
             raise DataError(
-                f"{folder}: artifact.json and the learned tensors tell of other tasks. Restore the artifact."
+                f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact."
             )
         learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Take over learned tensors and class names.
+        """Set learned tensors and class names.
 
         Raises:
             DataError: if the tensors do not fit the method.
@@ -478,7 +426,7 @@ class Learner:
             self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
         except OstinatoError:
             raise
-        except Exception as error:  # torch and methods meet tensors of wrong shapes in their own ways
+        except Exception as error:  # of any kind, for tensors of wrong shapes
             raise DataError(
                 f"The learned tensors do not fit {self.method.name} ({type(error).__name__}: {error})."
             ) from error

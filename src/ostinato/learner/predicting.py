@@ -1,4 +1,4 @@
-"""Prediction of files, pictures and texts, in batches and in order."""
+"""Prediction of images and texts in batches, in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Prediction:
     """The best classes of one input.
 
     Attributes:
-        source: the file, or the position of an image or text that came without one.
+        source: the file, or the position of a PIL image or text.
         classes: names, best first.
-        scores: the method's scores for them; logits or cosines, comparable within one learner only.
-        confidences: softmax of the scores over all classes, not calibrated; None where scores are no logits.
+        scores: of these classes, logits or cosines; comparable within one learner only.
+        confidences: softmax of the scores over all classes, not calibrated; None if scores are no logits.
     """
 
     source: str
@@ -37,13 +37,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Reads inputs, scores them in batches and names their best classes.
+    """Predictor of the best classes of inputs.
 
     Attributes:
         transform: of inputs at test time.
-        scores: transformed inputs (B, ...) to scores (B, C).
+        scores: from transformed inputs (B, ...) to scores (B, C).
         class_names: of the C classes.
-        scores_are_logits: whether predictions get confidences.
+        scores_are_logits: whether predictions have confidences.
         backbone: its name, for messages.
     """
 
@@ -57,11 +57,11 @@ class Predictor:
         self, inputs: Iterable[str | Path | Image.Image | DataError], topk: int, batch_size: int
     ) -> Iterator[Prediction | DataError]:
         """A prediction or an error per input, in order; threads read files ahead."""
-        seen = ahead(self._seen, enumerate(inputs), 2 * batch_size)
-        return (one for some in batched(seen, batch_size) for one in self._predicted(some, topk))
+        transformed = ahead(self._transformed, enumerate(inputs), 2 * batch_size)
+        return (result for batch in batched(transformed, batch_size) for result in self._predicted(batch, topk))
 
-    def _seen(self, item: tuple[int, Any]) -> tuple[str, Tensor] | DataError:
-        """Name of an input, and the tensor that the backbone takes."""
+    def _transformed(self, item: tuple[int, Any]) -> tuple[str, Tensor] | DataError:
+        """Name and tensor of an input."""
         index, given = item
         if isinstance(given, DataError):
             return given
@@ -72,7 +72,7 @@ class Predictor:
         return source, self.transform(sample)
 
     def _read(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
-        """Name of an input, and the text or picture that the transform takes."""
+        """Name of an input, and its text or image for the transform."""
         if self.transform.modality == "text":
             if not isinstance(given, str):
                 raise InputError(f"predict: {self.backbone} takes texts, but input {index} is {given!r}.")
@@ -87,24 +87,22 @@ class Predictor:
             )
         return str(given), decode(Path(given), str(given))
 
-    def _predicted(self, some: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
-        """Predictions of one batch, among the errors in it."""
-        usable = [one for one in some if not isinstance(one, DataError)]
-        if not usable:
-            yield from (one for one in some if isinstance(one, DataError))
-            return
-        scores = self.scores(batch_of(self.transform, [x for _, x in usable])).float()
-        best = scores.topk(min(topk, scores.shape[1]), dim=1)
-        names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
-        values: list[list[float]] = best.values.tolist()
-        shares: list[list[float] | None] = [None] * len(usable)
-        if self.scores_are_logits:
-            shares = scores.softmax(1).gather(1, best.indices).tolist()
-        made = (Prediction(*row) for row in zip((name for name, _ in usable), names, values, shares, strict=True))
-        for one in some:
-            yield one if isinstance(one, DataError) else next(made)
+    def _predicted(self, batch: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
+        """Predictions and errors of a batch."""
+        made: Iterator[Prediction] = iter(())
+        if usable := [item for item in batch if not isinstance(item, DataError)]:
+            sources, inputs = zip(*usable, strict=True)
+            scores = self.scores(batch_of(self.transform, list(inputs))).float()
+            best = scores.topk(min(topk, scores.shape[1]), dim=1)
+            names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
+            confidences: list[list[float] | None] = [None] * len(usable)
+            if self.scores_are_logits:
+                confidences = scores.softmax(1).gather(1, best.indices).tolist()
+            made = map(Prediction, sources, names, best.values.tolist(), confidences)
+        for item in batch:
+            yield item if isinstance(item, DataError) else next(made)
 
 
 def batch_of(transform: Transform, inputs: list[Tensor]) -> Tensor:
-    """Transformed inputs as one batch; a transform of varying sizes brings its own ``join``."""
+    """A batch of transformed inputs, by the transform's ``join`` if sizes vary."""
     return getattr(transform, "join", torch.stack)(inputs)

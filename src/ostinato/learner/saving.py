@@ -1,4 +1,4 @@
-"""A learner as an artifact: what is written, and what must fit when it is read."""
+"""Artifacts of learners: writing, and checks when reading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def artifact_folder(path: Path) -> Path:
-    """The artifact of a run, or the folder itself where it is one.
+    """The artifact of a run, or the folder itself.
 
     Raises:
         InputError: if the run is not finished.
@@ -33,30 +33,26 @@ def artifact_folder(path: Path) -> Path:
 
 
 def check_run(run: Path, about: ArtifactRecord) -> None:
-    """Make sure that the artifact in a run was learned by it, by one of its continuations, or saved there from Python.
-
-    Raises:
-        DataError: if it is of another run.
-    """
+    """Raise DataError unless the artifact in a run is of the run, of a continuation, or saved there from Python."""
     record = read_record(run / "record.json")
     if about.run_id not in (None, record.run_id, *record.continued_by):
         raise DataError(f"{run}: the artifact in it is of another run. Restore it from a copy.")
 
 
 def method_of(folder: Path, about: ArtifactRecord, given: str | None) -> str:
-    """Name or file of a saved learner's method: a registered name, or the file that the caller names.
+    """Name of a saved learner's registered method, or the file of a method that the caller gives.
 
-    A file that the artifact names is never run: whoever made the artifact could have named any.
+    A file that the artifact names is never run, since an artifact could name any file.
 
     Raises:
-        InputError: if another method is given, or none although it is no registered one.
+        InputError: if another method is given, or none for a method that is not registered.
     """
     name, file = about.method, about.method_file
     if given is not None:
-        path, one = split_file(given)
+        path, of_file = split_file(given)
         if path is None and given != name:
             raise InputError(f"{folder} was learned by {name!r}, not by {given}.")
-        return given if path is None else reference(path, one or name)
+        return given if path is None else reference(path, of_file or name)
     if file is None:
         return name
     raise InputError(
@@ -65,23 +61,20 @@ def method_of(folder: Path, about: ArtifactRecord, given: str | None) -> str:
     )
 
 
-def check_inputs(what: str, recorded: dict[str, Any], backbone: Backbone) -> None:
-    """Make sure that a backbone makes the same features of the same inputs as when something was learned on it.
+def check_inputs(learned: str, recorded: dict[str, Any], backbone: Backbone) -> None:
+    """Raise DataError if a backbone computes other features than the one that ``learned`` was learned on.
 
     Args:
-        what: was learned.
-        recorded: ``Backbone.describe()`` of then.
-        backbone: of now.
-
-    Raises:
-        DataError: naming what differs.
+        learned: name of the learner, for the message.
+        recorded: ``Backbone.describe()`` at the time of training.
+        backbone: as loaded now.
     """
     now = json.loads(json.dumps(backbone.describe()))
     if changed := [key for key in now if now[key] != recorded.get(key)]:
         key = changed[0]
         raise DataError(
-            f"{what}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now, so "
-            "that features differ. Give the original weights, with the files beside them, as backbone.weights=PATH."
+            f"{learned}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now. "
+            "Features differ: give the original weights, with the files beside them, as backbone.weights=PATH."
         )
 
 
@@ -95,8 +88,8 @@ def save(learner: Learner, path: Path, run_id: str | None) -> None:
     source = file_of(kind)
     if source is None and not is_registered(kind):
         raise InputError(
-            f"save: {kind.__qualname__} is neither registered nor from a file, so that nothing could load it "
-            "again. Write @ostinato.register('name') above the class, or give its file: Learner('my_method.py')."
+            f"save: {kind.__qualname__} is neither registered nor from a file, so it could not be loaded again. "
+            "Write @ostinato.register('name') above the class, or give its file: Learner('my_method.py')."
         )
     spec = asdict(learner.spec)
     if learner.spec.weights is not None:
@@ -124,26 +117,22 @@ def save(learner: Learner, path: Path, run_id: str | None) -> None:
 
 
 def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: str | None) -> dict[str, Any]:
-    """Arguments that make the learner of an artifact again, before it is given what it had learned.
+    """Constructor arguments of an artifact's learner.
 
     Raises:
-        InputError: if the method is another one, or is to be named.
+        InputError: if the method is another one, or must be given.
     """
     spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=recorded_sizes(about))
     if weights is not None:
         spec = replace(spec, weights=weights)
     name = method_of(folder, about, method)
-    check_options(get_method(name), about.options)  # none of them may be an argument of the constructor
+    check_options(get_method(name), about.options)  # so that none is an argument of the constructor
     known = {"seed": about.seed, "crop": about.crop, "precision": about.precision, "train": about.train}
     return {"method": name, "backbone": spec} | known | about.options
 
 
 def check_backbone(folder: Path, about: ArtifactRecord, learner: Learner) -> None:
-    """Make sure that the weights are those of the artifact, and that inputs give the same features.
-
-    Raises:
-        DataError: if they are others.
-    """
+    """Raise DataError unless a learner's backbone has the weights and features of the artifact."""
     if learner.origin is not None and learner.origin.sha256 != about.backbone_sha256:
         raise DataError(
             f"{folder} was trained on backbone weights with SHA-256 {str(about.backbone_sha256)[:12]}..., the ones "

@@ -1,4 +1,4 @@
-"""How to get a backbone, and the record of it in an artifact."""
+"""Specification of a backbone, and its record in an artifact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ostinato.records import ArtifactRecord
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How to get a backbone; see :func:`ostinato.backbones.weights.load_backbone` for the fields."""
+    """Arguments of :func:`ostinato.backbones.weights.load_backbone`."""
 
     name: str = DEFAULT_BACKBONE
     weights: str | None = None
@@ -26,21 +26,21 @@ class BackboneSpec:
     sizes: VisionSizes | None = None
 
     def __post_init__(self) -> None:
-        """Take a folder given as the name for where the weights are."""
+        """Split a folder given as the name into name and weights."""
         if self.weights is None and Path(self.name).is_dir():
             object.__setattr__(self, "weights", self.name)
             object.__setattr__(self, "name", Path(self.name).resolve().name)
 
 
 def sizes_of(backbone: Backbone) -> dict[str, Any] | None:
-    """Sizes from which an image encoder is built without asking timm; None for other backbones."""
-    # A CLIP model has another encoder beside it.
+    """Sizes that build an image encoder without timm; None for other backbones."""
+    # Not a subclass: a CLIP model has another encoder beside it.
     if type(backbone) is not VisionBackbone:
         return None
     return TypeAdapter(VisionSizes).dump_python(backbone.sizes, mode="json")  # lists, as records have them
 
 
 def recorded_sizes(about: ArtifactRecord) -> VisionSizes | None:
-    """What :func:`sizes_of` gave when the artifact was written."""
+    """The :func:`sizes_of` an artifact."""
     sizes = about.backbone.sizes
     return None if sizes is None else TypeAdapter(VisionSizes).validate_python(sizes.model_dump())

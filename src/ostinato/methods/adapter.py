@@ -1,15 +1,14 @@
-"""Adapters per task: bottlenecks in the MLP, over a prompt method.
+"""Adapters: bottlenecks in the MLP per task, over prompts.
 
 Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly: "Parameter-Efficient Transfer
 Learning for NLP", ICML 2019, https://arxiv.org/abs/1902.00751; as the baseline of Soft-TransFormers
 (https://arxiv.org/abs/2411.16073) at a matched budget.
 
-In chosen layers y + U gelu(D y) follows the two maps of the MLP: fc1, before its activation, and fc2. There is no
-bias, and U starts at 0, so that training begins at the prompt method.
+In chosen layers y + U gelu(D y) follows the two maps of the MLP: fc1, before its activation, and fc2. There is no bias,
+and U starts at 0, so that training starts at the prompts alone.
 
-Differences from the paper: Soft-TransFormers' public code leaves these adapters frozen near the identity, which
-explains why its published rows do not depend on the rank; here they are trained. With ViT-B a layer has 7,680 r
-parameters per task.
+Differences from the paper: Soft-TransFormers' public code leaves these adapters frozen near the identity, so its
+published rows do not depend on the rank; here they are trained. With ViT-B a layer has 7,680 r parameters per task.
 """
 
 from __future__ import annotations

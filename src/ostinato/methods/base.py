@@ -1,4 +1,4 @@
-"""What a method is: a paper's training and scoring, without transformer, optimiser loop or test data."""
+"""Base classes of methods: recipe, task, stage, method."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Losses = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a stage is optimised; every field can be overridden as ``train.<field>``.
+    """Optimisation settings of a stage; ``train.<field>`` overrides a field.
 
     Attributes:
         epochs: passes over the stage's data.
         batch_size: samples per step.
-        lr: learning rate at the start (no scaling by batch size is applied anywhere).
+        lr: initial learning rate; never scaled by the batch size.
         optimizer: "adam", "adamw" or "sgd".
         momentum: of SGD.
         weight_decay: L2 for adam and sgd, decoupled for adamw.
-        schedule: "constant"; "cosine", half a period to 0; "quarter_cosine", a quarter period to 0;
-            "multistep", times 0.1 at each milestone. All per step.
+        schedule: per step: "constant"; "cosine", half a period to 0; "quarter_cosine", a quarter period to 0;
+            "multistep", times 0.1 at each milestone.
         milestones: fractions of the stage's steps, for "multistep".
         clip: largest global gradient norm, or None.
     """
@@ -49,11 +49,7 @@ class Recipe:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Raise InputError for a field out of range."""
         rules = {
             "epochs": (self.epochs >= 1, "be at least 1"),
             "batch_size": (self.batch_size >= 1, "be at least 1"),
@@ -73,16 +69,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LearnTask:
-    """What a method sees of a task: its classes and its own training data, nothing else.
+    """Classes and training data of a task.
 
     Attributes:
         index: number of the task, from 0.
-        classes: its labels; they continue where the task before ended.
-        train: training samples, augmented anew in every epoch.
-        eval_batches: iterates once over the training samples as they are at test time, in a fixed order, as
-            (x, y) on the method's device; over those at the given positions where any are given.
-        processes: those that learn the task together.
-        class_names: of its labels, for methods that read them.
+        classes: labels; they continue those of the task before.
+        train: training samples with a new augmentation in every epoch.
+        eval_batches: iterates over the training samples, or those at given positions, under the test transform and
+            in a fixed order, as (x, y) on the method's device.
+        processes: that share the training.
+        class_names: one per label.
     """
 
     index: int
@@ -93,48 +89,48 @@ class LearnTask:
     class_names: tuple[str, ...] = ()
 
     def extract_features(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Features (n, D) and labels (n,) of all training images as they are at test time, without gradients.
+        """Features (n, D) and labels (n,) of all training samples under the test transform, without gradients.
 
-        Every process computes its share of the images, and all get the whole.
+        Every process computes its share; all receive the whole.
 
         Args:
-            features: images (B, 3, S, S) to (B, D).
+            features: from inputs (B, ...) to (B, D).
         """
         alone = self.processes.size == 1
-        mine = [] if alone else self.processes.shard(range(len(self.train)))
-        batches = self.eval_batches() if alone else self.eval_batches(mine or [0])
+        shard = [] if alone else self.processes.shard(range(len(self.train)))
+        batches = self.eval_batches() if alone else self.eval_batches(shard or [0])
         with torch.no_grad():
             rows, labels = zip(*((features(x), y) for x, y in batches), strict=True)
-        kept = None if alone or mine else 0  # a process without a share has looked at one image for the shapes
+        kept = None if alone or shard else 0  # a process with an empty shard computes one sample for the shapes
         return self.processes.all_gather(torch.cat(rows)[:kept]), self.processes.all_gather(torch.cat(labels)[:kept])
 
 
 def sum_and_backward(losses: Losses) -> None:
-    """Back-propagate the sum of the terms."""
+    """Back-propagate the sum of the loss terms."""
     torch.stack(list(losses.values())).sum().backward()
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimiser step."""
+    """Step the optimiser."""
     optimizer.step()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A piece of training that the engine runs.
+    """A stage of training, run by the training loop.
 
     Attributes:
-        loss: (x, y) to named terms, each a scalar mean over the batch.
-        name: shown in progress and logs.
-        data: samples as (x, y) that the method holds itself; None for the task's augmented training set.
-        recipe: of this stage alone, which the user's ``train.*`` leaves as it is; None for the method's own.
-        params: what is optimised; None for everything that requires gradients.
-        prepare: runs once before the first step, in evaluation mode and without gradients; not again when a run
-            resumes inside the stage.
-        backward: from terms to gradients; the place for gradients that differ per term.
-        step: takes the optimiser's step; the place for projections of the gradient or of the update.
-        gradients: those that ``backward`` keeps elsewhere than in ``.grad``; processes sum both.
-        averages: buffers that ``loss`` moved by what it saw of the batch; processes average them by their shares.
+        loss: from (x, y) to named terms, each a scalar mean over the batch.
+        name: for progress and logs.
+        data: the method's samples as (x, y); None for the task's augmented training set.
+        recipe: fixed recipe of this stage, not changed by ``train.*``; None for the method's recipe.
+        params: trained parameters; None for all that require gradients.
+        prepare: called once before the first step, in evaluation mode and without gradients; not called again when a
+            run resumes inside the stage.
+        backward: from loss terms to gradients; override it for gradients that differ per term.
+        step: steps the optimiser; override it to project gradients or updates.
+        gradients: gradients kept outside ``.grad``; processes sum both.
+        averages: buffers that ``loss`` updates from its part of the batch; processes average them by their shares.
     """
 
     loss: Callable[[Tensor, Tensor], Losses]
@@ -150,25 +146,24 @@ class Stage:
 
 
 class Method(Growing):
-    """Base of every method.
+    """Base class of methods.
 
-    A subclass is registered by name; the keyword-only arguments of its constructor are its options. Its
-    learned state lives in parameters and buffers only, and ``stages`` has no side effects, so that a run can
-    stop and resume anywhere.
+    The keyword-only arguments of a subclass's constructor are its options. Learned state lives in parameters and
+    buffers only, and ``stages`` has no side effects, so that a run can stop and resume anywhere.
 
     Attributes:
         recipe: the paper's training recipe.
-        needs: the kind of backbone that it works on.
-        trains_backbone: whether the backbone learns (baselines); otherwise it is frozen and bit-equal.
-        pretrained: parts by name that are never trained and come from the weights again, so that no state holds them.
-        frozen: the plain backbone with its caches; None where the backbone learns.
-        data_seen: the training data that a task is learned from, which results say: "current task"; "memory" for
-            samples that the method kept of earlier ones as well; "all" of all tasks so far (upper bounds only).
-        scores_are_logits: whether the softmax of the scores says anything; cosines, for example, are not logits.
-        no_effect: for an option, another one and its values beside which the first has no effect; to set both is an
+        needs: required kind of backbone.
+        trains_backbone: whether the backbone is trained (baselines); otherwise it stays frozen and bit-equal.
+        pretrained: names of modules that are never trained; they are loaded from the weights, not from a saved state.
+        frozen: the frozen backbone with its caches; None if the backbone is trained.
+        data_seen: training data of a task, recorded in results: "current task"; "memory" for kept samples of earlier
+            tasks as well; "all" for the data of all tasks so far (upper bounds only).
+        scores_are_logits: whether scores have a meaningful softmax; cosines do not.
+        no_effect: per option, another option and its values under which the first has no effect; setting both is an
             error.
-        default_readout: read-out of the backbone where the user names none; None for that of the weights.
-        protocol: "sample" when every sample is scored alone; anything else is stamped on the results.
+        default_readout: read-out of the backbone if the user names none; None for that of the weights.
+        protocol: "sample" if every sample is scored alone; results record it.
     """
 
     name: ClassVar[str] = ""
@@ -193,14 +188,14 @@ class Method(Growing):
         self.frozen = None if trains_backbone else FrozenBackbone(backbone)
 
     def query(self, x: Tensor) -> Tensor:
-        """Features q(x), (B, D), of the plain backbone, without gradients; a frozen one looks them up."""
+        """Features q(x), (B, D), of the plain backbone without gradients, cached if it is frozen."""
         if self.frozen is not None:
             return self.frozen.features(x, training=self.training)
         with torch.no_grad():
             return self.backbone(x)
 
     def states(self, x: Tensor, layer: int) -> Tokens:
-        """States (B, N, D) that enter a layer of the plain backbone, without gradients; looked up as features are."""
+        """States (B, N, D) before a layer of the plain backbone without gradients, cached if it is frozen."""
         if self.frozen is not None:
             return self.frozen.states(x, layer)
         with torch.no_grad():
@@ -208,31 +203,31 @@ class Method(Growing):
 
     @property
     def n_tasks(self) -> int:
-        """Tasks begun so far."""
+        """Number of tasks begun."""
         return len(self.task_sizes)
 
     @property
     def n_seen(self) -> int:
-        """Classes of the tasks begun so far."""
+        """Number of classes of the tasks begun."""
         return int(self.task_sizes.sum())
 
     @property
     def task_of_class(self) -> Tensor:
-        """The task (n_seen,) of every class."""
+        """Task (n_seen,) of every class."""
         return torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
 
     @property
     def exemplars(self) -> int:
-        """Training samples that are kept for later tasks."""
+        """Number of training samples kept for later tasks."""
         return sum(len(part) for part in self.modules() if isinstance(part, Exemplars))
 
     @property
     def device(self) -> torch.device:
-        """Where the method computes."""
+        """Device of the learned state."""
         return self.task_sizes.device
 
     def begin_task(self, task: LearnTask) -> None:
-        """Allocate what the task needs; subclasses call this first.
+        """Allocate the state of a task; subclasses call this first.
 
         Raises:
             InputError: if the task's classes do not continue the ones seen.
@@ -246,7 +241,7 @@ class Method(Growing):
         self.task_sizes = torch.cat([self.task_sizes, size])
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:  # noqa: ARG002 - subclasses read the task
-        """The pieces of training of a task, in order; without side effects."""
+        """Stages of the training of a task, in order; without side effects."""
         return [Stage(self.loss)]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
@@ -254,21 +249,21 @@ class Method(Growing):
         raise NotImplementedError
 
     def end_task(self, task: LearnTask) -> None:
-        """Close a task: prototypes, statistics."""
+        """Close a task: compute prototypes and statistics."""
 
     def scores(self, x: Tensor) -> Tensor:
         """Scores (B, n_seen) of inputs; row i depends on input i alone."""
         raise NotImplementedError
 
     def learned_state(self) -> dict[str, Tensor]:
-        """All learned tensors: the state dict without what stays pre-trained, wherever in the method it is held."""
+        """The state dict without the tensors of ``pretrained`` modules."""
         return {k: v for k, v in self.state_dict().items() if not self._pretrained_key(k)}
 
     def _pretrained_key(self, key: str) -> bool:
         return not set(self.pretrained).isdisjoint(key.split(".")[:-1])
 
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what :meth:`learned_state` returned, at whatever size it has.
+        """Restore a :meth:`learned_state` of any size.
 
         Raises:
             InputError: if tensors are missing or unknown.
@@ -300,30 +295,16 @@ class Additive(Protocol):
 B = TypeVar("B", bound=Backbone)
 
 
-def check_kind(what: str, backbone: Backbone, kind: type[B]) -> B:
-    """The backbone, if it is of the kind that a method or an option of one works on.
-
-    Raises:
-        InputError: naming both.
-    """
+def check_kind(user: str, backbone: Backbone, kind: type[B]) -> B:
+    """Return the backbone, or raise InputError if it is not of the kind that ``user``, a method or option, needs."""
     if not isinstance(backbone, kind):
         name = f" {backbone.origin.name!r}" if backbone.origin is not None else ""
-        raise InputError(f"{what} needs {kind.kind}, but the backbone{name} is {backbone.kind}.")
+        raise InputError(f"{user} needs {kind.kind}, but the backbone{name} is {backbone.kind}.")
     return backbone
 
 
 def check_layers(option: str, layers: Sequence[int] | None, depth: int, where: str = "method") -> tuple[int, ...]:
-    """Layer numbers of an option, each once and inside the encoder; None names all.
-
-    Args:
-        option: its name.
-        layers: as given.
-        depth: layers of the encoder.
-        where: what the option stands under.
-
-    Raises:
-        InputError: if one is outside [0, depth - 1] or named twice.
-    """
+    """Return the layers of an option, None for all, or raise InputError for one outside [0, depth - 1] or repeated."""
     layers = range(depth) if layers is None else layers
     if any(not 0 <= layer < depth for layer in layers) or len(set(layers)) < len(layers):
         raise InputError(f"{where}.{option} must name layers in [0, {depth - 1}], each once, got {list(layers)}.")
@@ -331,20 +312,16 @@ def check_layers(option: str, layers: Sequence[int] | None, depth: int, where: s
 
 
 def check_positive(**options: int) -> None:
-    """Make sure that sizes are at least 1.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Raise InputError for the first option below 1."""
     for option, value in options.items():
         if value < 1:
             raise InputError(f"method.{option} must be at least 1, got {value}.")
 
 
 class TaskInferring(Method):
-    """Base of methods that infer the task of each sample and then score under it.
+    """Base class of methods that infer the task of each sample and score it under that task.
 
-    The evaluator uses both halves to report how often the task is right and what a perfect guess would give.
+    The evaluator reports the accuracy of the inferred tasks and the accuracy under the true ones.
     """
 
     def task_scores(self, x: Tensor) -> Tensor:
@@ -352,15 +329,15 @@ class TaskInferring(Method):
         raise NotImplementedError
 
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """All ways in which this method can weigh the tasks of inputs, by name, whichever it was told to use."""
+        """All rules of task inference of this method by name, each from inputs to evidence (B, T)."""
         return {"keys": self.task_scores}
 
     def infer_task(self, x: Tensor) -> Tensor:
-        """Task number (B,) of each input: the one with the most evidence."""
+        """Task (B,) with the most evidence for each input."""
         return self.task_scores(x).argmax(1)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """Scores (B, n_seen) when input i is taken to be of task ``tasks[i]``."""
+        """Scores (B, n_seen) of input i under task ``tasks[i]``."""
         raise NotImplementedError
 
     def scores(self, x: Tensor) -> Tensor:

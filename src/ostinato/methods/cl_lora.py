@@ -1,24 +1,24 @@
-"""CL-LoRA: one low-rank adapter that all tasks share in the lower layers, one per task in the upper ones.
+"""CL-LoRA: a shared low-rank adapter in the lower layers, one per task in the upper layers.
 
 He, Duan, Zhu: "CL-LoRA: Continual Low-Rank Adaptation for Rehearsal-Free Class-Incremental Learning", CVPR 2025,
 https://arxiv.org/abs/2505.24816.
 
-Queries and values gain ``m U P x``. In the shared layers m is 1, P is a fixed matrix with orthonormal rows, and all
-tasks go on training U. In the upper layers every task has its own P and U, and learned weights mu per layer take the
-place of m; they freeze when the task ends. Training classifies with a cosine head that lives for one task. From the
-second task on, the features that leave the shared layers are distilled from the adapter as the task found it; the
-gradient of this term is weighted by how strongly the old adapter uses each output channel ("reassignment") and makes an
-optimiser step of its own before the step of the cross-entropy. A test image passes the shared layers once and the upper
-ones under every task; class c of task s scores the cosine of task s's feature with the mean of c's training features.
+Queries and values become W x + m U P x. In the shared layers m is 1, P is fixed with orthonormal rows, and all tasks
+train U. In the upper layers every task has its own P and U, and weights mu per layer, learned and then frozen, in place
+of m. Training classifies with a temporary cosine head. From the second task on, features after the shared layers are
+distilled from the adapter of the task before. The gradient of this term is weighted by the old adapter's row norms
+("reassignment") and has its own optimiser step before that of the cross-entropy. A test image passes the shared layers
+once and the upper ones under every task; class c of task s scores the cosine of task s's feature with the mean of c's
+training features.
 
-Differences from the paper and its public code: the recipe is the code's for CIFAR-100, with the cosine per step
-instead of per epoch. Both gradients belong to the same weights; the code changes weights between a forward pass and its
-backward pass, which newer versions of torch refuse. ``train.clip`` bounds the gradient of the cross-entropy, not that
-of distillation. Pixels are normalised as the weights expect (``preprocess=unit`` restores [0, 1]). A task of one class
-has no loss: nothing is trained and its mean is all that is learned. Where the old adapter is zero, reassignment does
-nothing. Kept from the code: P from uniform instead of normal numbers, teacher logits that train the head, two steps and
-so two weight decays per batch for what both gradients reach, weights mu for the unedited keys that only the
-orthogonality term sees, and class means that are not refreshed while the shared adapter moves on.
+Differences from the paper and its public code: the recipe is the code's for CIFAR-100, with the cosine per step instead
+of per epoch. Both gradients are taken at the same weights; the code changes weights between a forward and its backward
+pass, which newer versions of torch refuse. ``train.clip`` bounds the gradient of the cross-entropy, not that of
+distillation. Pixels are normalised as the weights expect (``preprocess=unit`` restores [0, 1]). A task of one class has
+no loss: only its mean is learned. Reassignment has no effect while the old adapter is zero. Kept from the code: P from
+uniform instead of normal numbers, teacher logits that train the head, two steps and so two weight decays per batch for
+parameters that both gradients reach, weights mu of the unedited keys that only the orthogonality term uses, and class
+means that are not updated when the shared adapter changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ostinato.nn.proxy import CosineProxy, distillation
 from ostinato.registry import register
 
 BUDGET = 2**25
-"""Numbers in the token states (tasks, B, N, D) that are scored at once."""
+"""Largest number of values in the token states (tasks, B, N, D) of one pass."""
 
 QV = slice(0, 3, 2)
 """Rows of q and v in the block weights; the row of k lies between them."""
@@ -46,21 +46,21 @@ QV = slice(0, 3, 2)
 
 @register("cl_lora")
 class CLLoRA(Method):
-    """Shared and task-specific low-rank adapters.
+    """Shared and task-specific low-rank adapters of queries and values.
 
     Args:
         backbone: the frozen encoder.
         rank: r of every adapter.
         shared_layers: layers with the shared adapter, from 0.
         specific_layers: layers with an adapter per task, all above the shared ones.
-        kd: weight of distillation; 0 leaves its step out.
+        kd: weight of distillation; 0 omits its step.
         tau: temperature of distillation.
-        ortho: weight of the term that keeps the block weights of different tasks orthogonal.
+        ortho: weight of the orthogonality term of the block weights of different tasks.
         reassign: weight the gradient of distillation by the old adapter's row norms.
-        block_weights: learn mu; False fixes it to 1, which leaves the orthogonality term out.
-        down_init: P is the orthonormal factor of a matrix with entries from U(0, 1) ("uniform", as in the public code;
-            the first row is then close to constant) or from N(0, 1) ("normal").
-        teacher_detached: keep the gradient of distillation out of the head where the teacher passes through it.
+        block_weights: learn mu; False fixes it to 1, which omits the orthogonality term.
+        down_init: entries of the matrix whose orthonormal factor is P: "uniform", U(0, 1), as in the public code, where
+            the first row is close to constant; or "normal", N(0, 1).
+        teacher_detached: detach the teacher's logits, so that distillation trains the head through the student only.
     """
 
     no_effect: ClassVar = {
@@ -94,7 +94,7 @@ class CLLoRA(Method):
         check_positive(rank=rank)
         width = backbone.arch.dim
         if rank > width:
-            raise InputError(f"method.rank must be at most the width {width} of the backbone, got {rank}.")
+            raise InputError(f"method.rank must be at most {width}, the width of the backbone, got {rank}.")
         self.shared_layers = check_layers("shared_layers", shared_layers, backbone.arch.depth)
         self.specific_layers = check_layers("specific_layers", specific_layers, backbone.arch.depth)
         if not shared_layers or not specific_layers or max(shared_layers) >= min(specific_layers):
@@ -124,7 +124,7 @@ class CLLoRA(Method):
         return torch.linalg.qr(columns).Q.mT.contiguous()
 
     def begin_task(self, task: LearnTask) -> None:
-        """Keep the shared adapter as the teacher; add adapters, block weights and a head for the task."""
+        """Copy the shared adapter as the teacher; add adapters, block weights and a temporary head."""
         super().begin_task(task)
         n = len(self.specific_layers)
         self.teacher_up = self.shared_up.detach().clone()
@@ -151,12 +151,12 @@ class CLLoRA(Method):
         )
 
     def newest(self, tokens: Tokens) -> Tensor:
-        """Features (B, D) under the newest task's adapters, of states that leave the shared layers."""
+        """Features (B, D) of states after the shared layers, under the newest task's adapters."""
         plan = self.specific(self.downs[-1], self.ups[-1], self.block_weights()[-1])
         return self.backbone.features(tokens, plan, start=self.exit)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes; from the second task on, distillation and orthogonality as well."""
+        """Cross-entropy over the task's classes; from the second task on, also distillation and orthogonality."""
         plain = self.states(x, self.entry)
         tokens = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=self.exit)
         first = self.n_seen - len(self.proxy.weight)
@@ -173,13 +173,13 @@ class CLLoRA(Method):
         return losses
 
     def omega(self) -> Tensor:
-        """Weights (layers, 2, D) of the gradient's rows: the teacher's row norms over their mean, 1 where all are 0."""
+        """Weights (layers, 2, D) of gradient rows: the teacher's row norms over their mean, or 1 if all are 0."""
         norms = self.teacher_up.norm(dim=-1)
         mean = norms.mean(-1, keepdim=True)
         return torch.where(mean > 0, norms / mean, 1.0)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """One stage; with distillation, its batches make two consecutive optimiser steps."""
+        """One stage; with distillation, two consecutive optimiser steps per batch."""
         if len(task.classes) == 1:
             return []
         if self.n_tasks == 1 or not self.kd:
@@ -198,7 +198,7 @@ class CLLoRA(Method):
             params = [p for group in optimizer.param_groups for p in group["params"]]
             grads = [p.grad for p in params]
             for p in params:
-                p.grad = distilled.get(p)  # without a gradient the optimiser skips it: no decay, no momentum
+                p.grad = distilled.get(p)  # the optimiser skips None: no decay, no momentum
             optimizer.step()
             for p, g in zip(params, grads, strict=True):
                 p.grad = g
@@ -208,7 +208,7 @@ class CLLoRA(Method):
         return [Stage(self.loss, backward=backward, step=step, gradients=lambda: list(distilled.values()))]
 
     def end_task(self, task: LearnTask) -> None:
-        """Average the task's features per class, and drop its head."""
+        """Compute the task's class means, and drop its head."""
 
         def features(x: Tensor) -> Tensor:
             plain, plan = self.states(x, self.entry), self.shared(self.shared_up)
@@ -218,17 +218,17 @@ class CLLoRA(Method):
         self.proxy.reset(0)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (T, B, D) of images under the adapters of every task; the layers below are run once."""
+        """Features (T, B, D) of images under the adapters of every task; the layers below run once."""
         first = min(self.specific_layers)
         plain = self.states(x, self.entry)
         states = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=first)
-        # A single task needs no more memory than the layers below did, so only tasks are divided.
+        # One task needs no more memory than the layers below, so only tasks are split.
         size, mu, parts = max(1, BUDGET // states.h.numel()), self.block_weights(), []
         for i in range(0, self.n_tasks, size):
-            some = slice(i, i + size)
-            down, up = (torch.stack(tuple(bank)[some])[:, None] for bank in (self.downs, self.ups))
+            chunk = slice(i, i + size)
+            down, up = (torch.stack(tuple(bank)[chunk])[:, None] for bank in (self.downs, self.ups))
             tokens = states.under(len(down))
-            parts.append(self.backbone.features(tokens, self.specific(down, up, mu[some, None]), start=first))
+            parts.append(self.backbone.features(tokens, self.specific(down, up, mu[chunk, None]), start=first))
         return torch.cat(parts)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ class CLLoRA(Method):
         return torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
 
     def block_weights(self) -> Tensor:
-        """Block weights mu (T, 3, specific layers) of all tasks, rows for q, k (unused) and v; 1 where not learned."""
+        """Block weights mu (T, 3, specific layers) of all tasks for q, k (unused) and v; 1 if not learned."""
         if not self.learns_weights:
             return torch.ones(self.n_tasks, 3, len(self.specific_layers), device=self.device)
         return self.mu.stacked()

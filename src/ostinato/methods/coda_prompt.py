@@ -4,14 +4,14 @@ Smith, Karlinsky, Gutta, Cascante-Bonilla, Kim, Arbelle, Panda, Feris, Kira: "CO
 Attention-based Prompting for Rehearsal-Free Continual Learning", CVPR 2023, https://arxiv.org/abs/2211.13218.
 
 Every prompted layer has components P_m with keys K_m and attention vectors A_m. A sample's prefix is the sum of all
-components weighted by the cosine of q(x) * A_m with K_m. Each task adds its own components and trains only
-them; earlier ones still take part, frozen. New components start orthogonal to all earlier ones (Gram-Schmidt), and an
-optional penalty keeps them so.
+components weighted by the cosine of q(x) * A_m with K_m. Each task adds components and trains only these; earlier ones
+take part frozen. New components start orthogonal to all earlier ones (Gram-Schmidt), and an optional penalty keeps them
+so.
 
-Differences from the paper: the paper splits 100 components evenly over a known number of tasks; here every task
-adds ``components`` of them, so that the stream stays open-ended. The penalty is a mean of squares, as in the official
-code, and off by default as there (the paper states 0.1). The schedule is applied per step. Pixels are normalised as
-the weights expect. A task of one class competes with the frozen rows of earlier classes.
+Differences from the paper: the paper splits 100 components evenly over a known number of tasks; here every task adds
+``components``, so that the stream stays open-ended. The penalty is a mean of squares and off by default, as in the
+official code (the paper states 0.1). The schedule is applied per step. Pixels are normalised as the weights expect. A
+task of one class competes with the frozen rows of earlier classes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CODAPrompt(Method):
     Args:
         backbone: the frozen encoder.
         layers: prompted layers, from 0.
-        components: components that each task adds, per layer.
+        components: new components per task and layer.
         length: rows of a component; the first half are keys, the second half values.
         ortho: weight of the orthogonality penalty (lambda).
     """
@@ -75,7 +75,7 @@ class CODAPrompt(Method):
     def _orthogonal(self, old: Tensor) -> Tensor:
         """Unit vectors (components, layers, width) orthogonal per layer to ``old`` (M, layers, width).
 
-        Beyond ``width`` vectors no direction is left; the remaining ones are random unit vectors.
+        Vectors beyond the first ``width`` are random, since no orthogonal direction is left.
         """
         m, n_layers, width = old.shape
         new = torch.randn(self.components, n_layers, width, device=old.device)
@@ -84,7 +84,7 @@ class CODAPrompt(Method):
             for i in range(self.components):
                 vector = new[i, layer].double()
                 if basis.shape[1] < width:
-                    for _ in range(2):  # a second sweep removes what rounding left
+                    for _ in range(2):  # a second sweep removes rounding errors
                         vector = vector - basis @ (basis.T @ vector)
                     basis = torch.cat([basis, F.normalize(vector, dim=0)[:, None]], dim=1)
                 new[i, layer] = F.normalize(vector, dim=0).float()
@@ -94,7 +94,7 @@ class CODAPrompt(Method):
         """Assembled prefixes (B, layers, 2, P, D) of queries (B, D)."""
         keys = F.normalize(self.keys.joined(), dim=-1)  # (M, layers, D)
         attention = self.attention.joined()
-        # cos(q * A, K) without the (B, M, D) product: both its numerator and its norm are matrix products.
+        # cos(q * A, K) without the (B, M, D) product: numerator and norm are matrix products.
         dots = torch.einsum("bd,mld->blm", query, attention * keys)
         norms = torch.einsum("bd,mld->blm", query.square(), attention.square()).clamp(min=1e-24).sqrt()
         prompts = torch.einsum("blm,mlw->blw", dots / norms, self.prompts.joined())
@@ -120,7 +120,7 @@ class CODAPrompt(Method):
         return torch.stack(terms).sum()
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes, and the penalty where it is on."""
+        """Cross-entropy over the task's classes, and the penalty if it is on."""
         losses = {"ce": self.head.loss(self.features(x), y)}
         if self.ortho:
             losses["ortho"] = self.ortho * self.penalty()

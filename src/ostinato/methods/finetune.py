@@ -1,10 +1,9 @@
-"""Sequential fine-tuning: the lower bound that shows forgetting.
+"""Sequential fine-tuning: the lower bound, without protection against forgetting.
 
-Backbone and head are trained on each task in turn with cross-entropy over all classes seen, and nothing
-protects what was learned before.
+Backbone and head are trained on each task in turn with cross-entropy over all classes seen.
 
-Differences from the literature: there is no one recipe; ours is SGD with a cosine schedule at a rate that suits
-fine-tuning a ViT. ``scope=head`` trains the head alone on frozen features (sequential linear probing).
+Differences from the literature: there is no standard recipe; this one is SGD with a cosine schedule at a rate that
+suits a ViT. ``scope=head`` trains the head alone on frozen features (sequential linear probing).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ostinato.registry import register
 
 @register("finetune")
 class Finetune(Method):
-    """Train everything on the newest task.
+    """Train all parameters, or the head, on the newest task.
 
     Args:
         backbone: the encoder, trained unless ``scope`` is "head".
@@ -41,7 +40,7 @@ class Finetune(Method):
         self.head.grow(len(task.classes), device=self.device)
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (B, D); those of a frozen backbone may be looked up."""
+        """Features (B, D), cached if the backbone is frozen."""
         return self.backbone(x) if self.trains_backbone else self.query(x)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:

@@ -1,18 +1,17 @@
-"""IDBR: what all tasks share and what a task has of its own, kept apart and replayed.
+"""IDBR: disentangled general and task-specific text features with replay.
 
 Huang, Zhang, Chen, Wang, Yang: "Continual Learning for Text Classification with Information Disentanglement Based
 Regularization", NAACL 2021, https://arxiv.org/abs/2104.05489.
 
-The encoder is trained on. From its feature come g = tanh(W_g f), general, and s = tanh(W_s f), of the task; both
-classify together. g also tells whether the two halves of a text stand in their order or were swapped (next sentence
-prediction), s which task a text belongs to. A hundredth of each task's samples, the nearest to k-means centres of their
-features, is kept and replayed; on these, g and s are held to what they were after the task before.
+The encoder is trained. Its feature f gives a general feature g = tanh(W_g f) and a task-specific one s = tanh(W_s f),
+which are classified together. g also predicts whether the two halves of a text are swapped (next sentence prediction),
+s predicts the task. A hundredth of each task's samples, the nearest to k-means centres of their features, is kept and
+replayed; a penalty holds their g and s to the values after the task before.
 
-Differences from the paper: halves are halves of the tokens between the first and the last, which mark the ends. Only
-replayed samples are held to old values, since those are at hand without the old encoder; the paper holds all samples
-with it. Every ``replay_every``-th step, on average, replays a batch of the size of the step's. All parts of the model
-share one rate, where the paper trains the heads faster. In the paper s is held the more loosely the longer the stream;
-here both weights stay.
+Differences from the paper: halves are halves of the tokens between the first and the last, which are markers. Only
+replayed samples are held to old values, which are stored; the paper holds all samples by keeping the old encoder. Every
+``replay_every``-th step, on average, replays a batch of the step's size. All parts of the model share one rate; the
+paper trains the heads faster. Both penalties have constant weights; the paper lowers that of s with every task.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ostinato.nn.exemplars import Exemplars
 from ostinato.registry import register
 
 REPLAYED = ("old_ce", "old_order", "old_task", "hold_g", "hold_s")
-"""Loss terms of samples from the memory; 0 on steps without any."""
+"""Loss terms of replayed samples; 0 on steps without replay."""
 
 
 @register("idbr")
@@ -38,15 +37,15 @@ class IDBR(Method):
     """Disentangled features with replay.
 
     Args:
-        backbone: a text encoder, which is trained.
+        backbone: the text encoder, which is trained.
         width: of g and of s.
-        memory: share of each task's samples that is kept, in (0, 1], for as many clusters of the task; they are as
-            many as its classes at least, but not one of each.
+        memory: share of each task's samples to keep, in (0, 1]: one per cluster, and at least as many as the task has
+            classes.
         replay_every: steps per replayed batch.
-        order: weight of telling swapped halves.
-        task: weight of telling tasks.
-        hold_g: weight of holding g.
-        hold_s: weight of holding s.
+        order: weight of the prediction of swapped halves.
+        task: weight of the prediction of tasks.
+        hold_g: weight of the penalty on g.
+        hold_s: weight of the penalty on s.
     """
 
     recipe = Recipe(epochs=1, batch_size=8, lr=3e-5, optimizer="adamw", weight_decay=0.01, clip=1.0)
@@ -73,7 +72,10 @@ class IDBR(Method):
         if not 0 < memory <= 1:
             raise InputError(f"method.memory must lie in (0, 1], got {memory}.")
         if min(order, task, hold_g, hold_s) < 0:
-            raise InputError("method.order, method.task, method.hold_g and method.hold_s must not be negative.")
+            raise InputError(
+                "method.order, method.task, method.hold_g and method.hold_s must not be negative, got "
+                f"{order}, {task}, {hold_g} and {hold_s}."
+            )
         self.memory, self.replay_every = memory, replay_every
         self.order, self.task, self.hold_g, self.hold_s = order, task, hold_g, hold_s
         self.general, self.specific = nn.Linear(backbone.dim, width), nn.Linear(backbone.dim, width)
@@ -96,14 +98,14 @@ class IDBR(Method):
         return torch.tanh(self.general(feature)), torch.tanh(self.specific(feature))
 
     def swapped(self, x: Tensor) -> Tensor:
-        """Texts (B, N) with the second half of their tokens before the first; the ends and what fills up stay."""
+        """Texts (B, N) with swapped halves of tokens; markers and padding stay in place."""
         inner = (x != self.backbone.tokenization.pad).sum(1, keepdim=True) - 2
         place = torch.arange(x.shape[1], device=x.device) - 1
         turned = (place + inner // 2) % inner.clamp(min=1)
         return x.gather(1, torch.where((place >= 0) & (place < inner), turned, place) + 1)
 
     def _learned(self, x: Tensor, y: Tensor, tasks: Tensor) -> tuple[Losses, Tensor, Tensor]:
-        """The terms of samples and of themselves with their halves swapped, and g and s of the samples."""
+        """Loss terms of samples with and without swapped halves, and g and s of the samples."""
         g, s = self.parts(torch.cat([x, self.swapped(x)]))
         is_swapped = torch.arange(2, device=x.device).repeat_interleave(len(x))
         terms = {
@@ -114,11 +116,11 @@ class IDBR(Method):
         return terms, g[: len(x)], s[: len(x)]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """The terms of the batch, and on replaying steps those of samples from the memory as well."""
+        """Loss terms of the batch, and of replayed samples on replay steps."""
         losses, _, _ = self._learned(x, y, torch.full_like(y, self.n_tasks - 1))
         if not len(self.kept):
             return losses
-        # Of the processes that share a step each draws for itself, and all must name the same terms.
+        # Every process draws for itself whether it replays, but all must return the same terms.
         losses |= {name: x.new_zeros((), dtype=torch.float32) for name in REPLAYED}
         if torch.rand(()) < 1 / self.replay_every:
             rows = self.kept.draw(len(x))
@@ -129,7 +131,7 @@ class IDBR(Method):
         return losses
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep samples of the task; note g and s of the whole memory."""
+        """Keep samples of the task; store g and s of the whole memory."""
         features, _ = task.extract_features(self.backbone)
         n = max(len(task.classes), round(self.memory * len(features)))
         for x, y in task.eval_batches(representatives(features, n).tolist()):

@@ -1,11 +1,11 @@
-"""Joint training: the upper bound, with the data of every task at hand.
+"""Joint training on the data of all tasks: the upper bound.
 
-After each task the model is trained on all data seen so far. It breaks the rule of no old data on purpose; its
-results are stamped ``data_seen: all``.
+After each task the model is trained on all data seen so far. Results record ``data_seen: all``, since it breaks the
+rule of no old data on purpose.
 
 Differences from the literature: most papers train once on all classes and report one number. Here the bound is
-measured after every task, continuing from the weights of the task before (``restart=true`` starts each task
-from the pre-trained weights instead and costs no more); the last value is the one to compare.
+measured after every task, continuing from the weights of the task before (``restart=true`` starts each task from the
+pre-trained weights and costs no more). Compare the last value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ostinato.registry import register
 
 @register("joint")
 class Joint(Finetune):
-    """Train on everything seen so far.
+    """Train on the data of all tasks so far.
 
     Args:
         backbone: the encoder.
@@ -39,7 +39,7 @@ class Joint(Finetune):
         self._pretrained = {k: v.clone() for k, v in backbone.state_dict().items()} if restart else {}
 
     def begin_task(self, task: LearnTask) -> None:
-        """Add rows, or begin afresh."""
+        """Add rows of the head; with ``restart``, reset the model."""
         super().begin_task(task)
         if self.restart:
             self.backbone.load_state_dict(self._pretrained)

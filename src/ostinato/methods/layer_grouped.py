@@ -1,28 +1,27 @@
-"""Hierarchical layer-grouped prompts: one root prompt per task generates a prompt for each group of layers.
+"""Hierarchical layer-grouped prompts: a root prompt per task generates a prompt for each group of layers.
 
 Jiang, Kong, Qi, Zhang, Yao, Sheng, Liu, Yang: "Teaching Prompts to Coordinate: Hierarchical Layer-Grouped Prompt
 Tuning for Continual Learning", 2025, https://arxiv.org/abs/2511.12090.
 
-Prompts that are independent in every layer can overwrite what old tasks need. Here neighbouring layers form groups
-and share a prompt, told apart by a position encoding, and the prompts S^g of all groups of a task come from one root
-prompt R. With prefixes on keys and values, layer l of group g(l) gets, for an image x and the tasks s seen so far,
+Prompts that are independent in every layer can overwrite features of old tasks. Here neighbouring layers form groups
+that share a prompt plus a position encoding, and one root prompt R per task generates the prompts S^g of all groups.
+As key and value prefix, layer l of group g(l) gets, for an image x and the tasks s seen so far,
 
     S_s^g = R_s + W_up^g gelu(W_down^g LN(R_s)),    P^l(x) = sum_s w_s(x) (S_s^g(l) + alpha_s E_l).
 
-Reconstruction: only the abstract of the paper could be read. It gives the groups, the position encoding, the root
-prompt, and final prompts that add up those of all tasks; second-hand summaries add key and value parts of length 10,
-a root and a generator that begin as copies of the task before, and soft task matching without task ids. Everything
-else is a choice made here: three contiguous groups over all layers, a bottleneck of width 16 per group without biases
-and with W_up = 0 at first, sinusoids E_l with one learned scale for keys and one for values, weights w from a first
-pass of the model itself (after CAPrompt, or from means of frozen features), a local cross-entropy, the alignment of
-the head, and the recipe. Options switch each choice off, so that independent prompts (``groups`` = number of layers,
-``root`` and ``position`` off, ``fusion`` uniform) turn into the whole method one step at a time. Expect no number of
-the paper to be met.
+Reconstruction: only the abstract of the paper was available. It gives the groups, the position encoding, the root
+prompt, and final prompts that are a sum over tasks; second-hand summaries add key and value parts of length 10, a root
+and a generator that start as copies of the task before, and soft task matching without task ids. All else is a choice
+of this reconstruction: three contiguous groups over all layers, a bottleneck of width 16 per group without biases and
+with W_up = 0 at first, sinusoids E_l with a learned scale for keys and one for values, weights w from a first pass of
+the model (after CAPrompt, or from means of frozen features), cross-entropy over the task's classes, the alignment of
+the head, and the recipe. Options switch off each choice, down to independent prompts (``groups`` = number of layers,
+``root`` and ``position`` off, ``fusion`` uniform). Do not expect the paper's numbers.
 
-Differences from the paper: as far as it is known, none is intended but for the weights. Copies of the task before and
-a plain sum exclude each other, because the norm of the prompt would grow with every task: the default weights sum
-to 1, and ``fusion="sum"`` draws each new root and generator anew and small, and adds one encoding in all. Outputs of
-the generator are kept instead of generators. A task of one class competes with the rows of earlier classes.
+Differences from the paper: as far as known, only the weights differ on purpose. With copies of the task before, a plain
+sum would grow the norm of the prompt with every task. The default weights therefore sum to 1; ``fusion="sum"`` draws
+each root and generator anew and small, and adds a single encoding. Outputs of the generator are kept instead of
+generators. A task of one class competes with the rows of earlier classes.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ from ostinato.nn.task_weights import weights_by_probability, weights_by_similari
 from ostinato.registry import register
 
 ALPHA = 0.02
-"""First scale of the position encoding: that of a root prompt, which a larger one would drown."""
+"""Initial scale of the position encoding; a larger one would dominate the root prompt."""
 
 ALIGNMENT = Choice(AlignmentOptions(samples=256), NoAlignmentOptions())
-"""Whether and how the head is aligned."""
+"""Alignment of the head."""
 
 
 def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
@@ -60,7 +59,7 @@ def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
 
 
 class Generator(nn.Module):
-    """One residual bottleneck per group, shared by keys, values and positions."""
+    """A residual bottleneck per group, shared by keys, values and positions."""
 
     def __init__(self, groups: int, dim: int, rank: int) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class Generator(nn.Module):
         self.up = nn.Parameter(torch.zeros(groups, dim, rank))
 
     def reset(self) -> None:
-        """Start anew: every group's prompt equals the root."""
+        """Initialise: every group's prompt equals the root."""
         nn.init.normal_(self.down, std=self.down.shape[-1] ** -0.5)
         nn.init.zeros_(self.up)
 
@@ -80,7 +79,7 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class GroupedPlan:
-    """Group prompts plus position encodings, formed when a layer asks for them.
+    """Plan of group prompts plus position encodings, computed per layer.
 
     Attributes:
         prompts: (B | 1, G, 2, P, D).
@@ -117,23 +116,23 @@ class LayerGrouped(Method):
     Args:
         backbone: the frozen encoder.
         length: prompt positions per layer; 0 leaves the plain encoder with a trained head.
-        groups: groups of neighbouring layers, from 1 (all share) to the number of prompted layers (none does).
+        groups: groups of neighbouring layers, from 1 to the number of prompted layers.
         layers: prompted layers, from 0; None for all.
         bottleneck: width of the generator.
-        root: generate the prompts of all groups from one root; off: every group has a prompt of its own.
+        root: generate the prompts of all groups from one root; False trains a prompt per group.
         position: add the scaled position encoding of each layer.
-        fusion: weights of the tasks. "soft_model": the probability that a first pass with equal weights gives to
-            each task's classes; "soft_query": how near frozen features are to each task's class means; "uniform":
-            all equal; "sum": all one, as the abstract literally says.
-        temperature: of "soft_query". A small one gives an image the prompts of one task, under which the statistics
-            for the alignment were taken; a large one mixes them, and the statistics fit less the more tasks there are.
-        fusion_in_training: off: equal weights in training, which spares the first pass of "soft_model".
-        warm_start: begin a task with the root, generator and alpha of the one before. The sum begins anew all the
-            same, except for its only alpha.
+        fusion: weights of the tasks. "soft_model": probability of each task's classes in a first pass with equal
+            weights; "soft_query": similarity of frozen features to each task's class means; "uniform": all equal;
+            "sum": all one, as in the abstract.
+        temperature: of "soft_query". A small one gives an image the prompts of one task, as in the statistics for the
+            alignment; a large one mixes tasks, and the statistics fit less with every task.
+        fusion_in_training: use the weights in training; False uses equal ones, without the first pass of "soft_model".
+        warm_start: initialise the root, generator and alpha of a task with those of the task before. Under "sum" this
+            holds for alpha alone.
         root_std: standard deviation of a new root.
-        align: "gaussians" trains the head of all classes again after each task from the second on, on features drawn
-            from class Gaussians, with the options of :class:`AlignmentOptions`. The Gaussians are of features under
-            the task's own prompts, or under the mixture where that is the same for every image. "none": it does not.
+        align: "gaussians" trains the head of all classes after each task from the second on, on features drawn from
+            class Gaussians, see :class:`AlignmentOptions`. The Gaussians are of features under the task's own prompts,
+            or under the mixture if it is the same for every image. "none" trains no further.
     """
 
     no_effect: ClassVar = {
@@ -186,37 +185,37 @@ class LayerGrouped(Method):
         self.root_std, self.position = root_std, position
         n = len(self.layers)
         self.places = {layer: (i, i * groups // n) for i, layer in enumerate(self.layers)}
-        # What trains, of the current task alone.
+        # Trained, for the current task.
         shape = (2, length, width)
         self.root = nn.Parameter(torch.zeros(shape if root else (groups, *shape)))  # without a root: S itself
         self.generator = Generator(groups, width, bottleneck) if root else None
         self.alpha = nn.Parameter(torch.zeros(2), requires_grad=position)
-        # What is kept of the tasks before it; constants.
+        # Constants of earlier tasks.
         self.register_buffer("prompts", torch.zeros(0, groups, *shape))
         self.register_buffer("alphas", torch.zeros(0, 2))
         self.register_buffer("encoding", sinusoids(self.layers, width), persistent=False)
         self.means = ClassMeans(d)
         chosen = ALIGNMENT.read(align, "method.align")
         self.alignment = Alignment(d, chosen) if isinstance(chosen, AlignmentOptions) else None
-        # The alignment trains all rows, the main stage those of the task alone.
+        # The alignment trains all rows, the main stage the task's rows.
         self.head = TaskHeads(d, freeze_old=self.alignment is None)
 
     @torch.no_grad()
     def begin_task(self, task: LearnTask) -> None:
-        """Add rows of the head; start the prompts anew where they do not go on from the task before."""
+        """Add rows of the head; initialise the prompts unless they continue those of the task before."""
         super().begin_task(task)
         first = task.index == 0
         if first or not self.warm_start or self.fusion == "sum":
             self.root.normal_(std=self.root_std)
             if self.generator is not None:
-                # In the sum as well: behind the norm its old output would be large, however small the root.
+                # Under "sum" as well: after the norm its old output would be large even for a small root.
                 self.generator.reset()
         if self.position and (first or not (self.warm_start or self.fusion == "sum")):
             self.alpha.fill_(ALPHA)
         self.head.grow(len(task.classes), device=self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """Prompts and the task's rows of the head; then the alignment of all rows."""
+        """Train prompts and the task's rows of the head, then align all rows."""
         trained = [self.root, self.alpha, self.head.weight[-1], self.head.bias[-1]]
         trained += [] if self.generator is None else list(self.generator.parameters())
         fit = Stage(
@@ -230,12 +229,12 @@ class LayerGrouped(Method):
         return [fit, self.alignment.stage(self.head, self.n_seen, prepare=prepare)]
 
     def _collect_means(self, task: LearnTask) -> None:
-        """Class means of frozen features."""
+        """Add the class means of frozen features."""
         self.means.grow(len(task.classes))
         self.means.update(*task.extract_features(self.query))
 
     def _collect_gaussians(self, task: LearnTask, alignment: Alignment) -> None:
-        """Gaussians of the newest classes, under weights that are the same for every sample."""
+        """Add the Gaussians of the newest classes, under weights that are the same for every sample."""
         if self.fusion in ("uniform", "sum"):
             weights = self._fixed_weights()
         else:
@@ -252,15 +251,15 @@ class LayerGrouped(Method):
         return self.root if self.generator is None else self.generator(self.root)
 
     def _mixed(self, weights: Tensor, kept: Tensor, current: Callable[[], Tensor]) -> Tensor:
-        """Mixture (B | 1, ...) over tasks of what is kept (t, ...) and, until that has it, of what trains (...)."""
-        # Apart from each other, so that no gradient of the kept ones, which grow with the tasks, is computed.
+        """Mixture (B | 1, ...) over tasks of kept values (t, ...) and, until it is kept, of the trained one (...)."""
+        # Separate products, so that no gradient of the kept values is computed.
         t = len(kept)
         mixture = torch.tensordot(weights[:, :t], kept, 1)
         return mixture if t == self.n_tasks else mixture + torch.tensordot(weights[:, t:], current()[None], 1)
 
     def _plan(self, weights: Tensor) -> GroupedPlan:
         """Prefixes of the group prompts of all tasks, mixed by weights (B | 1, T)."""
-        summed = self.fusion == "sum"  # with one alpha for all, that of the newest task
+        summed = self.fusion == "sum"  # with the alpha of the newest task alone
         return GroupedPlan(
             self._mixed(weights, self.prompts, self._generated),
             self.alpha[None] if summed else self._mixed(weights, self.alphas, lambda: self.alpha),
@@ -275,7 +274,7 @@ class LayerGrouped(Method):
 
     @torch.no_grad()
     def _weights(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """Weights (B | 1, T) of images, whose tokens enter the lowest prompted layer."""
+        """Weights (B | 1, T) of images x with the given tokens before the lowest prompted layer."""
         fixed = self._fixed_weights()
         if self.n_tasks == 1 or self.fusion in ("uniform", "sum") or (self.training and not self.fusion_in_training):
             return fixed
@@ -287,17 +286,17 @@ class LayerGrouped(Method):
 
     @torch.no_grad()
     def _tokens(self, x: Tensor) -> Tokens:
-        """Tokens that enter the lowest prompted layer; no prompt has touched them."""
+        """Tokens before the lowest prompted layer, which no prompt has changed."""
         return self.states(x, self.layers[0])
 
     def features(self, x: Tensor) -> Tensor:
-        """Features (B, D) under each image's own mixture of prompts; the weights pass no gradient."""
+        """Features (B, D) under each image's mixture of prompts; weights have no gradient."""
         tokens = self._tokens(x)
         plan = self._plan(self._weights(x, tokens))
         return self.backbone.features(tokens, plan, start=plan.first)
 
     def task_weights(self, x: Tensor) -> Tensor:
-        """Weights w (B, T) of the tasks for each image; rows sum to 1, but for the sum, where all are 1."""
+        """Weights w (B, T) of the tasks; rows sum to 1, but under "sum" all are 1."""
         return self._weights(x, self._tokens(x)).expand(len(x), -1)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
@@ -305,8 +304,8 @@ class LayerGrouped(Method):
         return {"ce": self.head.loss(self.features(x), y)}
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep the group prompts and alpha; they are constants from now on."""
-        if self.alignment is not None and task.index == 0:  # which needs no alignment
+        """Keep the group prompts and alpha as constants."""
+        if self.alignment is not None and task.index == 0:  # without an alignment stage
             self._collect_gaussians(task, self.alignment)
         self.prompts = torch.cat([self.prompts, self._generated().detach()[None]])
         self.alphas = torch.cat([self.alphas, self.alpha.detach()[None]])

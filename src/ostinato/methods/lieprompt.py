@@ -1,27 +1,26 @@
-"""LiEPrompt: a pool of prompts per layer, weighted by a router over layers and grown where the router looks most.
+"""LiEPrompt: a prompt pool per layer, weighted by a router over layers and grown in the most important layers.
 
 Li: "LiEPrompt: Layer-wise Importance Expandable Prompt for Pre-trained Model-based Class-Incremental Learning",
-public code, https://github.com/Frank-lilinjie/LiEPrompt. No text of the paper could be found; what is here was
-written from a description of that code.
+public code, https://github.com/Frank-lilinjie/LiEPrompt. No text of the paper was available; this file was written from
+a description of the code.
 
-Every layer has a pool of key and value prefixes. The state that enters the layer is the query that mixes them
-(by a softmax over cosines with their keys) or selects the nearest. A linear router turns the frozen feature q(x)
-into a share per layer, the softmax g of W q(x) + b: in training g scales the layer's prefix, at test a layer is on
-where g exceeds 1 / layers. Each task has its own router; at test the class whose mean feature is nearest to q(x) tells
-the task. Between tasks the layers with the largest running share freeze their prompts and get new ones. The head
-is then trained again on draws from class Gaussians (classifier alignment).
+Every layer has a pool of key and value prefixes. The state before the layer is the query, which mixes the prompts by a
+softmax over cosines with their keys, or selects the nearest. A linear router computes shares g of the layers, the
+softmax of W q(x) + b over layers, from the frozen feature q(x). In training g scales the layer's prefix; at test a
+layer is on if its g exceeds 1 / layers. Each task has its own router; at test the class mean nearest to q(x) gives the
+task. Between tasks the layers with the largest running share freeze their prompts and get new ones. After each task
+from the second on, the head is trained again on draws from class Gaussians (classifier alignment).
 
-Differences from the public code: pools grow when the next task begins, not before the evaluation, so that no
-untrained prompt takes part in a prediction. Predictions are the head's logits; there, the best of three read-outs is
-chosen by test accuracy. Prototypes are means of un-augmented images; the task of a class is looked up. The
-running share starts anew with each task. No decay reaches the head's rows of other classes, and alignment moves the
-head alone. The router's mean noise, which no gradient can move, is left out. The alignment's schedule is per step.
-Pixels are normalised as the weights expect. A task of one class competes with the rows of earlier classes, which the
-main stage leaves as they are. As there: at test a layer that is on has its whole prefix, about as many times what it
-was trained with as there are layers (``test_gate``); a layer that is off keeps positions of zeros, which take part in
-its attention (``off``); prompts of layers that are never chosen for growth go on training and drift; a grown pool
-gives its frozen prompts less weight (``restrict``); statistics of old classes are not refreshed. Defaults are those
-for CIFAR-100 with ImageNet-21k weights.
+Differences from the public code: pools grow when the next task begins, not before the evaluation, so that no untrained
+prompt takes part in a prediction. Predictions are the head's logits; the code chooses the best of three read-outs by
+test accuracy. Prototypes are means of un-augmented images; the task of a class is looked up. The running share is reset
+for each task. Weight decay does not reach the head's rows of other classes, and alignment trains the head alone. The
+router's mean noise, which has no gradient, is left out. The alignment's schedule is per step. Pixels are normalised as
+the weights expect. A task of one class competes with the rows of earlier classes, which the main stage does not change.
+Kept from the code: at test a layer that is on has its whole prefix, about as many times the trained one as there are
+layers (``test_gate``); a layer that is off keeps positions of zeros, which take part in its attention (``off``);
+prompts of layers that never grow are trained by all tasks and drift; a grown pool gives its frozen prompts less weight
+(``restrict``); statistics of old classes are not updated. Defaults are those for CIFAR-100 with ImageNet-21k weights.
 """
 
 from __future__ import annotations
@@ -42,21 +41,21 @@ from ostinato.nn.pools import PromptPool
 from ostinato.registry import register
 
 RIDGE = 2e-4
-"""On the diagonal of class covariances: 1e-4 where they are estimated and 1e-4 where they are drawn from."""
+"""Added to the diagonal of class covariances; the code adds 1e-4 in the estimate and 1e-4 in the draw."""
 
 ALIGNMENT = Choice(AlignmentOptions(weight_decay=0.0))
-"""How the head is aligned; the public code has no weight decay there."""
+"""Alignment of the head; as in the public code, without weight decay."""
 
 
 class PoolPlan:
-    """Prefixes that each layer finds by the state that enters it.
+    """Plan whose layers select or mix prefixes by the state before them.
 
     Args:
-        method: whose pools are read.
+        method: with the pools.
         frozen: q(x), (B, D).
         gate: (B, layers), scales the prefixes.
-        sizes: (B, layers) prompts that may take part; None for all.
-        absent: whether a gate of 0 removes the prefix instead of leaving zeros.
+        sizes: (B, layers), number of usable prompts; None for all.
+        absent: whether a gate of 0 removes the prefix instead of setting it to zero.
     """
 
     first = 0
@@ -65,7 +64,7 @@ class PoolPlan:
         self, method: LiEPrompt, frozen: Tensor, gate: Tensor, sizes: Tensor | None = None, absent: bool = False
     ) -> None:
         self.method, self.frozen, self.gate, self.sizes, self.absent = method, frozen, gate, sizes, absent
-        self.similarity: list[Tensor] = []  # (B, top_k) of each layer, where prompts are selected
+        self.similarity: list[Tensor] = []  # (B, top_k) of each layer, if prompts are selected
 
     def __call__(self, layer: int, tokens: Tokens) -> Edit:
         """The gated prefix of ``layer`` for states (B, N, D)."""
@@ -74,7 +73,7 @@ class PoolPlan:
         sizes = None if self.sizes is None else self.sizes[:, layer]
         query = self._query(tokens)
         if method.top_k:
-            # The choice has no gradient; the pull is to move keys, not what they are compared with.
+            # Detached, so that the pull moves keys, not queries.
             prompts, similarity = pool.select(query.detach(), method.top_k, sizes)
             self.similarity.append(similarity)
         else:
@@ -84,7 +83,7 @@ class PoolPlan:
         return Edit(prefix=prefix_from(prompts * gate[:, None, None, None], method.heads), prefix_mask=on)
 
     def _query(self, tokens: Tokens) -> Tensor:
-        """What is compared with the keys, (B, D)."""
+        """The query (B, D) of the keys."""
         if self.method.match == "max":
             h, mask = tokens
             return (h if mask is None else h.masked_fill(~mask[..., None], -torch.inf)).amax(1)
@@ -97,22 +96,22 @@ class LiEPrompt(TaskInferring):
 
     Args:
         backbone: the frozen encoder; every layer is prompted.
-        pool_size: prompts per layer at the start.
+        pool_size: initial prompts per layer.
         length: positions of a prompt.
-        top_k: 0 mixes all prompts of a pool; otherwise so many are selected per sample and joined.
+        top_k: prompts selected per sample and joined; 0 mixes all prompts of a pool.
         layer_topk: layers that freeze and grow when a further task begins.
-        add_num: prompts that such a layer gets.
+        add_num: new prompts of a growing layer.
         balance: weight of the squared distance of the mean gate from the uniform one.
         ortho: weight of the overlap of new keys with frozen ones and each other.
-        test_gate: "hard" switches layers on where their share is above average, "soft" keeps the shares of
-            training, "soft_masked" keeps those above average.
-        off: what a gate of 0 leaves of a prefix: "zero" keys and values, or nothing ("absent").
-        query: what is compared with keys: the "max" over the layer's input tokens, its "cls" token, or the
-            "frozen" feature q(x); what fills up a batch of texts does not count.
+        test_gate: gate at test: "hard" is 1 for shares above average and 0 for others, "soft" the shares as in
+            training, "soft_masked" the shares above average and 0 for others.
+        off: prefix under a gate of 0: "zero" keys and values, or none ("absent").
+        query: query of the keys: the "max" over the layer's input tokens without padding, its "cls" token, or the
+            "frozen" feature q(x).
         key_pull: weight of a pull of selected keys towards their queries, mean(1 - cosine); needs ``top_k``.
-        restrict: at test, use only prompts that were there when the inferred task was learned.
+        restrict: at test, use only the prompts that existed when the inferred task was learned.
         align: options of the alignment of the head, see :class:`AlignmentOptions`.
-        readout: scores are the "linear" head's logits, or cosines with class means of q(x) ("proto").
+        readout: scores: the "linear" head's logits, or cosines with class means of q(x) ("proto").
     """
 
     no_effect: ClassVar = {"add_num": ("layer_topk", (0,)), "off": ("test_gate", ("soft",))}
@@ -147,9 +146,11 @@ class LiEPrompt(TaskInferring):
         if not 0 <= top_k <= pool_size:
             raise InputError(f"method.top_k must lie in [0, pool_size = {pool_size}], got {top_k}.")
         if not 0 <= layer_topk <= depth:
-            raise InputError(f"method.layer_topk must lie in [0, {depth}], the layers there are, got {layer_topk}.")
+            raise InputError(f"method.layer_topk must lie in [0, {depth}], the number of layers, got {layer_topk}.")
         if key_pull and not top_k:
-            raise InputError("method.key_pull pulls selected keys; set method.top_k to at least 1, or leave it at 0.")
+            raise InputError(
+                f"method.key_pull={key_pull} pulls selected keys: set method.top_k to at least 1, or leave it out."
+            )
         self.heads, self.top_k, self.layer_topk, self.add_num = backbone.arch.heads, top_k, layer_topk, add_num
         self.balance, self.ortho, self.key_pull = balance, ortho, key_pull
         self.test_gate, self.off, self.match, self.restrict = test_gate, off, query, restrict
@@ -158,7 +159,7 @@ class LiEPrompt(TaskInferring):
         self.pools = nn.ModuleList(
             PromptPool(pool_size, length, width, keys=d if query == "frozen" else width) for _ in range(depth)
         )
-        # T routers (layers, D) and (layers,): the newest trains, the others are the memory of routing patterns.
+        # T routers (layers, D) and (layers,), of which the newest trains.
         self.router_weight, self.router_bias = PerTask(), PerTask()
         self.noise_std = nn.Parameter(torch.tensor(0.1))
         self.register_buffer("running", torch.zeros(depth))
@@ -169,7 +170,7 @@ class LiEPrompt(TaskInferring):
         self.head = TaskHeads(d, freeze_old=False)
 
     def begin_task(self, task: LearnTask) -> None:
-        """Grow the most important layers' pools; add a router, rows of the head, and room for class means."""
+        """Grow the most important layers' pools; add a router, rows of the head and class means."""
         super().begin_task(task)
         depth, d = self.backbone.arch.depth, self.backbone.dim
         weight, bias = torch.zeros(depth, d, device=self.device), torch.zeros(depth, device=self.device)
@@ -192,13 +193,13 @@ class LiEPrompt(TaskInferring):
         return [len(pool) for pool in self.pools]  # pyright: ignore[reportArgumentType]
 
     def layer_importance(self) -> Tensor:
-        """Running mean share (T, layers) of each layer at the end of each finished task's training."""
+        """Running mean share (T, layers) of each layer at the end of each task's training."""
         return self.importance.clone()
 
     # Training
 
     def stages(self, task: LearnTask) -> list[Stage]:
-        """Prompts, router and the task's rows of the head; from the second task on, alignment of all rows."""
+        """Train prompts, router and the task's rows of the head; from the second task on, align all rows."""
         old = {id(rows) for part in (self.head.weight, self.head.bias) for rows in list(part)[:-1]}
         params = [p for p in self.parameters() if p.requires_grad and id(p) not in old]
         fit = Stage(
@@ -210,31 +211,31 @@ class LiEPrompt(TaskInferring):
         return [fit, align]
 
     def _collect_means(self, task: LearnTask) -> None:
-        """Means of q(x); the task is inferred from them as soon as statistics are taken."""
+        """Add the class means of q(x), by which the task is inferred."""
         self.class_means.update(*task.extract_features(self.query))
 
     def _collect_gaussians(self, task: LearnTask) -> None:
-        """Gaussians of features as they are at test: inferred task, gate of the test."""
+        """Add Gaussians of features under the inferred task and the gate of the test."""
         features, labels = task.extract_features(lambda x: self.features(x, self.infer_task(x)))
         self.alignment.gaussians.add(features, labels, len(task.classes))
 
     def training_gate(self, frozen: Tensor) -> Tensor:
-        """Shares (B, layers) of the newest router on q(x), (B, D), with noise of a learned size on its logits."""
+        """Shares (B, layers) of the newest router for q(x), (B, D), with noise of a learned size on its logits."""
         logits = frozen @ self.router_weight[-1].T + self.router_bias[-1]
         return (logits + self.noise_std * torch.randn_like(logits)).float().softmax(-1)
 
     def track(self, gate: Tensor) -> None:
-        """Move the running mean share by a batch of gates (B, layers): a tenth of the way, the first all of it."""
+        """Update the running mean share by a batch of gates (B, layers), with momentum 0.9 after the first batch."""
         mean = gate.detach().mean(0)
         self.running = torch.where(self.running.sum() == 0, mean, 0.9 * self.running + 0.1 * mean)
 
     def overlap(self) -> Tensor:
-        """Mean overlap of keys over the layers that have grown; 0 where none has."""
+        """Mean overlap of keys over the grown layers; 0 without any."""
         grown = [pool.overlap() for pool in self.pools if len(pool.frozen_keys)]  # pyright: ignore
         return torch.stack(grown).mean() if grown else self.running.new_zeros(())
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes, balance of the gate, overlap of keys, and the pull if it is on."""
+        """Cross-entropy over the task's classes, balance of the gate, overlap of keys, and optional pull of keys."""
         frozen = self.query(x)
         gate = self.training_gate(frozen)
         self.track(gate)
@@ -249,7 +250,7 @@ class LiEPrompt(TaskInferring):
         return losses
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep the running shares; the first task, which has no alignment, gets its Gaussians here."""
+        """Keep the running shares; add the Gaussians of the first task, which has no alignment stage."""
         self.importance = torch.cat([self.importance, self.running[None]])
         if task.index == 0:
             self._collect_gaussians(task)

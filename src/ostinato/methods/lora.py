@@ -1,15 +1,14 @@
-"""Low-rank updates per task on the attention, over a prompt method.
+"""LoRA: low-rank updates of the attention per task, over prompts.
 
 Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022,
 https://arxiv.org/abs/2106.09685; as the baseline of Soft-TransFormers (https://arxiv.org/abs/2411.16073).
 
-In chosen layers the queries, the values and the output projection become W + scale B A, with A (r, in) random and
-B (out, r) zero at the start, so that training begins at the prompt method.
+In chosen layers the weights W of queries, values and the output projection become W + scale B A, with A (r, in) random
+and B (out, r) zero, so that training starts at the prompts alone.
 
 Differences from the paper: Soft-TransFormers' public code uses scale 8 at every rank and a dropout of 0.1 on the input;
-here the scale is an option and there is no dropout, which a frozen model with few images has little use for. At large
-ranks its learning rate diverges: tune ``train.lr`` for a fair comparison. With ViT-B a layer has 4,608 r parameters
-per task.
+here the scale is an option and there is no dropout. At large ranks its learning rate diverges: tune ``train.lr`` for a
+fair comparison. With ViT-B a layer has 4,608 r parameters per task.
 """
 
 from __future__ import annotations

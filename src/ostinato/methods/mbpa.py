@@ -1,22 +1,21 @@
-"""MBPA++: an encoder that is trained on, a memory of samples, and a head that adapts to each question.
+"""MBPA++: sparse experience replay, and local adaptation to each test sample.
 
 de Masson d'Autume, Ruder, Kong, Yogatama: "Episodic Memory in Lifelong Language Learning", NeurIPS 2019,
 https://arxiv.org/abs/1906.01076.
 
-Samples are kept in a memory under the feature that the pre-trained encoder gives them, which never changes. While
-training, a hundredth of the steps also learns from samples of the memory (sparse experience replay). At test the
-K nearest samples of the memory are looked up for every question x, and before it is answered the parameters W take
-L steps on
+A memory keeps training samples, keyed by their features under the pre-trained encoder. A hundredth of the training
+steps also replays samples (sparse experience replay). At test the K samples with the nearest keys are looked up for
+every test sample x, and the parameters W take L steps on
 
-    lambda |W' - W|^2 - 1/K sum_k log p(y_k | x_k; W'),
+    lambda |W' - W|^2 - 1/K sum_k log p(y_k | x_k; W')
 
-from which the next question starts again.
+before x is scored. The next test sample starts from W again.
 
-Differences from the paper: by default only the head adapts (``adapt=head``), which is the same number of steps for all
-questions of a batch at once; ``adapt=all`` takes the paper's steps on all parameters, one question after the other, in
-hundreds of times the time. Steps are plain gradient steps. A replayed batch shares the step of the batch that
-it falls on, instead of a step of its own after ten thousand samples. ``memory`` keeps a share of the samples, evenly
-over the task's; the paper keeps all in its main results.
+Differences from the paper: by default only the head adapts (``adapt=head``), for all samples of a batch at once;
+``adapt=all`` adapts all parameters as in the paper, one sample after the other, which takes hundreds of times as long.
+Steps are plain gradient steps. A replayed batch joins the current training step; the paper gives it a step of its own
+after ten thousand samples. ``memory`` keeps a share of each task's samples at even distances; the paper keeps all in
+its main results.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ class MBPA(Finetune):
     """Sparse replay and local adaptation.
 
     Args:
-        backbone: the encoder, which is trained; a copy that stays as it is gives the keys.
-        memory: share of each task's samples that is kept, in (0, 1].
-        replay_rate: share of the steps that replays a batch, in [0, 1].
-        neighbours: K.
-        steps: L.
-        adapt_lr: size of a local step.
-        adapt_l2: lambda.
-        adapt: what takes the local steps: "head", "all" or "none".
+        backbone: the encoder, which is trained; a frozen copy computes the keys.
+        memory: share of each task's samples to keep, in (0, 1].
+        replay_rate: share of training steps with a replayed batch, in [0, 1].
+        neighbours: K, samples looked up per test sample.
+        steps: L, local steps.
+        adapt_lr: learning rate of a local step.
+        adapt_l2: lambda, weight of the distance to W.
+        adapt: adapted parameters: "head", "all" or "none".
     """
 
     no_effect: ClassVar = dict.fromkeys(("neighbours", "steps", "adapt_lr", "adapt_l2"), ("adapt", ("none",)))
@@ -87,7 +86,7 @@ class MBPA(Finetune):
         self.pretrained = ("reader",)
         self.kept = Exemplars(backbone)
         self.register_buffer("keys", torch.zeros(0, backbone.dim))
-        self.register_buffer("features_kept", torch.zeros(0, backbone.dim))  # by the encoder as it is now
+        self.register_buffer("features_kept", torch.zeros(0, backbone.dim))  # of the current encoder
 
     def query(self, x: Tensor) -> Tensor:
         """Features (B, D) of the pre-trained encoder."""
@@ -95,10 +94,10 @@ class MBPA(Finetune):
             return self.reader(x)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over all classes seen, and now and then that of samples from the memory."""
+        """Cross-entropy over all classes seen, and of replayed samples on replay steps."""
         losses = super().loss(x, y)
         if len(self.kept) and self.replay_rate:
-            # Of the processes that share a step each draws for itself, and all must name the same terms.
+            # Every process draws for itself whether it replays, but all must return the same terms.
             losses["replay"] = x.new_zeros((), dtype=torch.float32)
             if torch.rand(()) < self.replay_rate:
                 rows = self.kept.draw(len(x))
@@ -106,7 +105,7 @@ class MBPA(Finetune):
         return losses
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep samples of the task, and read the whole memory with the encoder as it is now."""
+        """Keep samples of the task, and compute features of the whole memory by the current encoder."""
         super().end_task(task)
         n = len(task.train)
         keep = torch.linspace(0, n - 1, max(1, round(self.memory * n))).round().long().tolist()
@@ -117,7 +116,7 @@ class MBPA(Finetune):
             self.features_kept = torch.cat([self.backbone(x).float() for x in self.kept.batches()])
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Positions (B, K) in the memory of the samples whose keys are nearest to q(x)."""
+        """Positions (B, K) in the memory of the keys nearest to q(x)."""
         k = min(self.neighbours, len(self.kept))
         return torch.cdist(self.query(x).float(), self.keys).topk(k, largest=False).indices
 
@@ -131,11 +130,10 @@ class MBPA(Finetune):
         return torch.cat([self._by_all(x[i : i + 1], near[i]) for i in range(len(x))])
 
     def _by_heads(self, features: Tensor, near: Tensor) -> Tensor:
-        """Logits (B, n_seen) of features (B, D) by a head for each.
+        """Logits (B, n_seen) of features (B, D), each by an adapted head.
 
-        Every step moves the head's rows within the span of the K features that it learns from, W' = W - S^T F. So it is
-        enough to follow S (K, C) and the bias; the steps then need the products of the features with each other and
-        with W once, and never a head per sample.
+        Steps move the head within the span of the K neighbours' features F: W' = W - S^T F. Tracking S (K, C) and the
+        bias is enough, from the products F F^T and F W^T, without a head per sample.
         """
         weight, bias = self.head.weight.joined(), self.head.bias.joined()
         known, answers = self.features_kept[near], F.one_hot(self.kept.y[near], len(bias))  # (B, K, D), (B, K, C)
@@ -151,8 +149,8 @@ class MBPA(Finetune):
             return features @ weight.T + new_bias - (features[:, None] @ known.mT @ shift)[:, 0]
 
     def _by_all(self, x: Tensor, near: Tensor) -> Tensor:
-        """Logits (1, n_seen) of one sample by a copy of everything that took its local steps."""
-        # Evaluation runs in inference mode, where nothing can be differentiated.
+        """Logits (1, n_seen) of one sample by an adapted copy of all parameters."""
+        # Leave the inference mode of evaluation, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             backbone, head = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
             params = [*backbone.parameters(), *head.parameters()]

@@ -3,11 +3,11 @@
 Zhou, Cai, Ye, Zhan, Liu: "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and
 Adaptivity are All You Need", IJCV 2024, https://arxiv.org/abs/2303.07338.
 
-Nothing is trained. The weight of a class is the mean of the frozen features of its training images; an
-image belongs to the class whose mean has the largest cosine with its feature.
+Nothing is trained. The prototype of a class is the mean frozen feature of its training images; an image gets the class
+of the prototype with the largest cosine.
 
-Differences from the paper: features are read under the weights' own normalisation (the official code feeds
-[0, 1] pixels; ``preprocess=unit`` restores that). The order of classes and tasks has no influence.
+Differences from the paper: pixels are normalised as the weights expect (the official code feeds [0, 1] pixels;
+``preprocess=unit`` restores that). The order of classes and tasks has no influence.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class SimpleCIL(Method):
         self.class_means = ClassMeans(backbone.dim)
 
     def begin_task(self, task: LearnTask) -> None:
-        """Make room for the task's class means."""
+        """Add the task's class means."""
         super().begin_task(task)
         self.class_means.grow(len(task.classes))
 
     def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
-        """Nothing to optimise."""
+        """No stage."""
         return []
 
     def end_task(self, task: LearnTask) -> None:

@@ -1,20 +1,19 @@
-"""SLM: low-rank updates retrieved for every sample from a store that grows.
+"""SLM: low-rank updates retrieved per sample from a growing store.
 
 Peng, Tian, Liu, Yang, Jia: "Scalable Language Model with Generalized Continual Learning", ICLR 2024,
 https://arxiv.org/abs/2404.07470.
 
-Before a task is learned, keys are fitted to the frozen features q(x) of its samples, and each gets a low-rank update of
-the queries and values of all layers, zero at the start. A sample retrieves the k keys with the largest cosine to q(x);
-their updates, weighted by how near the keys are, change the frozen weights for this sample alone. Training retrieves
-among the keys of the task and trains their updates; at test all keys of all tasks compete, so that no task is inferred.
-The loss is cross-entropy over the task's classes.
+Before a task, keys are fitted to the frozen features q(x) of its samples. Each key has a low-rank update of the queries
+and values of all layers, initially zero. A sample retrieves the k keys with the largest cosine to q(x); their updates,
+weighted by similarity, change the frozen weights for this sample alone. Training retrieves among the task's keys and
+trains their updates. At test the keys of all tasks compete, so no task is inferred. The loss is cross-entropy over the
+task's classes.
 
-Differences from the paper: keys are the k-means centres of normalised features, where the paper learns a distribution
-per task in groups of dimensions. Weights are a softmax of the cosines over the retrieved keys. Retrieved updates are
-joined along the rank, sum_i w_i B_i A_i x, so that a batch of samples with different updates is one product. Features
-are those of the backbone itself, not of a second sentence encoder. Every sample is scored alone, where the
-public code takes test batches to be of one task, and chooses checkpoints by their test score. The rank and the number
-of keys are ours.
+Differences from the paper: keys are k-means centres of normalised features; the paper learns a distribution per task in
+groups of dimensions. Weights are a softmax of the cosines over the retrieved keys. Retrieved updates are joined along
+the rank, sum_i w_i B_i A_i x, so that a batch of different updates is one product. Features are those of the backbone,
+not of a second sentence encoder. Every sample is scored alone; the public code assumes that a test batch is of one task
+and chooses checkpoints by their test score. The rank and the number of keys are not the paper's.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ class SLM(Method):
     Args:
         backbone: the frozen encoder.
         layers: updated layers, from 0; None for all.
-        keys: keys, each with an update, per task.
+        keys: keys per task, each with an update.
         rank: r of an update.
         scale: factor on B A.
-        top_k: keys retrieved per sample; no more than there are.
+        top_k: keys retrieved per sample; all if there are fewer.
         temperature: of the softmax over their cosines.
     """
 
@@ -94,27 +93,27 @@ class SLM(Method):
         self.head.grow(len(task.classes), device=self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """One stage, before which the keys are set."""
+        """One stage; the keys are set before it."""
         return [Stage(self.loss, prepare=partial(self._set_keys, task))]
 
     @torch.no_grad()
     def _set_keys(self, task: LearnTask) -> None:
-        """k-means centres of q(x) / |q(x)| over the task's samples."""
+        """Set the k-means centres of q(x) / |q(x)| over the task's samples."""
         query, _ = task.extract_features(self.query)
         self.keys[-1].copy_(centres(F.normalize(query.float(), dim=-1), self.n_keys))
 
     def retrieve(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest of keys (n, D) to q(x), (B, D), and their weights: two of (B, k)."""
+        """Ids and weights (B, k) of the keys (n, D) nearest to q(x), (B, D)."""
         near, ids = cosine(query, keys).topk(min(self.top_k, len(keys)), dim=1)
         return ids, (near / self.temperature).float().softmax(-1)
 
     def plan(self, ids: Tensor, weights: Tensor, *, newest: bool) -> LayerPlan:
-        """Updates joined along the rank, for every sample its own.
+        """Updates of each sample, joined along the rank.
 
         Args:
-            ids: retrieved keys (B, k), counted over all tasks or within the newest one.
+            ids: retrieved keys (B, k).
             weights: (B, k).
-            newest: which of the two.
+            newest: whether ids count within the newest task instead of over all tasks.
         """
 
         def edit(place: str) -> LinearEdit:

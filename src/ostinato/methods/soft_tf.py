@@ -1,21 +1,21 @@
-"""Soft-TransFormers: a real-valued mask on frozen attention weights for every task.
+"""Soft-TransFormers: a real-valued mask of frozen attention weights per task.
 
 Kang, Yoo et al.: "Soft-TransFormers for Continual Learning", https://arxiv.org/abs/2411.16073.
 
 In chosen layers the frozen weights of queries, keys, values and the output projection are multiplied entry by entry
-with a mask that starts at exactly 1, so that training begins at the prompt method below it (eq. 3). Prompts, the
-task's key, its mask and its rows of the head are trained with cross-entropy over the task's classes and the pull of
-the key (eq. 7). Masks are stored per task and never change again; at test the task of every sample is inferred.
+with a mask that starts at exactly 1, so that training starts at the prompts alone (eq. 3). Prompts, the task's key, its
+mask and its rows of the head are trained with cross-entropy over the task's classes and the pull of the key (eq. 7).
+Masks of earlier tasks never change; at test the task of every sample is inferred.
 
 Differences from the paper: tasks are inferred for each sample alone, where the paper takes one id for a whole test
 batch of one task (``ostinato protocols`` measures how many points that adds). Layers count from 0, so the paper's
 10-12 are (9, 10, 11). The public code draws masks from U(0.99, 1) and multiplies biases by uninitialised numbers;
-here masks are exactly 1 (``mask_init`` restores its ablation) and biases plain. It also masks fc1 and fc2
-(``variant=ff``), which the paper's main rows do not. Over L2P, which knows no tasks, the masks bring their own keys.
-A task's key is the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). The
-experts' layers follow the masked ones unless ``base.e_layers`` says otherwise. Projections (``base.pgp``) take their
-statistics under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers
-of ViT-B; exact are 2,359,296 / 4,718,592 / 7,077,888.
+here masks are exactly 1 (``mask_init`` restores its ablation) and biases are not masked. It also masks fc1 and fc2
+(``variant=ff``), which the paper's main rows do not. L2P has no task keys; here the masks bring them. A task's key is
+the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). Experts are in the masked
+layers unless ``base.e_layers`` names others. Projections (``base.pgp``) take their statistics under the prompts alone.
+The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B; exact are 2,359,296 /
+4,718,592 / 7,077,888.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SoftTF(TaskEdits):
     Args:
         backbone: the frozen encoder.
         variant: masked maps: "attn" (queries, keys, values), "attn+proj", or "ff" with the MLP as well.
-        mask_init: "ones"; "uniform", "xavier", "kaiming" and "normal" are the paper's ablation.
+        mask_init: initial masks: "ones"; "uniform", "xavier", "kaiming" and "normal" are the paper's ablation.
         more: options of the prompts and of task inference, see :class:`TaskEdits`.
     """
 

@@ -1,17 +1,16 @@
-"""Winning SubNetworks: a binary mask per task that keeps the weights with the largest scores.
+"""Winning SubNetworks: a binary mask of the weights with the largest scores per task.
 
 Kang, Mina, Madjid, Yoon, Hasegawa-Johnson, Hwang, Yoo: "Forget-free Continual Learning with Winning Subnetworks",
 ICML 2022, https://proceedings.mlr.press/v162/kang22b.html; SoftNet: Kang, Yoon, Madjid, Hwang, Yoo: "On the
-Soft-Subnetwork for Few-Shot Class Incremental Learning", ICLR 2023, https://arxiv.org/abs/2209.07529. Here as rivals of
-Soft-TransFormers: over the same prompts, on the same frozen weights.
+Soft-Subnetwork for Few-Shot Class Incremental Learning", ICLR 2023, https://arxiv.org/abs/2209.07529. Here they are
+rivals of Soft-TransFormers, over the same prompts and on the same frozen weights.
 
-Every weight has a score. The forward pass keeps the top share by magnitude, per map; the straight-through gradient
-reaches all scores. When a task ends its binary mask is stored, and the next task continues from the scores.
+Every weight has a score. The forward pass keeps the top share of each map by magnitude; the straight-through gradient
+reaches all scores. The binary mask is stored at the end of a task, and the next task continues from the scores.
 
-Differences from the papers: the pre-trained weights are frozen (WSN trains the ones no mask has claimed yet), biases
-are kept whole. ``kind=hybrid`` multiplies what is kept by a learned value per task, as older code of
-Soft-TransFormers does under the name WSN; ``kind=soft`` is SoftNet, where dropped weights keep a fixed share drawn
-from U(0, 1).
+Differences from the papers: pre-trained weights are frozen (WSN trains those outside all masks), biases are not masked.
+``kind=hybrid`` multiplies kept weights by a learned value per task, as older code of Soft-TransFormers does under the
+name WSN; ``kind=soft`` is SoftNet, which multiplies dropped weights by a fixed share drawn from U(0, 1).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Zero-shot CLIP: an image belongs to the class whose name says most nearly what it shows.
+"""Zero-shot CLIP: classify images by the text features of class names.
 
 Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, Sutskever: "Learning Transferable
 Visual Models From Natural Language Supervision", ICML 2021, https://arxiv.org/abs/2103.00020, section 3.1.
 
-Nothing is learned but the names of classes. A class is the mean of the features of its name in every template.
+Nothing is trained. The weight of a class is the mean text feature of its name in all templates.
 
-Differences from the paper: one template by default, where the paper averages over 80 that it wrote for ImageNet; give
-more as ``method.templates``. Underscores in names are read as spaces.
+Differences from the paper: one template by default; the paper averages over 80 for ImageNet. ``method.templates`` gives
+more. Underscores in names are read as spaces.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ostinato.registry import register
 
 @register("zero_shot")
 class ZeroShot(Method):
-    """Cosine with the texts of classes.
+    """Scaled cosine with the texts of classes.
 
     Args:
         backbone: a CLIP model.
-        templates: sentences with ``{}`` where the name of a class goes.
+        templates: sentences with ``{}`` for the name of a class.
     """
 
     needs = ClipBackbone
@@ -44,11 +44,11 @@ class ZeroShot(Method):
         self.register_buffer("texts", torch.zeros(0, backbone.joint_dim))
 
     def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
-        """Nothing to optimise."""
+        """No stage."""
         return []
 
     def end_task(self, task: LearnTask) -> None:
-        """Read the names of the task's classes."""
+        """Add the text features of the task's classes."""
         tower = self.backbone.text
         rows = [
             tower(tower.ids([template.replace("{}", name) for template in self.templates]).to(self.device)).mean(0)

@@ -1,4 +1,4 @@
-"""Parts that several methods share."""
+"""Shared parts of methods that need no backbone."""
 
 from ostinato.nn.gaussians import ClassGaussians
 from ostinato.nn.growing import Growing, PerTask

@@ -1,4 +1,4 @@
-"""k-means, the same for the same points."""
+"""Deterministic k-means."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROUNDS = 10
 def centres(points: Tensor, k: int) -> Tensor:
     """Centres (k, D) of points (n, D) by Lloyd's algorithm, in fp64.
 
-    It begins with the point nearest to the mean and then, k - 1 times, with the one farthest from those chosen, so that
-    nothing is drawn. Where there are fewer different points than k, centres repeat.
+    The first centre is the point nearest to the mean, each further one the point farthest from the centres so far
+    (farthest-point initialisation), so nothing is random. Centres repeat if there are fewer than k distinct points.
     """
     points = points.double()
     chosen = [int((points - points.mean(0)).norm(dim=1).argmin())]
@@ -32,7 +32,7 @@ def centres(points: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def representatives(points: Tensor, k: int) -> Tensor:
-    """Positions, ascending and each once, of the points (n, D) that are nearest to k centres."""
+    """Ascending, distinct positions of the points (n, D) nearest to k centres."""
     if k >= len(points):
         return torch.arange(len(points), device=points.device)
     return torch.cdist(centres(points, k), points.double()).argmin(1).unique()

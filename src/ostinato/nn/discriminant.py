@@ -1,4 +1,4 @@
-"""Linear discriminant analysis that takes new classes as they come."""
+"""Incremental linear discriminant analysis."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from ostinato.nn.statistics import ClassMeans, joined_scatter
 
 
 class LinearDiscriminant(Growing):
-    """A Gaussian N(mean_c, cov) per class, with one covariance for all, of which only sums are kept.
+    """A Gaussian N(mean_c, cov) per class with a shared covariance, kept as sums.
 
     Hayes, Kanan: "Lifelong Machine Learning with Deep Streaming Linear Discriminant Analysis", CVPR Workshops 2020,
-    https://arxiv.org/abs/1909.01520. Differences: the covariance is the pooled one of the samples about the means of
-    their classes, all classes weigh the same whatever their number of samples, and it is shrunk towards a multiple of
-    the identity by as much as the number of samples calls for: Chen, Wiesel, Eldar, Hero: "Shrinkage Algorithms for
-    MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, eq. 23 ("OAS").
+    https://arxiv.org/abs/1909.01520. Differences: the covariance is the pooled within-class one, and class priors are
+    uniform. It is shrunk towards a multiple of the identity by OAS: Chen, Wiesel, Eldar, Hero: "Shrinkage Algorithms
+    for MMSE Covariance Estimation", IEEE Transactions on Signal Processing 2010, eq. 23.
 
     Args:
         dim: width D of the features.
@@ -30,7 +29,7 @@ class LinearDiscriminant(Growing):
         super().__init__()
         self.class_means = ClassMeans(dim)
         self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float64))  # about the means of the classes
-        # What follows from the sums, kept because solving for it takes longer than scoring a batch.
+        # Derived from the sums; kept because solving takes longer than scoring a batch.
         self.register_buffer("weight", torch.zeros(0, dim))
         self.register_buffer("bias", torch.zeros(0))
 
@@ -49,8 +48,8 @@ class LinearDiscriminant(Growing):
 
         Args:
             features: (n, D) of their samples.
-            labels: (n,) among all classes; the first new one is ``len(self)``. Each has a sample.
-            n_classes: how many classes are added.
+            labels: (n,) among all classes; the first new one is ``len(self)``. Each class needs a sample.
+            n_classes: number of new classes.
         """
         self.class_means.grow(n_classes)
         self.class_means.update(features, labels)
@@ -78,7 +77,7 @@ class LinearDiscriminant(Growing):
         self.weight, self.bias = weight.float(), (-0.5 * (weight * means).sum(1)).float()
 
     def covariance(self) -> Tensor:
-        """The shrunk covariance (D, D) in fp64; the identity where no class varies."""
+        """The shrunk covariance (D, D) in fp64; the identity if no class varies."""
         n, dim = self.degrees, len(self.scatter)
         eye = torch.eye(dim, dtype=self.scatter.dtype, device=self.scatter.device)
         sample = self.scatter / max(n, 1)
@@ -91,6 +90,6 @@ class LinearDiscriminant(Growing):
         return (1 - share) * sample + share * size / dim * eye
 
     def forward(self, features: Tensor) -> Tensor:
-        """Log-likelihood (B, C) of features (B, D) in every class, up to a number per sample."""
+        """Log-likelihood (B, C) of features (B, D) under every class, up to a constant per sample."""
         with torch.autocast(features.device.type, enabled=False):
             return features.float() @ self.weight.T + self.bias

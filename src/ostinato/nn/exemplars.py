@@ -1,4 +1,4 @@
-"""Training samples that a method keeps for later tasks."""
+"""Memory of training samples for replay."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from ostinato.nn.growing import Growing
 
 
 class Exemplars(Growing):
-    """Samples as the backbone reads them, with their labels and tasks.
-
-    Images are kept as bytes. Texts are kept as token numbers, all filled up to the longest.
+    """Stored samples with their labels and tasks: images as bytes, texts as token ids padded to the longest.
 
     Args:
-        backbone: which says what samples are.
+        backbone: its kind decides between images and texts.
     """
 
     x: Tensor
@@ -33,11 +31,11 @@ class Exemplars(Growing):
         self.register_buffer("tasks", torch.zeros(0, dtype=torch.int64))
 
     def __len__(self) -> int:
-        """Samples kept."""
+        """Number of samples."""
         return len(self.y)
 
     def add(self, x: Tensor, y: Tensor, task: int) -> None:
-        """Keep samples x (n, ...) of a task with labels (n,)."""
+        """Store samples x (n, ...) of a task with labels (n,)."""
         x = x.to(self.x.dtype)
         if self.fill is not None and len(self):
             width = max(x.shape[1], self.x.shape[1])
@@ -47,7 +45,7 @@ class Exemplars(Growing):
         self.tasks = torch.cat([self.tasks, torch.full_like(y, task)])
 
     def at(self, rows: Tensor) -> Tensor:
-        """Samples at positions (n,), texts as long as the longest of them."""
+        """Samples at positions (n,); texts are cut to the longest among them."""
         x = self.x[rows]
         return x if self.fill is None else x[:, : max(1, int((x != self.fill).sum(1).max()))]
 
@@ -56,5 +54,5 @@ class Exemplars(Growing):
         return map(self.at, torch.arange(len(self), device=self.y.device).split(size))
 
     def draw(self, n: int) -> Tensor:
-        """Positions (n,) drawn with replacement, by torch's generator."""
+        """Positions (n,) drawn with replacement from torch's global generator."""
         return torch.randint(len(self), (n,)).to(self.y.device)

@@ -1,4 +1,4 @@
-"""A Gaussian per class over frozen-in-time features, from which features of old classes are drawn anew."""
+"""Class Gaussians, from which features of old classes are sampled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ COVARIANCES = ("full", "shared", "diagonal")
 
 
 class ClassGaussians(Growing):
-    """N(mean_c, cov_c) per class, kept as mean and Cholesky factor.
+    """A Gaussian N(mean_c, cov_c) per class, kept as mean and Cholesky factor.
 
     Args:
         dim: width D of the features.
-        covariance: "full" keeps the covariance of each class, "diagonal" its diagonal, and "shared" mixes each
-            class's covariance with the mean covariance of the classes that were added with it.
-        ridge: added to the diagonal, which also makes classes with fewer samples than D usable.
-        shrink: weight of the mean covariance for "shared".
+        covariance: "full" keeps the covariance of each class, "diagonal" its diagonal; "shared" mixes each class's
+            covariance with the mean covariance of the classes added with it.
+        ridge: added to the diagonal, so that classes with fewer than D samples are usable.
+        shrink: weight of the mean covariance under "shared".
     """
 
     means: Tensor
@@ -37,20 +37,20 @@ class ClassGaussians(Growing):
         self.register_buffer("factors", torch.zeros(shape))
 
     def __len__(self) -> int:
-        """Classes kept."""
+        """Number of classes."""
         return len(self.means)
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
         """Append the next ``n_classes`` classes.
 
-        The covariance is the unbiased one plus ``ridge`` on the diagonal; a class of one sample has the ridge
-        alone ("shared": the mean of its companions as well).
+        The covariance is the unbiased estimate plus ``ridge`` on the diagonal; that of a class with one sample is the
+        ridge alone (under "shared", plus its part of the mean).
 
         Args:
             features: (n, D) of their samples.
             labels: (n,) among all classes; the first new one is ``len(self)``.
-            n_classes: how many classes are added; each needs a sample.
+            n_classes: number of new classes; each needs a sample.
 
         Raises:
             InputError: if a class has no sample.
@@ -60,7 +60,7 @@ class ClassGaussians(Growing):
         for c in range(len(self), len(self) + n_classes):
             rows = features[labels == c]
             if not len(rows):
-                raise InputError(f"ClassGaussians.add: class {c} has no sample.")
+                raise InputError(f"ClassGaussians.add: class {c} needs a sample, got none.")
             centred = rows - rows.mean(0)
             means.append(rows.mean(0))
             covariances.append(centred.T @ centred / max(len(rows) - 1, 1))
@@ -82,7 +82,7 @@ class ClassGaussians(Growing):
         noise = torch.randn(len(labels), self.means.shape[1], device=self.means.device)
         if self.covariance == "diagonal":
             return self.means[labels] + noise * self.factors[labels]
-        # A product per class present: a gathered factor per sample would be D x D for each of them.
+        # One product per class: gathering a factor per sample would take B x D x D.
         out = self.means[labels]
         for c in labels.unique().tolist():
             rows = labels == c

@@ -1,4 +1,4 @@
-"""Learned state that grows with the stream and loads back at whatever size it was saved."""
+"""Learned state that grows with the stream and loads at its saved size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 
 class Growing(nn.Module):
-    """A module whose own buffers may have another shape in a checkpoint than now.
+    """A module whose own buffers ``load_state_dict`` resizes to the saved shapes.
 
-    ``load_state_dict`` resizes them first, so that a fresh object takes the state of a long stream without
-    knowing how many tasks or classes it saw.
+    A fresh object can thus load the state of a stream of any length.
     """
 
     def __init__(self) -> None:
@@ -32,8 +31,8 @@ class PerTask(nn.ParameterList):
     """One parameter per task, of which only the newest trains.
 
     Args:
-        freeze_old: False keeps the parameters of earlier tasks trainable too (sequential fine-tuning).
-        trains: False for what is set from data, so that none of them trains.
+        freeze_old: False keeps the parameters of earlier tasks trainable (sequential fine-tuning).
+        trains: False makes all of them constants, for values set from data.
     """
 
     def __init__(self, *, freeze_old: bool = True, trains: bool = True) -> None:
@@ -42,24 +41,21 @@ class PerTask(nn.ParameterList):
         self.register_load_state_dict_pre_hook(_add_tasks)
 
     def __iter__(self) -> Iterator[nn.Parameter]:
-        """The parameters in the order of their tasks; torch's own way looks each one up by its name."""
+        """Iterate in the order of tasks; torch's own iterator looks each parameter up by name, which is slower."""
         return iter(cast(dict[str, nn.Parameter], self._parameters).values())
 
     def add(self, value: Tensor) -> None:
-        """Append the parameter of a new task and freeze the ones before it."""
+        """Append the parameter of a new task and freeze the earlier ones."""
         self.append(nn.Parameter(value))
-        self._freeze()
-
-    def _freeze(self) -> None:
         for i, p in enumerate(self):
             p.requires_grad_(self.trains and (not self.freeze_old or i == len(self) - 1))
 
     def stacked(self) -> Tensor:
-        """All tasks in one tensor (T, ...); the parameters must have one shape."""
+        """The parameters, all of one shape, as a tensor (T, ...)."""
         return torch.stack(list(self))
 
     def joined(self) -> Tensor:
-        """All tasks joined along the first axis."""
+        """The parameters concatenated along the first axis."""
         return torch.cat(list(self))
 
 
@@ -72,7 +68,7 @@ def _add_tasks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: A
 
 
 def resize_parameters(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load hook for modules whose own trainable parameters may have another shape in a checkpoint than now."""
+    """Load hook that resizes a module's own trainable parameters to the saved shapes."""
     for name, old in module._parameters.items():
         new = state_dict.get(prefix + name)
         if old is not None and new is not None and old.shape != new.shape:

@@ -1,4 +1,4 @@
-"""Classification heads that grow with the stream."""
+"""Classification heads that grow with the tasks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from ostinato.nn.growing import PerTask
 
 
 class TaskHeads(nn.Module):
-    """A linear classifier with a block of rows per task, computed in fp32.
+    """A linear classifier in fp32 with a block of rows per task.
 
-    Equal to one layer over all classes whose old rows receive no gradient; as blocks, old rows also escape
-    weight decay and stay bit-equal.
+    Separate blocks keep the rows of old tasks out of weight decay, so that they stay bit-equal.
 
     Args:
         dim: width D of the features.
-        freeze_old: False trains the rows of all classes, as sequential fine-tuning does.
+        freeze_old: False trains the rows of all classes (sequential fine-tuning).
     """
 
     def __init__(self, dim: int, *, freeze_old: bool = True) -> None:
@@ -35,7 +34,7 @@ class TaskHeads(nn.Module):
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over the classes of the newest task.
 
-        A task of a single class leaves nothing to tell apart; there the frozen rows of earlier classes compete.
+        A task of a single class competes with the frozen rows of earlier classes.
 
         Args:
             features: (B, D) of samples of the newest task.
@@ -60,6 +59,6 @@ class TaskHeads(nn.Module):
 
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear map in fp32, also where the encoder runs under autocast."""
+    """A linear map in fp32, under autocast as well."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(features.float(), weight, bias)

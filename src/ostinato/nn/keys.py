@@ -1,7 +1,6 @@
-"""Keys by which the task of a sample is found from its frozen feature q(x).
+"""Task keys: infer the task of a sample from its frozen feature q(x).
 
-Every kind draws from the generator as much as a learned key takes, so that heads and edits begin alike whichever finds
-the tasks.
+Every kind draws as many random numbers as a learned key, so that heads and edits start equal under all kinds.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from ostinato.nn.matching import cosine, nearest_per_task
 
 
 class TaskKeys(nn.Module):
-    """Base of all kinds.
+    """Base class of task keys.
 
     Args:
         dim: width D of q(x).
 
     Attributes:
-        learned: whether gradients move the keys; otherwise :meth:`fit` sets them before a task is trained.
+        learned: whether keys are trained by gradients; otherwise :meth:`fit` sets them before a task is trained.
     """
 
     learned: ClassVar[bool] = False
@@ -36,17 +35,17 @@ class TaskKeys(nn.Module):
         self.dim = dim
 
     def begin(self, n_classes: int, *, device: torch.device) -> None:
-        """Make room for a task of ``n_classes``."""
+        """Add the keys of a task of ``n_classes``."""
         self._add(torch.empty(self.dim, device=device).uniform_(-1, 1), n_classes)
 
     def _add(self, drawn: Tensor, n_classes: int) -> None:
-        """Make room, given a key (D,) drawn from U(-1, 1)."""
+        """Add keys, given one (D,) drawn from U(-1, 1)."""
 
     def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:
         """Set the newest task's keys from q(x), (n, D), and labels (n,) of all its samples."""
 
     def pull(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002 - of learned ones
-        """Loss terms that move the newest key towards the frozen features of its samples.
+        """Loss terms that pull the newest key towards the frozen features of its samples.
 
         Args:
             x: samples of the newest task.
@@ -64,50 +63,46 @@ class TaskKeys(nn.Module):
         raise NotImplementedError
 
 
-class LearnedKeys(TaskKeys):
-    """A key per task that the pull ``-weight cos(q(x), K)`` trains; the largest cosine wins."""
-
-    learned = True
-
-    def __init__(self, dim: int, weight: float) -> None:
-        super().__init__(dim)
-        self.weight = weight
-        self.keys = PerTask()  # T of (D,)
-
-    def _add(self, drawn: Tensor, n_classes: int) -> None:  # noqa: ARG002 - one for the task
-        self.keys.add(drawn)
-
-    def pull(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The mean cosine of q(x) with the newest key, times the negative weight."""
-        return {"pull": -self.weight * cosine(query(x), self.keys[-1][None]).mean()}
-
-    def match(self, query: Tensor, sizes: Sequence[int]) -> Tensor:  # noqa: ARG002 - one key a task
-        """Cosine with the key of every task."""
-        return cosine(query, self.keys.stacked())
-
-
-class MeanKeys(TaskKeys):
-    """The key that the pull would find: ``argmax_K mean_b cos(q_b, K)`` is the mean of ``q_b / |q_b|``."""
+class _OneKey(TaskKeys):
+    """A key per task, matched by cosine."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        self.keys = PerTask(trains=False)  # T of (D,)
+        self.keys = PerTask(trains=self.learned)  # T of (D,)
 
-    def _add(self, drawn: Tensor, n_classes: int) -> None:  # noqa: ARG002 - one for the task
+    def _add(self, drawn: Tensor, n_classes: int) -> None:  # noqa: ARG002 - one key per task
         self.keys.add(drawn)
 
-    @torch.no_grad()
-    def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:  # noqa: ARG002 - one for the task
-        """The mean of the normalised features."""
-        self.keys[-1].copy_(F.normalize(query.double(), dim=-1).mean(0))
-
-    def match(self, query: Tensor, sizes: Sequence[int]) -> Tensor:  # noqa: ARG002 - one key a task
+    def match(self, query: Tensor, sizes: Sequence[int]) -> Tensor:  # noqa: ARG002 - one key per task
         """Cosine with the key of every task."""
         return cosine(query, self.keys.stacked())
 
 
+class LearnedKeys(_OneKey):
+    """A key K per task, trained by the pull ``-weight cos(q(x), K)``."""
+
+    learned = True
+
+    def __init__(self, dim: int, pull: float) -> None:
+        super().__init__(dim)
+        self.weight = pull
+
+    def pull(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The mean cosine of q(x) with the newest key, times ``-weight``."""
+        return {"pull": -self.weight * cosine(query(x), self.keys[-1][None]).mean()}
+
+
+class MeanKeys(_OneKey):
+    """The optimum of the pull: ``argmax_K mean_b cos(q_b, K)`` is the mean of ``q_b / |q_b|``."""
+
+    @torch.no_grad()
+    def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:  # noqa: ARG002 - one key per task
+        """Set the mean of the normalised features."""
+        self.keys[-1].copy_(F.normalize(query.double(), dim=-1).mean(0))
+
+
 class ClassKeys(TaskKeys):
-    """A mean of normalised features for every class; a task counts with its nearest class."""
+    """A mean of normalised features per class; a task scores as its nearest class."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -118,7 +113,7 @@ class ClassKeys(TaskKeys):
 
     @torch.no_grad()
     def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:
-        """The mean of each class."""
+        """Set the mean of each class."""
         query = F.normalize(query.double(), dim=-1)
         for row, c in zip(self.keys[-1], classes, strict=True):
             row.copy_(query[labels == c].mean(0))
@@ -129,7 +124,7 @@ class ClassKeys(TaskKeys):
 
 
 class GaussianKeys(TaskKeys):
-    """A Gaussian of normalised features for every class, with one covariance; a task counts with its likeliest."""
+    """A Gaussian of normalised features per class with a shared covariance; a task scores as its likeliest class."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -145,53 +140,51 @@ class GaussianKeys(TaskKeys):
         return nearest_per_task(self.discriminant(F.normalize(query.float(), dim=-1)), sizes)
 
 
-class LearnedKeyOptions(Options, frozen=True):
-    """A key per task that training pulls towards q(x).
+class KeyOptions(Options, frozen=True):
+    """Base class of the options of task keys."""
+
+    kind: ClassVar[type[TaskKeys]]
+
+    def build(self, dim: int) -> TaskKeys:
+        """Keys for features of width ``dim``."""
+        return self.kind(dim, **self.own())
+
+
+class LearnedKeyOptions(KeyOptions, frozen=True):
+    """A key per task, pulled towards q(x) in training.
 
     Attributes:
         pull: weight of the pull (lambda).
     """
 
+    kind = LearnedKeys
     name: Literal["learned"] = "learned"
     pull: float = 1.0
 
-    def build(self, dim: int) -> TaskKeys:
-        """The keys of tasks for features of width ``dim``."""
-        return LearnedKeys(dim, self.pull)
 
-
-class MeanKeyOptions(Options, frozen=True):
+class MeanKeyOptions(KeyOptions, frozen=True):
     """The mean of q(x) / |q(x)| over a task."""
 
+    kind = MeanKeys
     name: Literal["mean"] = "mean"
 
-    def build(self, dim: int) -> TaskKeys:
-        """The keys of tasks for features of width ``dim``."""
-        return MeanKeys(dim)
 
-
-class ClassKeyOptions(Options, frozen=True):
+class ClassKeyOptions(KeyOptions, frozen=True):
     """The mean of q(x) / |q(x)| over each class."""
 
+    kind = ClassKeys
     name: Literal["classes"] = "classes"
 
-    def build(self, dim: int) -> TaskKeys:
-        """The keys of tasks for features of width ``dim``."""
-        return ClassKeys(dim)
 
+class GaussianKeyOptions(KeyOptions, frozen=True):
+    """A Gaussian of q(x) / |q(x)| per class."""
 
-class GaussianKeyOptions(Options, frozen=True):
-    """A Gaussian of q(x) / |q(x)| for each class."""
-
+    kind = GaussianKeys
     name: Literal["gaussians"] = "gaussians"
-
-    def build(self, dim: int) -> TaskKeys:
-        """The keys of tasks for features of width ``dim``."""
-        return GaussianKeys(dim)
 
 
 LEARNED_KEYS = Choice(LearnedKeyOptions(), MeanKeyOptions(), ClassKeyOptions(), GaussianKeyOptions())
-"""Kinds of keys; learned ones where nothing is said."""
+"""Kinds of keys; "learned" is the default."""
 
 MEAN_KEYS = Choice(MeanKeyOptions(), LearnedKeyOptions(), ClassKeyOptions(), GaussianKeyOptions())
-"""Kinds of keys; means where nothing is said."""
+"""Kinds of keys; "mean" is the default."""

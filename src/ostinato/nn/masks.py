@@ -1,4 +1,4 @@
-"""Multiplicative weight masks: where they start, and how the largest scores become a binary one."""
+"""Multiplicative weight masks: initialisation, and binary masks of the largest scores."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ INITS = ("ones", "uniform", "xavier", "kaiming", "normal")
 
 
 def initial_mask(out: int, into: int, kind: str, *, device: torch.device) -> Tensor:
-    """A mask (out, in) before training.
+    """The initial value of a mask (out, in).
 
     Args:
         out: rows of the weight.
         into: columns of the weight.
         kind: "ones" is exactly 1; "uniform" is U(0.99, 1); "xavier", "kaiming" (a = sqrt 5) and "normal" (std
-            0.01) are near 0, so that the masked map starts almost switched off. Their fan-in is out * in, as
-            for a tensor of one mask per task, which is how Soft-TransFormers' ablation draws them.
-        device: where it lives.
+            0.01) are near 0, so the masked map starts almost switched off. As in Soft-TransFormers' ablation, which
+            draws a tensor of one mask per task, the fan-in is out * in.
+        device: of the mask.
     """
     mask = torch.ones(1, out, into, device=device)
     if kind == "uniform":
@@ -35,7 +35,7 @@ def initial_mask(out: int, into: int, kind: str, *, device: torch.device) -> Ten
 
 
 def initial_scores(out: int, into: int, *, device: torch.device) -> Tensor:
-    """Scores (out, in) of a weight's entries before training: Kaiming uniform with a = sqrt 5."""
+    """Initial scores (out, in) of the entries of a weight: Kaiming uniform with a = sqrt 5."""
     return nn.init.kaiming_uniform_(torch.empty(out, into, device=device), a=math.sqrt(5))
 
 
@@ -54,9 +54,9 @@ class _Keep(torch.autograd.Function):
 
 
 def keep_largest(scores: Tensor, keep: float) -> Tensor:
-    """A binary mask of the largest scores by magnitude, with straight-through gradients.
+    """A binary mask of the largest scores by magnitude, with a straight-through gradient.
 
-    The gradient of the mask reaches every score, kept or not, times its sign.
+    Every score, kept or not, receives the gradient of its mask entry times its sign.
 
     Args:
         scores: (out, in).

@@ -1,4 +1,4 @@
-"""Matching queries to keys, and how sure a prediction is."""
+"""Similarity of queries and keys, and entropy of predictions."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def entropy(logits: Tensor, top: int | None = None) -> Tensor:
 
     Args:
         logits: (..., C).
-        top: only the ``top`` largest logits take part; None for all.
+        top: use only the ``top`` largest logits; None for all.
 
     Returns:
         (...) in [0, log C].

@@ -1,4 +1,4 @@
-"""Pools of prompts with keys: a query mixes all prompts or selects the nearest, and a pool freezes and grows."""
+"""Pools of keyed prompts that are mixed or selected by a query, and that freeze and grow."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ostinato.nn.matching import cosine
 
 
 class PromptPool(Growing):
-    """The prompts of one layer: P positions of keys and values each, and a key to be found by.
+    """The prompts of one layer, each with P positions of keys and values and a matching key.
 
-    Prompts keep their numbers: frozen ones first, in the order in which they came, then those that train.
+    Frozen prompts come first, in the order of their creation, then trainable ones.
 
     Args:
-        size: prompts at the start, all trainable.
+        size: initial prompts, all trainable.
         length: positions P of a prompt.
         dim: width D.
         keys: width of keys and queries; None for D.
@@ -34,7 +34,7 @@ class PromptPool(Growing):
         self.register_load_state_dict_pre_hook(resize_parameters)
 
     def __len__(self) -> int:
-        """Prompts M, frozen and trainable."""
+        """Number M of prompts, frozen and trainable."""
         return len(self.frozen_prompts) + len(self.prompts)
 
     def all_prompts(self) -> Tensor:
@@ -46,14 +46,14 @@ class PromptPool(Growing):
         return torch.cat([self.frozen_keys, self.keys])
 
     def expand(self, n: int) -> None:
-        """Freeze every prompt and key, and append ``n`` trainable ones drawn from U(-1, 1)."""
+        """Freeze all prompts and keys, and append ``n`` trainable ones drawn from U(-1, 1)."""
         self.frozen_prompts = torch.cat([self.frozen_prompts, self.prompts.detach()])
         self.frozen_keys = torch.cat([self.frozen_keys, self.keys.detach()])
         self.prompts = nn.Parameter(self.prompts.new_empty(n, *self.prompts.shape[1:]).uniform_(-1, 1))
         self.keys = nn.Parameter(self.keys.new_empty(n, self.keys.shape[1]).uniform_(-1, 1))
 
     def similarity(self, query: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Cosine (B, M) of queries (B, D) with all keys; -inf from prompt ``sizes[i]`` on, if (B,) is given."""
+        """Cosine (B, M) of queries (B, D) with all keys; -inf from prompt ``sizes[i]`` on, with sizes (B,)."""
         similarity = cosine(query, self.all_keys())
         if sizes is None:
             return similarity
@@ -61,11 +61,11 @@ class PromptPool(Growing):
         return similarity.masked_fill(beyond, -torch.inf)
 
     def mix(self, query: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """All prompts, weighted by the softmax of their similarities.
+        """Mix all prompts by the softmax of their similarities.
 
         Args:
             query: (B, D).
-            sizes: (B,), at least 1; only the first ``sizes[i]`` prompts take part for sample i. None for all.
+            sizes: (B,), at least 1; sample i uses only the first ``sizes[i]`` prompts. None for all.
 
         Returns:
             (B, 2, P, D) in fp32.
@@ -74,29 +74,27 @@ class PromptPool(Growing):
         return (self.similarity(query, sizes).float().softmax(-1) @ prompts.flatten(1)).unflatten(1, prompts.shape[1:])
 
     def select(self, query: Tensor, k: int, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` most similar prompts of each sample, joined along their positions, the nearest first.
+        """Select the ``k`` most similar prompts of each sample, concatenated along positions, the nearest first.
 
         Args:
             query: (B, D).
             k: prompts per sample.
-            sizes: (B,), at least ``k``; only the first ``sizes[i]`` prompts can be chosen for sample i. None for all.
+            sizes: (B,), at least ``k``; sample i selects among the first ``sizes[i]`` prompts. None for all.
 
         Returns:
-            Prompts (B, 2, k P, D) in fp32, which carry no gradient to the keys, and similarities (B, k), which do.
+            Prompts (B, 2, k P, D) in fp32 without gradient to the keys, and similarities (B, k) with it.
         """
         similarity, ids = self.similarity(query, sizes).topk(k, dim=1)
         prompts = self.all_prompts()
-        # As rows of a table: plain indexing has a gradient that takes six times as long on a CPU.
+        # The gradient of plain indexing takes six times as long on a CPU.
         chosen = F.embedding(ids, prompts.flatten(1)).unflatten(2, prompts.shape[1:])
         return chosen.transpose(1, 2).flatten(2, 3), similarity
 
     def overlap(self) -> Tensor:
-        """How far the trainable keys N are from orthogonal to the frozen keys O and to each other.
-
-        With rows of unit length, mean((N O^T)^2) + mean((N N^T - I)^2), the second term 0 for a single key.
+        """Penalty on the overlap of the trainable keys N with the frozen keys O and each other.
 
         Returns:
-            A scalar; 0 where nothing is frozen.
+            mean((N O^T)^2) + mean((N N^T - I)^2) of unit rows, a scalar; 0 if nothing is frozen.
         """
         if not len(self.frozen_keys):
             return self.keys.new_zeros(())

@@ -1,8 +1,8 @@
-"""Gradient projection: updates that leave the directions used by old data alone.
+"""Gradient projection: keep updates orthogonal to the inputs of old tasks.
 
-Saha, Garg, Roy: "Gradient Projection Memory for Continual Learning", ICLR 2021, https://arxiv.org/abs/2103.09762,
-keeps per layer a basis of the inputs of old tasks. Qiao, Zhang, Tan, Chen, Qu, Peng, Xie: "Prompt Gradient Projection
-for Continual Learning", ICLR 2024, https://openreview.net/forum?id=EH2O3h7sBI, applies it to prompts (PGP).
+Saha, Garg, Roy: "Gradient Projection Memory for Continual Learning", ICLR 2021, https://arxiv.org/abs/2103.09762 (GPM).
+For prompts: Qiao, Zhang, Tan, Chen, Qu, Peng, Xie: "Prompt Gradient Projection for Continual Learning", ICLR 2024,
+https://openreview.net/forum?id=EH2O3h7sBI (PGP).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from ostinato.nn.growing import Growing
 
 ROUNDING = 1e-12
-"""Share of the energy that fp32 rows carry as rounding noise; what lies below is taken as covered."""
+"""Share of the energy of fp32 rows that is rounding noise and needs no direction."""
 
 
 class Covariance:
-    """The uncentred covariance R^T R of rows that come in batches, summed in fp64.
+    """The uncentred covariance R^T R of batches of rows, summed in fp64.
 
     Args:
         dim: width D of the rows.
-        device: where it is summed.
-        blocks: parts of a row, of equal width, that multiply their counterparts separately, as attention heads do.
-            Each part counts as a row of its own that is zero elsewhere, so that the matrix is block-diagonal.
+        device: of the sums.
+        blocks: equal parts of a row that act separately, as attention heads do. Each part counts as a row that is zero
+            elsewhere, so the matrix is block-diagonal.
     """
 
     def __init__(self, dim: int, *, device: torch.device, blocks: int = 1) -> None:
@@ -43,11 +43,7 @@ class Covariance:
 
 
 class Subspace(Growing):
-    """An orthonormal basis (D, r) of directions that updates must avoid; r grows with the tasks.
-
-    Args:
-        dim: width D.
-    """
+    """An orthonormal basis (D, r) of the directions that updates must avoid; r grows with the tasks."""
 
     basis: Tensor
 
@@ -57,17 +53,17 @@ class Subspace(Growing):
 
     @torch.no_grad()
     def add(self, covariance: Tensor, energy: float) -> None:
-        """Append the fewest directions that make the basis hold ``energy`` of the rows' energy (GPM).
+        """Append the fewest directions so that the basis holds ``energy`` of the rows' energy (GPM).
 
-        With the part R^ = R - R V V^T of the rows that the basis V misses, the leading eigenvectors of R^^T R^ are
+        With the residual R^ = R - R V V^T of the rows under the basis V, the leading eigenvectors of R^^T R^ are
         appended until ``|R V V^T|^2`` plus their eigenvalues reaches ``energy * |R|^2`` (Frobenius norms).
 
         Args:
             covariance: (D, D), R^T R of the rows.
-            energy: share in (0, 1]; 1 takes every direction that the rows have beyond rounding.
+            energy: share in (0, 1]; 1 takes every direction of the rows beyond rounding.
         """
         d, r = self.basis.shape
-        # In coordinates of the complement, new directions are orthogonal to the old ones and end at D by themselves.
+        # Coordinates of the complement keep new directions orthogonal to old ones, and their number within D.
         complement = torch.linalg.qr(self.basis.double(), mode="complete").Q[:, r:]
         residual = complement.T @ covariance.double() @ complement
         values, vectors = torch.linalg.eigh(residual)
@@ -84,11 +80,11 @@ class Subspace(Growing):
 
 
 class GradientProjection(nn.ModuleList):
-    """A subspace for each part of a method's parameters, which updates of the part must leave alone.
+    """Projection of the updates of several parameters, each with a subspace of old directions.
 
     Args:
-        shares: of the energy of old rows that a part must leave alone, in (0, 1], for each; none switches it off.
-        dim: width D of each part and of its rows; one for all, or each its own.
+        shares: of the energy of old rows that updates must avoid, in (0, 1], per parameter; none switches it off.
+        dim: width D of each parameter and of its rows; one for all, or one each.
         blocks: of a row, see :class:`Covariance`.
     """
 
@@ -104,11 +100,11 @@ class GradientProjection(nn.ModuleList):
 
     @torch.no_grad()
     def collect(self, batches: Iterable[Tensor], rows: Callable[[Tensor], Iterable[Tensor]]) -> None:
-        """Add the directions of a task that ends, see :meth:`Subspace.add`.
+        """Add the directions of a finished task, see :meth:`Subspace.add`.
 
         Args:
             batches: inputs of the task.
-            rows: from inputs to rows (n, D) for each part, which multiply the part in the forward pass.
+            rows: from inputs to the rows (n, D) that multiply each parameter in the forward pass.
         """
         sums: list[Covariance] = []
         for x in batches:
@@ -121,13 +117,13 @@ class GradientProjection(nn.ModuleList):
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, parts: Sequence[Tensor]) -> None:
-        """Let the optimiser step, then keep of its update what is orthogonal to the subspaces.
+        """Step the optimiser, then project its update off the subspaces.
 
-        Projecting the gradient instead would not do: Adam rescales coordinates one by one, which leaves the subspace.
+        The gradient is not projected, because Adam rescales single coordinates, which leaves the subspace.
 
         Args:
-            optimizer: whose gradients are ready.
-            parts: n detached views (..., D) that share memory with what the optimiser trains; none may overlap.
+            optimizer: with its gradients ready.
+            parts: n detached, non-overlapping views (..., D) of trained parameters.
         """
         before = [part.clone() for part in parts]
         optimizer.step()
@@ -136,15 +132,12 @@ class GradientProjection(nn.ModuleList):
 
 
 def sampled(batches: Iterable[tuple[Tensor, Tensor]], n: int, most: int) -> Iterator[Tensor]:
-    """Inputs of a random subset of samples, drawn from torch's global generator.
+    """Yield the inputs of ``most`` random samples, drawn from torch's global generator, batch by batch.
 
     Args:
-        batches: of (x, y), together ``n`` samples.
-        n: samples in the pass.
-        most: samples wanted; all are given where there are no more.
-
-    Yields:
-        The chosen inputs of each batch that has some.
+        batches: of (x, y).
+        n: samples of all batches together.
+        most: samples to draw; all if there are no more.
     """
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[torch.randperm(n)[:most]] = True

@@ -31,7 +31,7 @@ _ROWS = 1024
 
 
 def random_width(dim: int, n_random: int | None, most: int) -> int:
-    """Number of random features for features of ``dim`` numbers: the given one, else 10 per number and at most ``most``.
+    """Number of random features of features (D,): the given one, else 10 D and at most ``most``.
 
     Raises:
         InputError: if the given number is below 1.

@@ -1,4 +1,4 @@
-"""Statistics of frozen features per class."""
+"""Class means of frozen features."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ostinato.nn.growing import Growing
 
 
 class ClassMeans(Growing):
-    """Running mean of the features of every class, kept as sums and counts in fp64.
+    """Running mean of the features of every class.
 
-    fp64 sums make the means independent of how samples were batched, to far below fp32 rounding.
+    Sums are fp64, so that means do not depend on the batches, to far below fp32 rounding.
 
     Args:
         dim: width D of the features.
@@ -26,7 +26,7 @@ class ClassMeans(Growing):
         self.register_buffer("counts", torch.zeros(0, dtype=torch.int64))
 
     def grow(self, n_classes: int) -> None:
-        """Make room for ``n_classes`` further classes."""
+        """Add ``n_classes`` classes."""
         self.sums = torch.cat([self.sums, self.sums.new_zeros(n_classes, self.sums.shape[1])])
         self.counts = torch.cat([self.counts, self.counts.new_zeros(n_classes)])
 

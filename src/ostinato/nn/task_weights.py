@@ -1,4 +1,4 @@
-"""How much of each task an input is given, from class scores of all tasks."""
+"""Soft task weights from class scores."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ostinato.nn.matching import nearest_per_task
 
 
 def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Share of each task in the predicted probability.
+    """Task weights proportional to the mean probability of each task's classes, under a softmax over all classes.
 
-    The softmax runs over all classes; a task counts with the mean over its own, so that tasks with many classes
-    gain nothing from their size. Equal logits give equal weights.
+    The mean, unlike the sum, gives tasks with many classes no advantage: equal logits give equal weights.
 
     Args:
         logits: (B, C), classes in the order of their tasks.
@@ -24,7 +23,7 @@ def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
         (B, T), not negative, rows sum to 1.
     """
     counts = torch.tensor(list(sizes))
-    # (C, T): the share of a class in the mean of its task.
+    # (C, T): weight of a class in the mean of its task.
     share = (torch.eye(len(sizes)) / counts).repeat_interleave(counts, dim=0)
     means = logits.softmax(1) @ share.to(logits)
     return means / means.sum(1, keepdim=True)
@@ -36,7 +35,7 @@ def weights_by_similarity(similarity: Tensor, sizes: Sequence[int], temperature:
     Args:
         similarity: (B, C), classes in the order of their tasks.
         sizes: classes of each of the T tasks; they sum to C.
-        temperature: divides the similarities; small values choose hard.
+        temperature: divides the similarities; small values choose one task.
 
     Returns:
         (B, T), not negative, rows sum to 1.

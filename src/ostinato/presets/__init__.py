@@ -1,17 +1,16 @@
-"""Presets: the options of published experiments, each value with where it comes from.
+"""Presets: options of published experiments with the source of each value.
 
-``<benchmark>/<method>.toml`` holds options as ``ostinato run`` takes them, and a table ``provenance`` that is
-taken off before they are used:
+``<benchmark>/<method>.toml`` holds options of ``ostinato run`` and a table ``provenance``:
 
 - ``data``: name of the data set, a key of :data:`DATA`;
-- ``paper``: who published the experiment;
-- ``verified`` and ``note``: whether its result was reproduced with this package, and what was run;
-- ``differences``: what the options cannot say, or say otherwise than the source;
-- ``sources``: for every option, where its value was found; "reconstruction" marks a choice of this package;
+- ``paper``: publication of the experiment;
+- ``verified`` and ``note``: whether the result was reproduced with this package, and by which runs;
+- ``differences``: differences from the publication;
+- ``sources``: source of every option's value; "reconstruction" marks a choice of this package;
 - ``published``: results in percent under keys of :data:`METRICS`, each with its source.
 
-A benchmark fixes the data and the sizes of tasks. A variant of a method is ``<method>-<variant>.toml``. The tables that
-``ostinato reproduce`` runs are in ``tables``.
+A benchmark fixes the data and the task sizes. A variant of a method is ``<method>-<variant>.toml``. The tables of
+``ostinato reproduce`` are in ``tables``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ METRICS = {
     "task_incremental": "task_incremental_accuracy",
     "task_id": "task_id_accuracy",
 }
-"""Names of published results, and the key of a run's summary that measures the same."""
+"""Names of published results, and their keys in a run's summary."""
 
 _FOLDERS = "a folder with train/ and test/, a folder per class in each"
 _PILOT = (
@@ -62,7 +61,7 @@ DATA = {
     ),
     "tiny_imagenet": f"{_FOLDERS}, of Tiny ImageNet (cs231n.stanford.edu/tiny-imagenet-200.zip), its val as test",
 }
-"""Data sets of the benchmarks, and what to give as ``data=``."""
+"""Data sets of the benchmarks, and their value for ``data=``."""
 
 _ROOT = Path(str(resources.files("ostinato"))) / "presets"
 
@@ -87,7 +86,7 @@ class _Published(_Checked):
 
 
 class _Provenance(_Checked):
-    """See the module."""
+    """Table ``provenance``; the module describes its keys."""
 
     data: str
     paper: str
@@ -104,7 +103,7 @@ class _Method(BaseModel):
 
 
 class _File(BaseModel):
-    """What of a preset's file is read here; the rest are options, which are checked as such."""
+    """File of a preset; other keys are options, which the configuration checks."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     format: Literal[1] = 1
@@ -119,7 +118,7 @@ class Preset:
     Attributes:
         name: "benchmark/method" or "benchmark/method-variant".
         options: nested, as :func:`ostinato.config.build_config` takes them.
-        provenance: where they come from, see the module.
+        provenance: sources and published results, see the module.
     """
 
     name: str
@@ -128,12 +127,12 @@ class Preset:
 
     @property
     def method(self) -> str:
-        """The method's registered name."""
+        """Registered name of the method."""
         return self.options["method"]["name"]
 
     @property
     def data(self) -> str:
-        """The data set, a key of :data:`DATA`."""
+        """Name of the data set, a key of :data:`DATA`."""
         return self.provenance["data"]
 
 
@@ -143,14 +142,11 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str, method: str | None = None) -> Preset:
-    """A preset by name.
+    """Read a preset.
 
     Args:
-        name: "benchmark/method", or "benchmark" alone for the method's own preset there.
-        method: that the preset must be for; required where ``name`` is a benchmark alone.
-
-    Returns:
-        The preset.
+        name: "benchmark/method", or "benchmark" for the preset of ``method``.
+        method: method of the preset; required if ``name`` is a benchmark.
 
     Raises:
         InputError: if there is none, or it is for another method.
@@ -161,9 +157,9 @@ def read_preset(name: str, method: str | None = None) -> Preset:
         benchmark = full.split("/")[0]
         there = [n for n in known if n.split("/")[0] == benchmark]
         if "/" not in name and there:
-            mine = [n.split("/")[0] for n in known if n.split("/")[1] == method]
+            benchmarks = [n.split("/")[0] for n in known if n.split("/")[1] == method]
             hint = f"It has presets for {', '.join(n.split('/')[1] for n in there)}. "
-            hint += f"{method} has presets for {', '.join(mine)}." if mine else f"{method} has no preset."
+            hint += f"{method} has presets for {', '.join(benchmarks)}." if benchmarks else f"{method} has no preset."
         else:
             benchmarks = sorted({n.split("/")[0] for n in known})
             hint = did_you_mean(name, known if "/" in name else benchmarks) if not there else f"There: {there}."
@@ -184,12 +180,12 @@ def read_preset(name: str, method: str | None = None) -> Preset:
 
 
 def table_names() -> list[str]:
-    """Names of the tables that come with the package, "paper/table"."""
+    """Names of the package's tables, "paper/table"."""
     return [f"{p.parent.name}/{p.stem}" for p in sorted((_ROOT / "tables").glob("*/*.toml"))]
 
 
 def table_file(name: str) -> Path:
-    """The file of a table that comes with the package, or ``name`` itself where it is a TOML file.
+    """Path of a table of the package, or of a TOML file.
 
     Raises:
         InputError: if there is no such table.

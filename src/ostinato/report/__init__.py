@@ -1,4 +1,4 @@
-"""Reports: what a run is read by, as tables and pictures."""
+"""Tables and figures of runs."""
 
 from ostinato.report.plots import accuracy_curve, accuracy_heatmap, compare_curves
 from ostinato.report.tables import markdown_table, read_summary, run_table, summary_csv, task_line

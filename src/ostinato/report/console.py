@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with the time left, and a line per task."""
+"""Progress of a run on the console: a bar with the time left, and a line per task."""
 
 from __future__ import annotations
 
@@ -13,60 +13,52 @@ from ostinato.printing import closed, printable
 from ostinato.report.tables import task_line
 
 UNBOUNDED = 1_000_000
-"""Characters of a line where there is no terminal, so that nothing is wrapped or left out."""
+"""Line width without a terminal, so that nothing is wrapped or left out."""
 
 
 class PlainConsole(Console):
-    """A console that obeys nothing in names, and says when its reader went away.
+    """Console that escapes control characters and raises an error when its output is closed.
 
-    Without a terminal, lines are as long as they are: a log holds whole lines, and tables all columns. A ``width`` or
-    the environment's ``COLUMNS`` goes before.
+    Without a terminal, lines are not wrapped and tables keep all columns, unless ``width`` or the environment variable
+    ``COLUMNS`` is set.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
-        chosen = options.get("width") is not None or os.environ.get("COLUMNS", "").isdigit()
-        if not (chosen or self.is_terminal or self.is_jupyter):
+        fixed = options.get("width") is not None or os.environ.get("COLUMNS", "").isdigit()
+        if not (fixed or self.is_terminal or self.is_jupyter):
             self.width = UNBOUNDED
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as a console does, with control characters in texts written out."""
-        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+        """Print objects, with control characters in texts escaped."""
+        super().print(*(printable(value) if isinstance(value, str) else value for value in objects), **options)
 
     def on_broken_pipe(self) -> None:
-        """Stop, with a message.
-
-        Raises:
-            OutputClosedError: always.
-        """
+        """Raise :class:`ostinato.printing.OutputClosedError`."""
         closed()
 
 
 class Reporter:
-    """Hooks of a run; this one shows nothing."""
+    """Hooks of a run; this class shows nothing."""
 
     def message(self, text: str) -> None:
-        """Something worth knowing."""
+        """Show a message."""
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
-        """A piece of work of ``total`` units begins, ``done`` of them done."""
+        """Begin a piece of work of ``total`` units, of which ``done`` are done."""
 
     def advance(self, n: int, note: str = "") -> None:
-        """``n`` units of the current piece are done."""
+        """Count ``n`` more units as done."""
 
     def task_done(self, row: dict[str, Any]) -> None:
-        """A task was learned and evaluated."""
+        """Show the evaluation after a task."""
 
     def close(self) -> None:
-        """The run is over, for whatever reason."""
+        """End the report, also after an error."""
 
 
 class ConsoleReporter(Reporter):
-    """Progress bars on a terminal; lines per task everywhere.
-
-    Args:
-        console: where to write.
-    """
+    """Reporter with progress bars on a terminal, and a line per task."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -84,17 +76,17 @@ class ConsoleReporter(Reporter):
         self.current: TaskID | None = None
 
     def message(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Print a message above the bar."""
         self.console.print(Text(printable(text)))
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
-        """Replace the bar by that of the next piece of work."""
+        """Replace the bar by one for the next piece of work."""
         if self.current is not None:
             self.progress.remove_task(self.current)
         self.current = self.progress.add_task(what, total=total, completed=done, note="")
 
     def advance(self, n: int, note: str = "") -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self.current is not None:
             self.progress.advance(self.current, n)
             if note:
@@ -105,5 +97,5 @@ class ConsoleReporter(Reporter):
         self.message(task_line(row))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.progress.stop()

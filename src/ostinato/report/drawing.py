@@ -1,8 +1,8 @@
-"""Parts that all pictures share: figures, colours, titles, curves with names at their ends, files.
+"""Shared parts of figures: layout, colours, titles, curves with labels at their ends, files.
 
-Matplotlib is imported on first use and drawn without a window or global state. Its constrained layout places axes,
-labels and titles; only the height of a figure follows from its content. Colours are told apart by colour-blind readers
-(Okabe and Ito's palette, a one-way heat scale).
+Matplotlib is imported on first use, without a window or global state. Its constrained layout places axes, labels and
+titles; the height of a figure follows from its content. The colours suit colour-blind readers (Okabe and Ito's palette,
+viridis).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 WIDTH = 8.0
-"""Width of every picture in inches."""
+"""Width of figures in inches."""
 
 DPI = 150
 """Pixels per inch of PNG files."""
@@ -36,7 +36,7 @@ VERMILION = "#D55E00"
 PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
-# Without their dates, files of the same picture are equal.
+# No dates, so that files of the same figure are equal.
 _FORMATS: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None},
@@ -44,23 +44,23 @@ _FORMATS: dict[str, dict[str, Any]] = {
 }
 
 _ROW = 0.16
-"""Height of a line of text in inches, with the space to the next."""
+"""Height of a line of text in inches, with spacing."""
 
 _AROUND_AXES = 1.5
-"""Height of titles and of the labels below the axes, in inches."""
+"""Height of titles and axis labels in inches."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its points, and how it looks.
+    """A curve.
 
     Attributes:
-        name: stands at its end.
+        name: label at its end.
         x: (n,) positions.
-        y: (n,) percent; NaN where unknown.
-        colour: of the line.
-        width: in points.
-        dashes: a line style of matplotlib.
+        y: (n,) percent; NaN if unknown.
+        colour: colour of the line.
+        width: line width in points.
+        dashes: line style of matplotlib.
         zorder: lines with a larger number are drawn over others.
     """
 
@@ -74,19 +74,19 @@ class Line:
 
 
 def picture_path(path: str | Path) -> Path:
-    """Check that a file's suffix names a format that can be written.
+    """Check the suffix of a figure's file.
 
     Raises:
         InputError: if the suffix is unknown or absent.
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
-        raise InputError(f"A picture's name must end in {', '.join(_FORMATS)}, got {str(path)!r}.")
+        raise InputError(f"The file of a figure must end in {', '.join(_FORMATS)}, got {str(path)!r}.")
     return path
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure in the format that the suffix names; folders are made as needed.
+    """Write a figure in the format of the suffix; folders are made as needed.
 
     Raises:
         InputError: if the suffix is unknown or absent.
@@ -96,9 +96,9 @@ def save(figure: Figure, path: str | Path) -> None:
     path = picture_path(path)
     suffix = path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A salt in place of random names keeps SVG files of the same picture equal.
+    # A fixed salt replaces random names, so that SVG files of the same figure are equal.
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "ostinato"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # such characters are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as boxes
         figure.savefig(path, format=suffix[1:], dpi=DPI, metadata=_FORMATS[suffix])
 
 
@@ -108,13 +108,13 @@ def new_figure(
     """Make a figure with its titles.
 
     Args:
-        title: any text; long ones are wrapped.
-        subtitle: below it, in small letters.
-        height: in inches, with one line of title.
+        title: title, wrapped if long.
+        subtitle: small text below the title.
+        height: height in inches with a title of one line.
         layout: "compressed" for axes with square cells.
 
     Returns:
-        The figure, and the part below the titles that holds the axes.
+        The figure, and the part below the titles for the axes.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import blended_transform_factory
@@ -126,13 +126,13 @@ def new_figure(
     figure.suptitle("\n".join(lines), fontsize=13, fontweight="bold", color=INK, linespacing=1.25, **left)
     content = figure.add_subfigure(figure.add_gridspec(1, 1)[0, 0])
     below = content.suptitle(subtitle, fontsize=9, color=MUTED, **left)
-    # A compressed layout makes the content narrower than the figure.
+    # The compressed layout makes the content narrower than the figure.
     below.set_transform(blended_transform_factory(figure.transFigure, content.transSubfigure))
     return figure, content
 
 
 def plain(axes: Axes) -> None:
-    """Keep of the frame only the line below, and give the labels their colours."""
+    """Remove the frame except the bottom line, and colour the labels."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.set_axisbelow(True)
@@ -151,17 +151,17 @@ def draw_lines(
     behind: Sequence[Line] = (),
     first_label: bool = False,
 ) -> None:
-    """Draw curves of accuracies, with a name and the last value at the end of each, none over another.
+    """Draw accuracy curves, each with its name and last value at its end, without overlap.
 
     Args:
-        lines: at least one.
+        lines: at least one curve.
         path: file to write.
-        title: of the picture.
-        subtitle: below it.
+        title: title of the figure.
+        subtitle: text below the title.
         across: label of the horizontal axis.
-        places: labels of the positions 0, 1, ...; None to number the positions.
-        behind: thin lines without names.
-        first_label: whether the first value of the first line is written above its point.
+        places: labels of the positions 0, 1, ...; None numbers them.
+        behind: thin lines without labels.
+        first_label: label the first value of the first line.
     """
     height = max(4.8, _AROUND_AXES + _ROW * (len(lines) + 2))
     figure, content = new_figure(title, subtitle, height)
@@ -197,7 +197,7 @@ def draw_lines(
     _names(figure, axes, lines, 100 * _ROW / (height - _AROUND_AXES))
     if first_label:
         _first_value(axes, lines[0])
-    # After the curves, which would stretch them.
+    # Set after the curves, which would change the limits.
     axes.set_ylim(0, 100)
     axes.set_xlim(*((low - 0.5, high + 0.5) if low == high else (low - 0.02 * (high - low), high)))
     save(figure, path)
@@ -209,7 +209,7 @@ def _names(figure: Figure, axes: Axes, lines: Sequence[Line], gap: float) -> Non
 
     known = [(line, np.flatnonzero(~np.isnan(line.y))) for line in lines]
     ends = [(line, float(line.x[rows[-1]]), float(line.y[rows[-1]])) for line, rows in known if len(rows)]
-    # Points to the right of the axes, and percent: a leader, a sample of the line, its name.
+    # x in points right of the axes, y in percent: a leader, a line sample, the name.
     beside = axes.get_yaxis_transform()
     sample, edge, text = (offset_copy(beside, figure, x, units="points") for x in (28, 44, 48))
     for (line, x, y), place in zip(ends, spread([y for _, _, y in ends], gap, 0.0, 100.0), strict=True):
@@ -250,11 +250,11 @@ def _first_value(axes: Axes, line: Line) -> None:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near the wanted ones in the same order, ``gap`` apart and in [low, high] if that fits."""
+    """Move positions at least ``gap`` apart within [low, high], in the same order; a smaller gap if they do not fit."""
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], -i))
     if len(order) > 1:
         gap = min(gap, (high - low) / (len(order) - 1))
-    # Least-squares positions: merge neighbours that are too close into blocks that share their mean shift.
+    # Least-squares positions: merge neighbours that are too close into blocks with a common mean shift.
     blocks: list[list[float]] = []  # [sum of (wanted - offset), count]
     for rank, i in enumerate(order):
         blocks.append([wanted[i] - rank * gap, 1])
@@ -271,13 +271,13 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def cut(text: str, limit: int) -> str:
-    """A text on one line, its middle left out beyond ``limit`` characters."""
+    """Put a text on one line, and cut its middle beyond ``limit`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit // 2] + "…" + text[-(limit - limit // 2 - 1) :]
 
 
 def tick_step(count: int, labels: int) -> int:
-    """The smallest of 1, 2, 5, 10, 20, ... that leaves at most that many labels."""
+    """Find the smallest of 1, 2, 5, 10, 20, ... that gives at most ``labels`` labels."""
     step = 1
     while count > labels * step:
         step = step * 5 // 2 if str(step).startswith("2") else step * 2
@@ -285,21 +285,21 @@ def tick_step(count: int, labels: int) -> int:
 
 
 def tick_counts(low: int, high: int) -> list[int]:
-    """Tick positions: both ends, and round numbers between them that do not crowd the ends."""
+    """List tick positions: both ends, and round numbers between them with distance from the ends."""
     step = tick_step(high - low, 20)
     inner = range(low - low % step + step, high, step)
     return sorted({low, high, *(v for v in inner if 2 * min(v - low, high - v) >= step)})
 
 
 def ink_on(fill: tuple[float, float, float, float]) -> str:
-    """White or dark ink, whichever has the larger contrast (WCAG 2 relative luminance) on a fill."""
+    """Choose white or dark text by its contrast on a fill (WCAG 2 relative luminance)."""
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in fill[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / (0.016 + 0.05) else INK
 
 
 def _darker(colour: str) -> str:
-    """A line's colour, darkened so that text in it is legible on white."""
+    """Darken a colour so that text is legible on white."""
     from matplotlib.colors import to_hex, to_rgb
 
     red, green, blue = to_rgb(colour)

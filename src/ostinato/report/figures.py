@@ -1,4 +1,8 @@
-"""Pictures of analyses: heat maps, histograms, bars, accuracies against places, attention maps."""
+"""Figures of analyses: heat maps, histograms, bars, placement curves, attention maps.
+
+Each function writes a .png, .pdf or .svg file and raises InputError if the suffix is unknown. ``across`` labels the
+horizontal axis, ``down`` the vertical one.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +47,13 @@ class Panel:
     """A heat map.
 
     Attributes:
-        values: (R, C); NaN is shown as "-", and where a masked array is masked there is no cell.
-        down: labels of the rows.
-        across: labels of the columns.
-        title: above the map; may be empty.
-        unit: behind the numbers of the colour bar.
-        top: upper end of the colour scale, which begins at 0; None for the largest value.
-        digits: of the numbers in the cells, after the point; None for three digits at the top of the scale.
+        values: (R, C); NaN is shown as "-", masked entries have no cell.
+        down: row labels.
+        across: column labels.
+        title: title above the map; may be empty.
+        unit: unit of the colour bar.
+        top: upper end of the colour scale, which starts at 0; None for the largest value.
+        digits: decimals of the numbers in cells; None for three significant digits at the top of the scale.
     """
 
     values: np.ndarray
@@ -66,10 +70,10 @@ class Series:
     """A line of accuracies.
 
     Attributes:
-        name: may be empty where there is only one.
+        name: label; may be empty if there is only one series.
         x: (n,) positions, whole numbers.
         last: (n,) fractions.
-        given: (n,) fractions where the true task is given; NaN where unknown.
+        given: (n,) fractions with the true task given; NaN if unknown.
     """
 
     name: str
@@ -80,11 +84,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Looked:
-    """An image and where was looked at in it.
+    """An image with its attention maps.
 
     Attributes:
         image: (S, S, 3) uint8.
-        name: of the file.
+        name: file name.
         label: predicted class.
         weights: (L, rows, columns), fractions of all attention.
     """
@@ -105,28 +109,16 @@ def heat_maps(
     down: str,
     per_row: int = 1,
 ) -> None:
-    """Draw heat maps in a grid, each with its own colour scale from 0 on.
+    """Draw at least one heat map in a grid with ``per_row`` columns, each with a colour scale from 0.
 
-    Numbers stand in the cells where they fit.
-
-    Args:
-        panels: at least one.
-        path: file to write, .png, .pdf or .svg.
-        title: of the picture.
-        subtitle: below it.
-        across: what the columns are.
-        down: what the rows are.
-        per_row: panels side by side.
-
-    Raises:
-        InputError: if the suffix is unknown.
+    Cells show numbers where they fit.
     """
     per_row = min(per_row, len(panels))
     rows = -(-len(panels) // per_row)
     most_down, most_across = (max(panel.values.shape[axis] for panel in panels) for axis in (0, 1))
     longest_down = max(len(label) for panel in panels for label in panel.down)
     longest_across = max(len(label) for panel in panels for label in panel.across)
-    room = WIDTH / per_row - 1.5 - _LETTER * longest_down  # beside labels and the colour bar
+    room = WIDTH / per_row - 1.5 - _LETTER * longest_down  # without labels and the colour bar
     side = min(_LARGEST_CELL, room / most_across, max(7 / most_down, 0.15))
     labels = 0.85 + _LETTER * longest_across * (_LETTER * longest_across > side)
     figure, content = new_figure(title, subtitle, 0.8 + rows * (max(side * most_down, 0.8) + labels), "compressed")
@@ -141,13 +133,7 @@ def heat_maps(
 
 
 def _heat_map(axes: Axes, panel: Panel, side: float) -> None:
-    """Draw a panel.
-
-    Args:
-        axes: to draw into.
-        panel: what to draw.
-        side: of a cell, in inches.
-    """
+    """Draw a panel with cells of ``side`` inches."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -186,7 +172,7 @@ def _heat_map(axes: Axes, panel: Panel, side: float) -> None:
 
 
 def _shown(labels: int, side: float, least: float) -> range:
-    """Which labels of cells are shown, so that they are ``least`` inches apart."""
+    """Indices of the cell labels to show, at least ``least`` inches apart."""
     return range(0, labels, tick_step(labels, max(1, int(labels * side / least))))
 
 
@@ -199,18 +185,9 @@ def histograms(
     *,
     across: str,
 ) -> None:
-    """Draw histograms over shared bins: a panel per layer, a line per map, logarithmic upwards.
+    """Draw histograms over shared bins on a logarithmic scale: a panel per layer, a line per map.
 
-    Args:
-        panels: title of the panel to name of the line to shares (bins,).
-        edges: (bins + 1,).
-        path: file to write, .png, .pdf or .svg.
-        title: of the picture.
-        subtitle: below it.
-        across: what the bins are of.
-
-    Raises:
-        InputError: if the suffix is unknown.
+    ``panels`` has shares (bins,) by panel title and line name; ``edges`` is (bins + 1,).
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -240,18 +217,7 @@ def histograms(
 
 
 def bar_rows(rows: Mapping[str, np.ndarray], path: str | Path, title: str, subtitle: str, *, across: str) -> None:
-    """Draw a row of bars per task, all on one scale.
-
-    Args:
-        rows: name to heights (M,), not negative, the same M for all.
-        path: file to write, .png, .pdf or .svg.
-        title: of the picture.
-        subtitle: below it.
-        across: what the bars are for.
-
-    Raises:
-        InputError: if the suffix is unknown.
-    """
+    """Draw a row of bars per task on one scale; ``rows`` has heights (M,), not negative, by name."""
     figure, content = new_figure(title, subtitle, 1.3 + 0.55 * len(rows))
     grid = content.subplots(len(rows), 1, squeeze=False, sharex=True, sharey=True).flat
     top = max(max(float(row.max()) for row in rows.values()), 1e-9)
@@ -273,53 +239,31 @@ def bar_rows(rows: Mapping[str, np.ndarray], path: str | Path, title: str, subti
 def placements(
     series: Sequence[Series], places: Sequence[str], path: str | Path, title: str, subtitle: str, *, across: str
 ) -> None:
-    """Draw accuracies against places, a colour per series.
-
-    Args:
-        series: at least one.
-        places: labels of the positions.
-        path: file to write, .png, .pdf or .svg.
-        title: of the picture.
-        subtitle: below it.
-        across: what the places are.
-
-    Raises:
-        InputError: if the suffix is unknown.
-    """
+    """Draw accuracies against labelled positions, a colour per series."""
     lines: list[Line] = []
-    for i, one in enumerate(series):
+    for i, s in enumerate(series):
         colour = PALETTE[i % len(PALETTE)]
-        lines.append(Line(one.name or "last accuracy", one.x, 100 * one.last, colour, width=2.2, zorder=5))
-        if not np.isnan(one.given).all():
-            name = f"{cut(one.name, 18)}, task given" if one.name else "true task given"
-            lines.append(Line(name, one.x, 100 * one.given, colour, width=1.6, dashes=DASHES[1]))
+        lines.append(Line(s.name or "last accuracy", s.x, 100 * s.last, colour, width=2.2, zorder=5))
+        if not np.isnan(s.given).all():
+            name = f"{cut(s.name, 18)}, task given" if s.name else "true task given"
+            lines.append(Line(name, s.x, 100 * s.given, colour, width=1.6, dashes=DASHES[1]))
     draw_lines(lines, path, title, subtitle, across=across, places=places)
 
 
 def attention_maps(looked: Sequence[Looked], path: str | Path, title: str, subtitle: str) -> None:
-    """Draw images above each other, with a map per layer beside each.
-
-    Args:
-        looked: images and their maps.
-        path: file to write, .png, .pdf or .svg.
-        title: of the picture.
-        subtitle: below it.
-
-    Raises:
-        InputError: if the suffix is unknown.
-    """
+    """Draw images above each other, each beside its attention map per layer."""
     depth = len(looked[0].weights)
     per_line = min(depth, 12)
     lines = -(-depth // per_line)
-    span = min(lines, 2)  # lines and columns of maps that an image takes
+    span = min(lines, 2)  # size of an image in rows and columns of maps
     side = (WIDTH - 0.6) / (span + per_line)
     figure, content = new_figure(title, subtitle, 0.8 + len(looked) * lines * (side + 0.4))
     grid = content.add_gridspec(len(looked) * lines, span + per_line)
-    for i, one in enumerate(looked):
+    for i, image in enumerate(looked):
         place = grid[i * lines : i * lines + span, :span]
-        axes = _bare(content.add_subplot(place), f"{cut(one.name, 17)}\n{cut(one.label, 17)}")
-        axes.imshow(one.image, interpolation="nearest")
-        for layer, weights in enumerate(one.weights):
+        axes = _bare(content.add_subplot(place), f"{cut(image.name, 17)}\n{cut(image.label, 17)}")
+        axes.imshow(image.image, interpolation="nearest")
+        for layer, weights in enumerate(image.weights):
             row, column = divmod(layer, per_line)
             below = f"layer {layer}\n{100 * float(weights.sum()):.0f}%"
             axes = _bare(content.add_subplot(grid[i * lines + row, span + column]), below)
@@ -328,7 +272,7 @@ def attention_maps(looked: Sequence[Looked], path: str | Path, title: str, subti
 
 
 def _bare(axes: Axes, below: str) -> Axes:
-    """Axes without a frame, and a text below them."""
+    """Remove the frame of axes, and write a text below."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -337,7 +281,7 @@ def _bare(axes: Axes, below: str) -> Axes:
 
 
 def _number(value: float, top: float, digits: int | None) -> str:
-    """A cell's number; "-" where it is unknown."""
+    """Format the number of a cell; "-" for NaN."""
     if math.isnan(value):
         return "-"
     if digits is not None:

@@ -1,4 +1,4 @@
-"""Pictures of runs, accuracies in percent; the suffix of a file decides its format: png, pdf or svg."""
+"""Figures of runs, with accuracies in percent; the suffix of the file, .png, .pdf or .svg, sets the format."""
 
 from __future__ import annotations
 
@@ -20,27 +20,25 @@ def accuracy_curve(
     title: str,
     task_incremental: Sequence[float | None] | None = None,
 ) -> None:
-    """Draw how accuracy goes as tasks are learned.
+    """Draw accuracy over learned tasks.
 
-    A bold line for all classes seen, thin grey lines for each task's own test samples.
+    A bold line is for all classes seen; thin grey lines are for the test samples of each task.
 
     Args:
-        matrix: with at least one row.
-        path: file to write, .png, .pdf or .svg; folders are made as needed.
-        title: of the picture; any text.
-        task_incremental: (R,) fractions per row when the true task is given, drawn as a dashed line; None
-            where not measured.
+        matrix: accuracy matrix with at least one row.
+        path: file to write; folders are made as needed.
+        title: title of the figure.
+        task_incremental: (R,) fractions per row with the true task given, drawn dashed; None if not measured.
 
     Raises:
-        InputError: if the matrix is empty, ``task_incremental`` does not have an entry per row, or the suffix is
-            unknown.
+        InputError: if the matrix is empty, ``task_incremental`` lacks an entry per row, or the suffix is unknown.
     """
     picture_path(path)
     _check_rows("accuracy_curve", matrix)
     if task_incremental is not None and len(task_incremental) != matrix.n_rows:
         raise InputError(
             f"accuracy_curve: task_incremental must have an entry per row of the matrix ({matrix.n_rows}), "
-            f"got {len(task_incremental)}; use None for rows that were not measured."
+            f"got {len(task_incremental)}. Use None for rows that were not measured."
         )
     x = _learned(matrix)
     lines = [Line("all classes seen", x, _all_seen(matrix), BLUE, width=2.8, zorder=5)]
@@ -59,20 +57,19 @@ def accuracy_curve(
 
 
 def compare_curves(matrices: Mapping[str, AccuracyMatrix], path: str | Path, title: str) -> None:
-    """Draw the accuracy on all classes seen of several runs, one line each, named at its end.
+    """Draw the accuracy on all classes seen of several runs, one named line each.
 
     Args:
-        matrices: name of each run to its matrix; runs may differ in length. Names beyond 30 characters are
-            cut in the middle.
-        path: file to write, .png, .pdf or .svg; folders are made as needed.
-        title: of the picture; any text.
+        matrices: accuracy matrix by name of the run; lengths may differ. Names are cut to 30 characters.
+        path: file to write; folders are made as needed.
+        title: title of the figure.
 
     Raises:
         InputError: if there is no run, a matrix is empty, or the suffix is unknown.
     """
     picture_path(path)
     if not matrices:
-        raise InputError("compare_curves: there must be at least one run to draw, got none.")
+        raise InputError("compare_curves needs at least one run, got none.")
     for name, matrix in matrices.items():
         _check_rows(f"compare_curves, run {name!r}", matrix)
     looks = [(colour, dashes) for dashes in DASHES for colour in PALETTE]
@@ -89,19 +86,18 @@ def accuracy_heatmap(
     title: str,
     task_labels: Sequence[str] | None = None,
 ) -> None:
-    """Draw the accuracy matrix: a row per evaluation, a column per task, brighter is better.
+    """Draw the accuracy matrix as a heat map: a row per evaluation, a column per task.
 
-    Numbers stand in the cells where they fit. The scale always runs from 0 to 100%, so that pictures compare.
+    Cells show numbers where they fit. The colour scale is 0 to 100% in every figure.
 
     Args:
-        matrix: with at least one row.
-        path: file to write, .png, .pdf or .svg; folders are made as needed.
-        title: of the picture; any text.
-        task_labels: (T,) names of the tasks; 0, 1, ... if None. Names beyond 24 characters are cut in the
-            middle.
+        matrix: accuracy matrix with at least one row.
+        path: file to write; folders are made as needed.
+        title: title of the figure.
+        task_labels: (T,) names of the tasks, cut to 24 characters; None numbers them from 0.
 
     Raises:
-        InputError: if the matrix is empty, there is not a label per task, or the suffix is unknown.
+        InputError: if the matrix is empty, ``task_labels`` lacks an entry per task, or the suffix is unknown.
     """
     picture_path(path)
     _check_rows("accuracy_heatmap", matrix)
@@ -109,8 +105,8 @@ def accuracy_heatmap(
     labels = [str(i) for i in range(n_tasks)] if task_labels is None else [cut(str(v), 24) for v in task_labels]
     if len(labels) != n_tasks:
         raise InputError(
-            f"accuracy_heatmap: task_labels must have an entry per task ({n_tasks}), got {len(labels)}; "
-            "leave them out to number the tasks."
+            f"accuracy_heatmap: task_labels must have an entry per task ({n_tasks}), got {len(labels)}. "
+            "Leave them out to number the tasks."
         )
     beyond = [[i >= len(row) for i in range(n_tasks)] for row in matrix.correct]
     panel = Panel(
@@ -127,14 +123,14 @@ def accuracy_heatmap(
 
 def _check_rows(where: str, matrix: AccuracyMatrix) -> None:
     if not matrix.n_rows:
-        raise InputError(f"{where}: the accuracy matrix must have at least one row, got none; learn a task first.")
+        raise InputError(f"{where}: the accuracy matrix must have at least one row, got none. Learn a task first.")
 
 
 def _learned(matrix: AccuracyMatrix) -> np.ndarray:
-    """(R,) how many tasks were learned at each row."""
+    """Number of learned tasks at each row (R,)."""
     return np.array([len(row) for row in matrix.correct])
 
 
 def _all_seen(matrix: AccuracyMatrix) -> np.ndarray:
-    """(R,) accuracy on all classes seen, in percent."""
+    """Accuracy on all classes seen (R,), in percent."""
     return np.array([100 * matrix.row_accuracy(r) for r in range(matrix.n_rows)])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "-"
-"""What a table shows for a value that is None, NaN or absent."""
+"""Cell of a value that is None, NaN or absent."""
 
 FRACTIONS = (
     "last_accuracy",
@@ -53,12 +53,12 @@ SUMMARY_KEYS = (
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent with one digit, without the sign: 0.8125 -> "81.2"."""
+    """Format a fraction as percent with one digit, without the sign: 0.8125 -> "81.2"."""
     return NOTHING if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def human_count(value: float | None) -> str:
-    """A count of parameters: 37,632 -> "0.04 M", 1,200 -> "1.2 k", 12 -> "12"."""
+    """Format a count of parameters: 37,632 -> "0.04 M", 1,200 -> "1.2 k", 12 -> "12"."""
     if value is None or math.isnan(value):
         return NOTHING
     if value < 1e3:
@@ -71,12 +71,12 @@ def human_count(value: float | None) -> str:
 
 
 def whole_count(value: float | None) -> str:
-    """A count with all its digits: 12000 -> "12,000"."""
+    """Format a count with all digits: 12000 -> "12,000"."""
     return NOTHING if value is None or math.isnan(value) else f"{value:,.0f}"
 
 
 def human_bytes(value: float | None) -> str:
-    """Bytes in decimal units: 999 -> "999 B", 1,500 -> "1.5 kB", 77,000,000 -> "77 MB"."""
+    """Format bytes in decimal units: 999 -> "999 B", 1,500 -> "1.5 kB", 77,000,000 -> "77 MB"."""
     if value is None or math.isnan(value):
         return NOTHING
     if value < 999.5:
@@ -91,28 +91,28 @@ def human_bytes(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds without the unit: one digit below 100, none above."""
+    """Format seconds without the unit: one digit below 100, none above."""
     if value is None or math.isnan(value):
         return NOTHING
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def run_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per run, for the terminal.
+    """Make a table for the terminal, a row per run.
 
     Args:
-        summaries: contents of ``summary.json``, as :func:`read_summary` returns them; fractions. Keys may be
-            absent and values None. ``run`` (a name) is shown when there are several runs.
+        summaries: contents of ``summary.json`` in fractions, as :func:`read_summary` returns them. Keys may be
+            absent and values None. ``run`` (a name) is shown if there are several runs.
 
     Returns:
-        A table with accuracies in percent; columns that only some methods have are left out if no run has
-        them. Where the terminal is too narrow, the least important columns are left out and named below.
+        A table with accuracies in percent. Optional columns without values are left out. On a narrow terminal, the
+        least important columns are left out and named below.
     """
     from rich.table import Table
     from rich.text import Text
 
     class FittingTable(Table):
-        """Leaves the least important columns out, and says so, rather than cut the right ones off."""
+        """Table that leaves out and names its least important columns if they do not fit."""
 
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             fitting = list(columns)
@@ -132,14 +132,7 @@ def run_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The columns of :func:`run_table` as a Markdown table, for a README or an issue.
-
-    Args:
-        summaries: contents of ``summary.json``; fractions.
-
-    Returns:
-        Lines with a final newline; accuracies in percent.
-    """
+    """Format the columns of :func:`run_table` as a Markdown table, accuracies in percent."""
     columns = _columns(summaries)
     return to_markdown(
         [column.header for column in columns],
@@ -149,12 +142,12 @@ def markdown_table(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[int] = (0,)) -> str:
-    """Write a Markdown table; bars, backslashes and line breaks in cells are escaped.
+    """Format a Markdown table; bars, backslashes and line breaks in cells are escaped.
 
     Args:
-        headings: of the columns.
-        rows: a cell per column each.
-        texts: positions of the columns that hold text, which is aligned to the left; numbers are to the right.
+        headings: column headings.
+        rows: rows with a cell per column.
+        texts: indices of text columns, aligned to the left; numbers are aligned to the right.
 
     Returns:
         Lines with a final newline.
@@ -171,16 +164,13 @@ def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: C
 
 
 def task_line(row: Mapping[str, Any]) -> str:
-    """What is printed after each task, on one line.
+    """Format the evaluation after a task: ``task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1%``.
 
     Args:
-        row: any of ``task`` (0-based), ``tasks`` (how many there will be, if known), ``classes`` (seen so
-            far), ``accuracy`` (on all of them), ``average_accuracy``, ``forgetting``, ``task_id_accuracy``,
-            ``oracle_id_accuracy``, ``task_incremental_accuracy`` (fractions), ``train_seconds`` and
-            ``eval_seconds``. What is absent or None is left out.
-
-    Returns:
-        A line without newline, such as ``task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1%``.
+        row: any of ``task`` (0-based), ``tasks`` (in all), ``classes`` (seen so far), ``accuracy`` (on these),
+            ``average_accuracy``, ``forgetting``, ``task_id_accuracy``, ``oracle_id_accuracy``,
+            ``task_incremental_accuracy`` (fractions), ``train_seconds`` and ``eval_seconds``. Absent values and None
+            are left out.
     """
     parts: list[str] = []
     if not _absent(row.get("task")):
@@ -205,13 +195,14 @@ def task_line(row: Mapping[str, Any]) -> str:
 
 
 def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write one line per run with everything the summaries hold.
+    """Write all values of summaries as CSV, a row per run.
+
+    Columns are ``run`` if any run has a name, :data:`SUMMARY_KEYS`, then other keys in alphabetical order. Fractions
+    have 6 digits; absent values and None are empty.
 
     Args:
         summaries: contents of ``summary.json``.
-        path: file to write; replaced if it exists. Fractions have 6 digits, seconds and bytes are as given,
-            and what is None or absent is empty. Columns: ``run`` if any run has a name, :data:`SUMMARY_KEYS`,
-            then further keys in alphabetical order.
+        path: file to write; replaced if it exists.
     """
     given = set().union(*summaries) if summaries else set()
     keys = [*(["run"] if "run" in given else []), *SUMMARY_KEYS]
@@ -229,14 +220,10 @@ def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Non
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:
-    """The ``summary.json`` of a finished run.
-
-    Args:
-        run_dir: directory of the run.
+    """Read the ``summary.json`` of a finished run.
 
     Returns:
-        Its contents (fractions, seconds, bytes), with ``run`` set to the directory's name unless the file has
-        it.
+        The contents (fractions, seconds, bytes), with ``run`` set to the directory's name if the file lacks it.
 
     Raises:
         DataError: if there is no such directory, the run is unfinished, or the file is not a summary.
@@ -244,12 +231,12 @@ def read_summary(run_dir: str | Path) -> dict[str, Any]:
     folder = Path(run_dir)
     path = folder / "summary.json"
     if not folder.is_dir():
-        raise DataError(f"A run is a directory that `ostinato run` wrote, but there is none at {folder}.")
+        raise DataError(f"A run must be a directory that `ostinato run` wrote, but there is none at {folder}.")
     if not path.is_file():
         if (folder / "config.toml").is_file():
             raise DataError(
-                f"A run must be finished to be read, but {folder} has no summary.json: it was interrupted or is still "
-                f"going on. Finish it with `ostinato resume {folder}`."
+                f"A run must be finished, but {folder} has no summary.json: it was interrupted or is still running. "
+                f"Finish it with `ostinato resume {folder}`."
             )
         raise DataError(
             f"A run must have a config.toml and a summary.json, but {folder} has neither. Give the directory that "
@@ -270,7 +257,7 @@ class _Column:
         return self.show(summary.get(self.key))
 
     def least(self, summaries: Sequence[Mapping[str, Any]]) -> int:
-        """Characters it cannot do without: numbers are never broken, names fold at 16."""
+        """Minimum width in characters: numbers are never broken, names fold at 16."""
         header = max(map(len, self.header.split("\n")))
         cells = max((len(self.cell(summary)) for summary in summaries), default=0)
         return max(header, cells if self.number else min(16, cells))
@@ -310,7 +297,7 @@ _DROP = (
     "protocol",
     "forgetting",
 )
-"""Columns that a narrow terminal goes without, the first to go first."""
+"""Columns to leave out on a narrow terminal, in this order."""
 
 _LOOKS: dict[str, Any] = {"box": None, "pad_edge": False, "padding": (0, 1, 0, 0), "header_style": "bold"}
 
@@ -352,15 +339,15 @@ def _escape(cell: str) -> str:
 
 
 def replace_between(file: Path, name: str, body: str) -> None:
-    """Put a text between two markers of a file, in place of what is there.
+    """Replace the text between two markers of a file.
 
     Args:
-        file: has the lines ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``.
-        name: of the table.
-        body: ends with a newline.
+        file: text file with the lines ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``.
+        name: name of the table.
+        body: new text with a final newline.
 
     Raises:
-        InputError: if the file or a marker is missing, or there are several.
+        InputError: if the file or a marker is missing, or a marker occurs twice.
     """
     first, last = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
     try:

@@ -1,4 +1,4 @@
-"""Published tables, run row by row: every row is an ordinary run whose command is printed."""
+"""Published tables, run row by row; every row is an ordinary run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ostinato.errors import InputError
+from ostinato.errors import DataError, InputError
 from ostinato.presets import preset_names, table_names
 from ostinato.report.console import Reporter
-from ostinato.reproduce.plan import (
-    Given,
-    Plan,
-    check_runnable,
-    lacking,
-    plan_rows,
-    run_plans,
-    sort_options,
-)
-from ostinato.reproduce.show import Measured, collect, measured, rich_table
+from ostinato.report.tables import replace_between
+from ostinato.reproduce.plan import Given, Plan, lacking, plan_rows, run_plans, sort_options
+from ostinato.reproduce.show import Measured, markdown, measured, rich_table
 from ostinato.reproduce.table import Row, Table, read_table
 
 __all__ = [
-    "Given",
-    "Measured",
     "Outcome",
-    "Plan",
-    "Row",
-    "Table",
     "as_json",
-    "check_runnable",
-    "collect",
     "collect_rows",
     "dry_text",
-    "lacking",
     "listing",
     "listing_text",
     "measured",
@@ -48,7 +33,7 @@ __all__ = [
 
 
 def listing() -> dict[str, Any]:
-    """The tables with their titles, and the presets by benchmark."""
+    """List the tables with titles and sizes, and the presets by benchmark."""
     presets: dict[str, list[str]] = {}
     for name in preset_names():
         benchmark, stem = name.split("/")
@@ -58,7 +43,7 @@ def listing() -> dict[str, Any]:
 
 
 def listing_text(found: dict[str, Any]) -> str:
-    """:func:`listing` for a terminal."""
+    """Format :func:`listing` for a terminal."""
     lines = ["Tables (ostinato reproduce TABLE --dry-run shows the rows)"]
     lines += [f"  {name:28s} {t['title']} ({t['rows']} rows)" for name, t in found["tables"].items()]
     lines.append("Presets (ostinato run METHOD -p BENCHMARK, or -p BENCHMARK/METHOD-VARIANT)")
@@ -68,12 +53,12 @@ def listing_text(found: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Rows that were run.
+    """Result of running rows.
 
     Attributes:
-        plans: a plan per row that can be run.
-        results: of all rows of the table, measured now or before.
-        failed: reasons by row.
+        plans: plans of the rows that can be run.
+        results: results of all rows of the table, measured now or before.
+        failed: error messages by row.
     """
 
     plans: list[Plan]
@@ -82,39 +67,36 @@ class Outcome:
 
 
 def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter) -> Outcome:
-    """Run rows of a table one after another, or go on with them.
-
-    Args:
-        table: published results.
-        rows: of it.
-        given: options of :func:`sort_options`.
-        reporter: shows progress.
+    """Run or resume rows of a table one after another.
 
     Raises:
-        InputError: if none of the rows can be run.
+        InputError: if an option is wrong.
+        DataError: if no row can be run.
     """
     plans = plan_rows(table, rows, given, fetch=True)
-    check_runnable(plans)
-    if missing := lacking(plans):
-        reporter.message(f"Not run for want of data or weights:\n{missing}")
+    missing = lacking(plans)
+    if plans and all(plan.missing for plan in plans):
+        raise DataError(f"No row can run.\n{missing}")
+    if missing:
+        reporter.message(f"Not run because data or weights are missing:\n{missing}")
     failed = run_plans(plans, table, given, reporter)
     return Outcome(plans, measured(table, given.out), failed)
 
 
 def collect_rows(table: Table, rows: Sequence[Row], given: Given, path: Path) -> None:
-    """Put measured rows between the markers of their table in a file.
+    """Write measured rows between the markers of their table in a file.
 
     Raises:
-        InputError: if none of them was measured.
+        InputError: if no row was measured.
     """
     found = [r for r in measured(table, given.out) if r.row in rows]
     if not any(r.summary for r in found):
-        raise InputError(f"--collect: none of these rows was measured below {given.out}. Say where as out=.")
-    collect(table, found, path)
+        raise InputError(f"--collect: none of these rows was measured below {given.out}. Give out=DIRECTORY.")
+    replace_between(path, table.name, markdown(table, found))
 
 
 def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:
-    """The command of every row, and what is missing to run it."""
+    """Format the command of every row, and the missing data and weights."""
     by_name = {plan.row.name: plan for plan in plans}
     lines = []
     for row in rows:
@@ -125,25 +107,21 @@ def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:
     return "\n".join([*lines, *([f"Missing\n{missing}"] if missing else [])])
 
 
-def as_json(
-    table: Table, rows: Sequence[Row], plans: Sequence[Plan], results: Sequence[Measured], failed: dict[str, str]
-) -> dict[str, Any]:
-    """The rows chosen as plain values: published in percent, summaries in fractions."""
-    by_name = {plan.row.name: plan for plan in plans}
-    out = []
-    for result in results:
+def as_json(table: Table, rows: Sequence[Row], outcome: Outcome) -> dict[str, Any]:
+    """Rows as plain values: published results in percent, summaries in fractions."""
+    by_name = {plan.row.name: plan for plan in outcome.plans}
+
+    def values(result: Measured) -> dict[str, Any]:
         row, plan = result.row, by_name.get(result.row.name)
-        if row in rows:
-            out.append(
-                {
-                    "row": row.name,
-                    "what": row.label,
-                    "state": plan.state if plan else "quoted",
-                    "published_percent": row.published,
-                    "summary": result.summary,
-                    "command": result.command or (plan.command if plan else None),
-                    "missing": list(plan.missing) if plan else [],
-                    "failed": failed.get(row.name),
-                }
-            )
-    return {"table": table.name, "rows": out}
+        return {
+            "row": row.name,
+            "what": row.label,
+            "state": plan.state if plan else "quoted",
+            "published_percent": row.published,
+            "summary": result.summary,
+            "command": result.command or (plan.command if plan else None),
+            "missing": list(plan.missing) if plan else [],
+            "failed": outcome.failed.get(row.name),
+        }
+
+    return {"table": table.name, "rows": [values(result) for result in outcome.results if result.row in rows]}

@@ -1,4 +1,4 @@
-"""From a table and the options of the command to runs, one after another."""
+"""Plans of a table's rows, and their execution as runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ostinato.config import RunConfig, absolute, build_config, changeable, flat, parse_overrides
 from ostinato.defaults import DEFAULT_BACKBONE
-from ostinato.errors import DataError, InputError, Interrupted, OstinatoError, did_you_mean, explained
+from ostinato.errors import InputError, Interrupted, OstinatoError, did_you_mean, explained
 from ostinato.files import read_json, sha256_of, write_json
 from ostinato.lookup import get_method, split_file
 from ostinato.paths import user_path
@@ -24,25 +24,25 @@ from ostinato.runs.checkpoint import Checkpoints
 from ostinato.runs.rundir import RunDir
 
 _BUNDLED = ("digits", "glyphs")
-"""Data that need no path."""
+"""Data sets that need no path."""
 
 _MOVABLE = set(changeable("resume")) - {"method.name"}
-"""Options that a resumed row takes from the command; its method is compared instead."""
+"""Options that a resumed row takes from the command; its method is compared."""
 
 _ELSEWHERE = _MOVABLE | {"checkpoint.every"}
-"""What may differ between two calls of the same experiment."""
+"""Options that may differ between two runs of the same experiment."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """The options of the command, sorted.
+    """Options of the command by kind.
 
     Attributes:
         out: directory of the table.
-        data: by name of the data set; "" for a bare ``data=``.
+        data: paths by data set; "" for a bare ``data=``.
         weights: files by backbone; "" for a bare ``backbone.weights=``.
         words: options for every row.
-        methods: files of methods that may be run; a table alone cannot have one run.
+        methods: files of methods that the command allows to run.
     """
 
     out: Path
@@ -52,10 +52,10 @@ class Given:
     methods: frozenset[Path] = frozenset()
 
     def check_may_run(self, row: Row) -> None:
-        """Make sure that the command names the file of a row's method, if it is one.
+        """Make sure that the command names the file of a row's method.
 
         Raises:
-            InputError: if it does not.
+            InputError: if the method is in a file that the command does not name.
         """
         file, _ = split_file(str(row.method))
         if file is not None and file not in self.methods:
@@ -66,10 +66,10 @@ class Given:
 
 
 def sort_options(table: Table, words: Sequence[str]) -> Given:
-    """Tell data, weights and the directory from options for every row.
+    """Separate data, weights and the directory from options for every row.
 
     Raises:
-        InputError: for what cannot be said of a whole table.
+        InputError: if a word is no option, or names a method.
     """
     names = {row.data for row in table.rows if row.data} | set(DATA)
     out, data, weights, rest = Path("runs") / table.name.replace("/", "-"), {}, {}, []
@@ -86,8 +86,8 @@ def sort_options(table: Table, words: Sequence[str]) -> Given:
             file, _ = split_file(value)
             if file is None:
                 raise InputError(
-                    f"{word}: the table's rows say which method they run; only files that they name are allowed here, "
-                    "method=FILE. Choose rows by their names."
+                    f"{word}: method must be a FILE that a row names; each row has its own method. Choose rows by "
+                    "their names."
                 )
             methods.add(file)
         else:
@@ -98,14 +98,14 @@ def sort_options(table: Table, words: Sequence[str]) -> Given:
 
 @dataclass(frozen=True)
 class Plan:
-    """A row with everything that decides its run.
+    """A row with the configuration of its run.
 
     Attributes:
-        row: the row.
-        config: checked; its data path is the default where no data were given and the row needs some.
-        words: options after the preset, where data and weights are too.
-        run: directory.
-        missing: what is not there, with how to get it; empty if the row can run.
+        row: row of the table.
+        config: configuration; its data path is the default if the row's data were not given.
+        words: options after the preset, with data and weights.
+        run: directory of the run.
+        missing: missing data and weights, each with how to get it; empty if the row can run.
     """
 
     row: Row
@@ -116,7 +116,7 @@ class Plan:
 
     @property
     def command(self) -> str:
-        """The command that does the same run."""
+        """Command of the run."""
         row = self.row
         preset = []
         if row.preset:
@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def state(self) -> Literal["finished", "begun", "new"]:
-        """Where the run stands."""
+        """State of the run."""
         if self.run.summary.exists():
             return "finished"
         return "begun" if self.run.config.exists() else "new"
@@ -135,21 +135,21 @@ class Plan:
         return self.state == "finished" or Checkpoints(self.run.checkpoints, self.run.read_record().run_id).any()
 
     def check_same(self) -> None:
-        """Make sure that what lies in the run's directory is this experiment.
+        """Make sure that the run's directory holds this experiment, if anything.
 
         Raises:
-            InputError: if it has other options or, when finished, other data or weights.
+            InputError: if the run there has other options or, when finished, other data or weights.
         """
         if self.state == "new":
             return
-        there, now = self.run.read_config(), absolute(self.config)
-        old, new = ({k: v for k, v in _leaves(c.to_dict()) if k not in _ELSEWHERE} for c in (there, now))
+        recorded, now = self.run.read_config(), absolute(self.config)
+        old, new = ({k: v for k, v in _leaves(c.to_dict()) if k not in _ELSEWHERE} for c in (recorded, now))
         absent = "not given"
         changed = [f"{k} was {old.get(k, absent)} and is {new.get(k, absent)} now" for k in sorted(old | new)
                    if old.get(k) != new.get(k)]  # fmt: skip
         keys = flat(parse_overrides(list(self.words)))
-        if self.state == "finished" and "data.path" in keys and there.data.path != now.data.path:
-            changed.append(f"data was {there.data.path} and is {now.data.path} now")
+        if self.state == "finished" and "data.path" in keys and recorded.data.path != now.data.path:
+            changed.append(f"data was {recorded.data.path} and is {now.data.path} now")
         weights = now.backbone.weights
         if self.state == "finished" and weights and Path(weights).exists():
             origin = self.run.read_record().backbone
@@ -157,7 +157,7 @@ class Plan:
                 changed.append(f"the backbone's weights were other ones than {weights}")
         file, _ = split_file(now.method.name)
         if file is not None and self._has_learned() and self.run.read_record().method_texts != [sha256_of(file)]:
-            changed.append(f"{file} changed since it was run (as it was: {self.run.method})")
+            changed.append(f"{file} changed since the run (earlier text: {self.run.method})")
         if changed:
             raise InputError(
                 f"{self.run.root} holds this row with other options: {'; '.join(changed)}. Give the same options, "
@@ -167,7 +167,7 @@ class Plan:
 
 @cache
 def _sha256(name: str, weights: str) -> str:
-    """The hash that a run records of weights: of a file its own, of a folder that of what is in it."""
+    """SHA-256 of weights as runs record it: of a file, or of the files in a folder."""
     from ostinato.backbones.weights import load_backbone
 
     if Path(weights).is_file():
@@ -185,19 +185,19 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = False) -> list[Plan]:
-    """Check all rows before the first one runs.
+    """Plan rows and check all of them before the first one runs.
 
     Args:
-        table: the table.
-        rows: those chosen; quoted ones are left out.
+        table: published table.
+        rows: chosen rows; rows that are only quoted are skipped.
         given: options of the command.
-        fetch: download, now, named data and weights that unfinished rows need; otherwise they count as there.
+        fetch: download named data and weights of unfinished rows; otherwise they are assumed to be available.
 
     Returns:
-        A plan per row that can be run somewhere.
+        A plan per row.
 
     Raises:
-        InputError: wrong options, or a directory that holds something else.
+        InputError: if an option is wrong, or a directory holds another experiment.
     """
     from ostinato.training.recipes import check_recipe
 
@@ -209,7 +209,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
     plans = []
     for row in rows:
         words = replace_words(row.words, given.words)
-        # A bare data= is the data set of the first row chosen; the others are named.
+        # A bare data= is for the data set of the first chosen row.
         data = given.data.get(row.data or "") or (given.data.get("") if row.data in (None, *needed[:1]) else None)
         if data is None and row.data in _BUNDLED:
             data = row.data
@@ -223,7 +223,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
             words = replace_words(words, [f"backbone.weights={file}"])
             config = build_config(layers[0], parse_overrides(list(words)), layers[1])
         if "name" in parse_overrides(list(words)).get("method", {}):
-            raise InputError(f"Row {row.name}: its method is the key 'method' of the row, not an option of it.")
+            raise InputError(f"Row {row.name}: give its method as the key 'method' of the row, not as an option.")
         given.check_may_run(row)
         check_options(get_method(str(row.method)), config.method.options())
         check_recipe(config.train.overrides())
@@ -231,7 +231,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
     backbones = list(dict.fromkeys(plan.config.backbone.name for plan in plans))
     if "" in given.weights and len(backbones) > 1:
         raise InputError(
-            f"backbone.weights: the rows use {len(backbones)} backbones; say which file is whose: "
+            f"backbone.weights must name a backbone, since the rows use {len(backbones)} backbones: "
             + " ".join(f"backbone.weights.{name}=FILE" for name in backbones)
         )
     if unknown := [name for name in given.weights if name and name not in backbones]:
@@ -242,7 +242,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
 
 
 def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
-    """What an unfinished row lacks, each with how to get it."""
+    """List missing data and weights of an unfinished row, each with how to get it."""
     if plan.state == "finished":
         return ()
     missing, data = [], plan.row.data
@@ -256,13 +256,13 @@ def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
         if not user_path(backbone.weights, "backbone.weights").exists():
             missing.append(f"weights: there is nothing at {backbone.weights}")
     elif fetch and not missing and (problem := _weights_problem(backbone.name)):
-        # Without network a download takes a minute to fail; a row that cannot run anyway is spared that.
+        # Skipped if the row cannot run anyway: without network, a download takes a minute to fail.
         missing.append(f"weights: {problem}")
     return tuple(missing)
 
 
 def _data_problem(spec: str, fetch: bool) -> str | None:
-    """Why data cannot be used, as far as that shows at once: a path that is not there, a download that fails."""
+    """Explain a missing path or a failed download; None if there is no problem."""
     from ostinato.streams import SOURCES
 
     if spec in SOURCES or spec.startswith("hub:"):
@@ -274,7 +274,7 @@ def _data_problem(spec: str, fetch: bool) -> str | None:
 
 @cache
 def _download_problem(spec: str) -> str | None:
-    """Why data cannot be had by name; fetches them where they are not there yet."""
+    """Fetch data by name; explain a failure."""
     from ostinato.streams import open_source
 
     try:
@@ -286,7 +286,7 @@ def _download_problem(spec: str) -> str | None:
 
 @cache
 def _weights_problem(name: str) -> str | None:
-    """Why a backbone's weights cannot be had by name; fetches them where they are not there yet."""
+    """Fetch the weights of a backbone by name; explain a failure."""
     if name == DEFAULT_BACKBONE:
         return None
     from ostinato.backbones.weights import load_backbone, of_transformers
@@ -295,25 +295,19 @@ def _weights_problem(name: str) -> str | None:
         load_backbone(name)
     except InputError as error:
         if of_transformers(name, None):
-            return f"{error} Or say which folder: backbone.weights.{name}=FOLDER (huggingface.co/{name} has it)."
-        return f"{error} Or say which file: backbone.weights.{name}=FILE (huggingface.co/timm/{name} has it)."
+            return f"{error} Or give its folder: backbone.weights.{name}=FOLDER (huggingface.co/{name} has it)."
+        return f"{error} Or give its file: backbone.weights.{name}=FILE (huggingface.co/timm/{name} has it)."
     return None
 
 
 def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter) -> dict[str, str]:
-    """Run what is not finished and lacks nothing, one after another; the table is written after each.
-
-    Args:
-        plans: the rows chosen.
-        table: the table.
-        given: options of the command.
-        reporter: shows progress.
+    """Run unfinished rows that lack nothing, one after another; write the table after each.
 
     Returns:
-        For rows that failed, why.
+        Error messages of failed rows.
 
     Raises:
-        Interrupted: asked to stop; the same command goes on.
+        Interrupted: if a signal stopped a run; the same command resumes it.
     """
     from ostinato.runs.lifecycle import resume, start
 
@@ -328,7 +322,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
             else:
                 start(plan.config, plan.run.root, reporter)
         except Interrupted:
-            raise Interrupted(f"Stopped in row {plan.row.name}, which is saved; the same command goes on.") from None
+            raise Interrupted(f"Stopped in row {plan.row.name}, which is saved. Repeat the command.") from None
         except Exception as error:
             known = explained(error)
             if known is None:
@@ -342,34 +336,24 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
 
 
 def _where(plan: Plan) -> dict[str, Any]:
-    """Of a row's options those that say where things are now."""
+    """Select the options of a row that a resumed run takes: paths and the machine."""
     words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
-    own, _ = split_file(str(plan.row.method))
-    return parse_overrides(words) | ({"method": {"name": plan.row.method}} if own is not None else {})
+    file, _ = split_file(str(plan.row.method))
+    return parse_overrides(words) | ({"method": {"name": plan.row.method}} if file is not None else {})
 
 
 def _remember(out: Path, plan: Plan) -> None:
-    """Keep the command of a row beside the runs."""
+    """Write the command of a row to ``commands.json``."""
     path = out / "commands.json"
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, (read_json(path) if path.exists() else {}) | {plan.row.name: plan.command})
 
 
 def lacking(plans: Sequence[Plan]) -> str:
-    """What rows lack, each thing once with the rows that need it."""
+    """List missing data and weights, each once with the rows that need it."""
     needs: dict[str, list[str]] = {}
     for plan in plans:
         for thing in plan.missing:
             needs.setdefault(thing, []).append(plan.row.name)
     shown = {thing: rows if len(rows) < 6 else [*rows[:4], f"{len(rows) - 4} more"] for thing, rows in needs.items()}
     return "\n".join(f"{thing}\n  needed by {', '.join(rows)}" for thing, rows in shown.items())
-
-
-def check_runnable(plans: Sequence[Plan]) -> None:
-    """Make sure that there is something to do or to show.
-
-    Raises:
-        DataError: if every row lacks something, with what that is.
-    """
-    if plans and all(plan.missing for plan in plans):
-        raise DataError(f"No row can run.\n{lacking(plans)}")

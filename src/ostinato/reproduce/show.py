@@ -1,4 +1,4 @@
-"""What was measured, beside what was published."""
+"""Measured beside published results, as Markdown, CSV and for a terminal."""
 
 from __future__ import annotations
 
@@ -11,16 +11,7 @@ from typing import Any
 
 from ostinato.files import read_json
 from ostinato.presets import METRICS
-from ostinato.report.tables import (
-    NOTHING,
-    human_bytes,
-    human_count,
-    percent,
-    replace_between,
-    seconds,
-    to_markdown,
-    whole_count,
-)
+from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, seconds, to_markdown, whole_count
 from ostinato.reproduce.table import Row, Table
 from ostinato.runs.rundir import RunDir
 
@@ -31,7 +22,7 @@ COSTS = {
     "train_seconds": ("train s", seconds),
     "eval_seconds": ("eval s", seconds),
 }
-"""Costs in a summary: heading and form."""
+"""Costs by key of a summary: heading and format."""
 
 FOLDED = """
 <details markdown>
@@ -43,7 +34,7 @@ FOLDED = """
 
 </details>
 """
-"""Long lists of commands in Markdown, folded until a reader opens them."""
+"""Folded section of Markdown with a list of commands."""
 
 _HEADINGS = {
     "last": "last %",
@@ -57,12 +48,12 @@ _HEADINGS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with its result, where there is one.
+    """A row with its result.
 
     Attributes:
-        row: the row.
-        summary: of the finished run; fractions.
-        command: that made it.
+        row: row of the table.
+        summary: summary of the finished run, in fractions; None if the row was not run.
+        command: command of the run.
     """
 
     row: Row
@@ -71,10 +62,10 @@ class Measured:
 
 
 def measured(table: Table, out: Path) -> list[Measured]:
-    """All rows of a table with what ``out`` holds of them.
+    """Read the results of all rows of a table from ``out``.
 
     Raises:
-        DataError: a summary that cannot be read.
+        DataError: if a summary cannot be read.
     """
     commands = read_json(out / "commands.json") if (out / "commands.json").exists() else {}
     results = []
@@ -86,11 +77,10 @@ def measured(table: Table, out: Path) -> list[Measured]:
 
 
 def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells: published beside measured, "-" where there is nothing.
+    """Headings and cells of a table, published beside measured; "-" for unknown values.
 
-    Accuracies are in percent. Published metrics have a column only if some row has them, and samples kept only if some
-    were. Where a row was run in variants, it has one line: the last accuracy of each, and the means over those that
-    have run with their standard deviations.
+    Accuracies are in percent. Published metrics and kept samples have a column only if a row has them. A row with
+    variants is one line: the last accuracy of each variant, and means with standard deviations over finished variants.
     """
     published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
     shown = [m for m in _HEADINGS if m != "mean_task" or m in published]
@@ -110,15 +100,15 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     for base in dict.fromkeys(r.row.base for r in results):
         group = [r for r in results if r.row.base == base]
         have_run = [r for r in group if r.summary]
-        quoted = _mean([r.row.published for r in have_run or group])  # of the same variants
+        quoted = _mean([r.row.published for r in have_run or group])  # over the variants that were run
         finished = [r.summary for r in have_run if r.summary]
         summary = _mean(finished)
         line = [base, *([group[0].row.label] if labelled else [])]
-        of = {r.row.variant: (r.row.published, r.summary or {}) for r in group}
+        by_variant = {r.row.variant: (r.row.published, r.summary or {}) for r in group}
         for variant in variants:
-            theirs, ours = of.get(variant, ({}, {}))
-            line += [_quoted(theirs, "last")] if "last" in published else []
-            line.append(percent(ours.get(METRICS["last"])))
+            paper, run = by_variant.get(variant, ({}, {}))
+            line += [_quoted(paper, "last")] if "last" in published else []
+            line.append(percent(run.get(METRICS["last"])))
         for metric in shown:
             if metric in published:
                 line.append(_quoted(quoted, metric))
@@ -132,14 +122,14 @@ def _quoted(published: dict[str, float], metric: str) -> str:
 
 
 def _mean(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means of the accuracies and costs that all results have."""
+    """Means of accuracies and costs that all results have."""
     keys = [*METRICS, *METRICS.values(), *COSTS]
     known = [key for key in keys if results and all(r.get(key) is not None for r in results)]
     return {key: sum(r[key] for r in results) / len(results) for key in known}
 
 
 def _with_spread(results: Sequence[dict[str, Any]], key: str) -> str:
-    """The mean of an accuracy in percent and, of several, their standard deviation (of a sample, n - 1)."""
+    """Mean of an accuracy in percent and, of several, the sample standard deviation (n - 1)."""
     mean = percent(_mean(results).get(key))
     if len(results) < 2 or mean == NOTHING:
         return mean
@@ -147,7 +137,7 @@ def _with_spread(results: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def markdown(table: Table, results: Sequence[Measured]) -> str:
-    """The table in Markdown, its notes, and the exact command of every measured row."""
+    """Format the table, its notes and the commands of measured rows in Markdown."""
     headings, cells = columns(results)
     text = to_markdown(headings, cells, texts=range(2 if headings[1] == "what" else 1))
     notes = [table.source and f"Published: {table.source}.", table.protocol, table.note]
@@ -173,24 +163,10 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
             writer.writerow([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
 
 
-def collect(table: Table, results: Sequence[Measured], file: Path) -> None:
-    """Put the measured table between its markers in a text.
-
-    Args:
-        table: the table.
-        results: its rows.
-        file: has the lines ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->``; what is between them is replaced.
-
-    Raises:
-        InputError: if the file or a marker is missing, or there are several.
-    """
-    replace_between(file, table.name, markdown(table, results))
-
-
 def rich_table(results: Sequence[Measured]) -> Any:
-    """Measured with published in brackets, for a terminal; ``table.md`` has the costs as well.
+    """Format measured results, with published ones in brackets, for a terminal.
 
-    Rows that ran in several variants are followed by their means.
+    The means of rows with several finished variants come last. ``table.md`` also has the costs.
     """
     from rich.table import Table as Rich
     from rich.text import Text

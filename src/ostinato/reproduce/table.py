@@ -1,12 +1,14 @@
-"""Published tables as files: rows of ordinary runs.
+"""Files of published tables.
 
-A table is a TOML file: ``format`` (1, which may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
-``data`` (name of the data set of rows without a preset), ``options`` (words such as ``stream.step=5`` that all rows
-share), a list ``row`` and, where every row is to be run several times, a list ``variant``. A row has a ``name``, and a
-``label`` where that says too little; ``preset`` or ``method``; its own ``options``; ``published`` (percent, keys of
-:data:`ostinato.presets.METRICS`); a ``note``; or, in place of a preset or method, ``not_run``: why it is only quoted. A
-variant has a ``name`` and ``options``, over which a row's own win; the runs of a row are then called ``row-variant``,
-and it quotes results as ``published_in.<variant>``.
+A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
+``data`` (data set of rows without a preset), ``options`` (words such as ``stream.step=5`` for all rows), a list ``row``
+and, if every row is run several times, a list ``variant``.
+
+A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
+quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); and a ``note``.
+
+A variant has a ``name`` and ``options``, which those of a row override. The runs of a row are then named
+``row-variant``, and it quotes results as ``published_in.<variant>``.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _MOST_RUNS = 10_000
 
 Quoted = dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], Percent]
 Words = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
-"""Text without the characters that a terminal obeys, but for ends of lines."""
+"""Text without control characters, except line breaks and tabs."""
 
 
 class _Part(BaseModel):
@@ -71,17 +73,17 @@ class Row:
     """One run of a table.
 
     Attributes:
-        name: unique in the table; directory of the run.
-        base: name of the row in the file, which several runs share where the table has variants.
+        name: unique name, also of the run's directory.
+        base: name of the row in the file, shared by its variants.
         variant: name of the variant, or None.
-        label: what it is, in words.
-        method: registered name; None where the row is only quoted.
-        preset: options that it starts from, or None.
-        words: its options as on the command line.
-        data: name of its data set, or None.
-        published: percent.
-        note: for the reader.
-        not_run: why it is only quoted, or None.
+        label: description.
+        method: registered name; None if the row is only quoted.
+        preset: preset of the row, or None.
+        words: options as on the command line.
+        data: name of the data set, or None.
+        published: published results in percent.
+        note: remark for the reader.
+        not_run: reason why the row is only quoted, or None.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table; see the module for the fields of its file."""
+    """A published table; the module describes its file."""
 
     name: str
     title: str
@@ -109,10 +111,10 @@ class Table:
     rows: tuple[Row, ...]
 
     def choose(self, names: Sequence[str]) -> list[Row]:
-        """Runs by their name or that of their row or variant, in the table's order; all without names.
+        """Select runs by their name, row or variant, in the table's order; all if ``names`` is empty.
 
         Raises:
-            InputError: unknown name.
+            InputError: if a name is unknown.
         """
         known = list({name: None for row in self.rows for name in (row.name, row.base, row.variant) if name})
         if unknown := [name for name in names if name not in known]:
@@ -121,7 +123,7 @@ class Table:
 
 
 def read_table(name: str) -> Table:
-    """A table that comes with the package by name, or one from a TOML file.
+    """Read a table of the package by name, or one from a TOML file.
 
     Raises:
         InputError: if there is none, or its file is wrong, naming the place.
@@ -131,31 +133,29 @@ def read_table(name: str) -> Table:
     tree = tomls.read(path, where)
     version = tree.get("format", 1)
     if version != 1 or isinstance(version, bool):
-        raise InputError(
-            f"{where}: format: must be 1, got {quoted(version)}; a newer version of this package may read it."
-        )
+        raise InputError(f"{where}: format must be 1, got {quoted(version)}. Install a newer ostinato.")
     try:
         file = _File.model_validate(tree)
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error, tree)}") from None
     names = Counter([row.name for row in file.row] + [variant.name for variant in file.variant])
     if twice := [name for name, times in names.items() if times > 1]:
-        raise InputError(f"{where}: row {twice[0]!r} is there twice; rename one.")
+        raise InputError(f"{where}: names of rows must be unique, {twice[0]!r} is given twice. Rename one.")
     if (runs := len(file.row) * max(1, len(file.variant))) > _MOST_RUNS:
-        raise InputError(f"{where}: {runs} runs are more than a table has; at most {_MOST_RUNS} are read.")
+        raise InputError(f"{where}: a table must have at most {_MOST_RUNS} runs, got {runs}.")
     rows = [_read_row(row, variant, file, where) for row in file.row for variant in file.variant or (None,)]
-    own = path.stem if name.endswith(".toml") else name
-    return Table(own, file.title, file.source, file.protocol, file.note, tuple(rows))
+    table = path.stem if name.endswith(".toml") else name
+    return Table(table, file.title, file.source, file.protocol, file.note, tuple(rows))
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
-    """The first problem with its row and key."""
+    """Describe the first problem with its row and key."""
     place = error.errors(include_url=False, include_context=False)[0]["loc"]
     parts = {"row": _Row, "variant": _Variant}
     if len(place) < 3 or place[0] not in parts:
         return describe_validation(error, "", list(_File.model_fields))
-    which = tree[str(place[0])][place[1]]
-    name = which.get("name") if isinstance(which, dict) else None
+    entry = tree[str(place[0])][place[1]]
+    name = entry.get("name") if isinstance(entry, dict) else None
     named = f"{place[0]} {quoted(name)}, " if isinstance(name, str) else ""
     return named + describe_validation(error, "", list(parts[str(place[0])].model_fields))
 
@@ -163,13 +163,13 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
 def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Row:
     where = f"{path}: row {row.name!r}"
     if sum(x is not None for x in (row.preset or row.method, row.not_run)) != 1:
-        raise InputError(f"{where} must have a preset or a method, or say why it is only quoted as not_run.")
+        raise InputError(f"{where} must have a preset or a method, or not_run with the reason why it is only quoted.")
     known = [v.name for v in file.variant]
     if unknown := [name for name in row.published_in if name not in known]:
         hint = did_you_mean(unknown[0], known) if known else "The table has none."
-        raise InputError(f"{where}: published_in names no variant {quoted(unknown[0])}. {hint}")
+        raise InputError(f"{where}: published_in: there is no variant {quoted(unknown[0])}. {hint}")
     if variant is not None and row.published:
-        raise InputError(f"{where} quotes one result for several runs; say which as published_in.<variant>.")
+        raise InputError(f"{where}: published must name a variant: use published_in.<variant>.")
     published = row.published_in.get(variant.name, {}) if variant else row.published
     try:
         preset = read_preset(row.preset, row.method) if row.preset else None
@@ -193,10 +193,10 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
 
 
 def replace_words(words: Sequence[str], over: Sequence[str]) -> tuple[str, ...]:
-    """Words ``key=value`` with those of ``over`` in place of the ones with the same key.
+    """Merge words ``key=value``; those of ``over`` replace words with the same key.
 
     Raises:
-        InputError: if one has no ``=``, or ``over`` has a key twice.
+        InputError: if a word has no ``=``, or a list has a key twice.
     """
     parse_overrides(list(words))
     parse_overrides(list(over))

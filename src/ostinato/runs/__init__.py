@@ -1,1 +1,1 @@
-"""Runs: a configuration learned as a stream of tasks in a directory, stopped, resumed and continued."""
+"""Runs of a configuration in a directory: start, stop, resume, continue."""

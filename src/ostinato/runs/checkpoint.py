@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and JSON, written whole or not at all, and checked byte by byte when they are read."""
+"""Checkpoints of tensors and JSON, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ostinato.records import CHECKPOINT_FORMAT, CheckpointRecord, StoredFile, re
 from ostinato.tensor_files import read_tensors, write_tensors
 
 _ABOUT, _OPTIMIZER, _DRAFT = "checkpoint.json", "optimizer.safetensors", "unfinished"
-_OLDER = "Finish the run with the ostinato that began it, or start it anew."
+_OLDER = "Finish the run with the ostinato that began it, or start a new run."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A moment of a run.
+    """State of a run.
 
     Attributes:
-        learned: the method's learned tensors.
-        optimizer: the optimiser's tensors, empty between stages.
-        progress: everything else, as JSON; see :class:`ostinato.records.ProgressRecord`.
+        learned: learned tensors of the method.
+        optimizer: tensors of the optimiser, empty between stages.
+        progress: the rest as JSON, see :class:`ostinato.records.ProgressRecord`.
     """
 
     learned: dict[str, Tensor]
@@ -36,12 +36,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Written:
-    """A tensor as it was written.
+    """A tensor that was written.
 
     Attributes:
-        tensor: itself; holding on to it keeps its address from being used again.
-        version: how often it had been changed in place.
-        file: that holds it.
+        tensor: the tensor; the reference keeps its address from being reused.
+        version: number of in-place changes when it was written.
+        file: name of the file with its content.
     """
 
     tensor: Tensor
@@ -50,17 +50,17 @@ class _Written:
 
 
 class Checkpoints:
-    """The checkpoints of a run, of which the newest two are kept.
+    """Store of the newest two checkpoints of a run.
 
-    A finished task's tensors never change again. Each is written once, and later checkpoints link to the file that
-    holds it, so that a checkpoint costs what changed since the one before, however many tasks were learned.
+    Tensors of finished tasks never change. Each is written once, and later checkpoints link to its file. The cost of a
+    checkpoint is what changed since the previous one, whatever the number of tasks.
 
     Args:
-        root: their folder; made when the first one is saved.
-        run_id: of the run; checkpoints of another one are refused.
+        root: folder of the checkpoints; made by the first save.
+        run_id: identifier of the run; checkpoints of other runs are refused.
 
     Attributes:
-        damaged: after :meth:`latest`, why newer checkpoints than the one it gave could not be read.
+        damaged: errors of newer checkpoints that the last call of :meth:`latest` skipped.
     """
 
     def __init__(self, root: Path, run_id: str) -> None:
@@ -71,13 +71,13 @@ class Checkpoints:
         self._files: dict[str, StoredFile] = {}
 
     def any(self) -> bool:
-        """Whether a checkpoint was ever completed."""
+        """Tell whether there is a complete checkpoint."""
         return bool(_numbered(self.root))
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint beside the others and drop all but the newest two.
+        """Write a checkpoint and delete all but the newest two.
 
-        The folder gets its name only when every byte is on disk, so that a kill leaves no half checkpoint.
+        The folder is renamed once every byte is on disk, so that a kill leaves no partial checkpoint.
         """
         numbered = _numbered(self.root)
         target = self.root / f"{int(numbered[-1].name) + 1 if numbered else 0:06d}"
@@ -88,7 +88,7 @@ class Checkpoints:
         about = {
             "format": CHECKPOINT_FORMAT,
             "run_id": self.run_id,
-            "learned": {name: one.file for name, one in written.items()},
+            "learned": {name: tensor.file for name, tensor in written.items()},
             "files": [file.model_dump() for file in (*files.values(), optimizer)],
             "progress": checkpoint.progress,
         }
@@ -104,7 +104,7 @@ class Checkpoints:
     def _write_learned(
         self, tensors: dict[str, Tensor], draft: Path, before: Path | None, number: str
     ) -> tuple[dict[str, _Written], dict[str, StoredFile]]:
-        """Write what changed into a file of its own, and link to the files with the rest."""
+        """Write changed tensors into a new file, and link to the files with the others."""
         same = {name: file for name, t in tensors.items() if before and (file := self._unchanged(name, t, before))}
         changed = {name: t for name, t in tensors.items() if name not in same}
         fresh = write_tensors(draft / f"learned-{number}.safetensors", changed)
@@ -113,31 +113,30 @@ class Checkpoints:
             source = (before or draft) / file
             try:
                 os.link(source, draft / file)
-            except OSError:  # a file system without links
+            except OSError:  # no links on this file system
                 write_new(draft / file, source.read_bytes())
             files[file] = self._files[file]
         places = {name: same.get(name, fresh.file) for name in tensors}
         return {name: _Written(t, _version(t), places[name]) for name, t in tensors.items()}, files
 
     def _unchanged(self, name: str, tensor: Tensor, before: Path) -> str | None:
-        """The file of the checkpoint before that holds this very tensor."""
-        if name not in self._written:
-            return None
-        was = self._written[name]
+        """Name the file of the previous checkpoint that holds this tensor; None if the tensor changed."""
+        written = self._written.get(name)
         same = (
-            was.version >= 0
-            and was.tensor.data_ptr() == tensor.data_ptr()
-            and was.tensor.shape == tensor.shape
-            and _version(tensor) == was.version
-            and (before / was.file).exists()
+            written is not None
+            and written.version >= 0
+            and written.tensor.data_ptr() == tensor.data_ptr()
+            and written.tensor.shape == tensor.shape
+            and _version(tensor) == written.version
+            and (before / written.file).exists()
         )
-        return was.file if same else None
+        return written.file if written is not None and same else None
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that can be read, or None when there is none; see ``damaged``.
+        """Read the newest readable checkpoint; None if there are no checkpoints.
 
         Raises:
-            DataError: if there are checkpoints and none can be read.
+            DataError: if there are checkpoints but none can be read.
         """
         self.damaged, self._unreadable = [], []
         for path in reversed(_numbered(self.root)):
@@ -148,7 +147,7 @@ class Checkpoints:
                 self._unreadable.append(path)
         if self.damaged:
             raise DataError(
-                f"No checkpoint can be read: {' '.join(self.damaged)} To start the run from its beginning, delete "
+                f"No checkpoint can be read: {' '.join(self.damaged)} To restart from the beginning, delete "
                 f"{self.root} and resume."
             )
         return None
@@ -158,12 +157,12 @@ class Checkpoints:
         about = read_versioned(CheckpointRecord, path, CHECKPOINT_FORMAT, _OLDER)
         if about.run_id != self.run_id:
             raise DataError(f"{folder} is a checkpoint of another run ({about.run_id[:8]}, not {self.run_id[:8]}).")
-        files = {one.file: read_tensors(folder, one) for one in about.files}
+        files = {stored.file: read_tensors(folder, stored) for stored in about.files}
         try:
             learned = {name: files[file][name] for name, file in about.learned.items()}
             return Checkpoint(learned, files[_OPTIMIZER], about.progress.model_dump())
         except KeyError as error:
-            raise DataError(f"{folder}: there is no {error.args[0]!r} in the files that must hold it.") from None
+            raise DataError(f"{folder}: {error.args[0]!r} is missing from its files.") from None
 
 
 def _numbered(root: Path) -> list[Path]:
@@ -173,5 +172,5 @@ def _numbered(root: Path) -> list[Path]:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; -1 where nobody counts."""
+    """Number of in-place changes of a tensor; -1 for an inference tensor, which has no counter."""
     return -1 if tensor.is_inference() else tensor._version

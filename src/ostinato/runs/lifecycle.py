@@ -1,4 +1,4 @@
-"""Starting, resuming and continuing runs."""
+"""Start, resume and continue runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ostinato.runs.session import ARTIFACT_BEFORE, Session
 from ostinato.sections import SplitSection
 
 CONTINUATION = "learn-"
-"""How the directories of continuations begin."""
+"""Prefix of the directories of continuations."""
 
 
 def start(
@@ -34,19 +34,19 @@ def start(
         config: checked configuration.
         out: directory that does not exist or is empty.
         reporter: shows progress.
-        processes: those that share the run.
+        processes: processes that share the run.
 
     Returns:
-        The run's summary.
+        Summary of the run.
 
     Raises:
-        InputError: bad options.
-        DataError: bad data.
-        Interrupted: asked to stop; the state is saved.
+        InputError: if an option is wrong.
+        DataError: if the data cannot be used.
+        Interrupted: if a signal stopped the run; its state is saved.
     """
     if config.eval.data is not None or config.eval.unknown != "refuse":
         raise InputError(
-            "eval.data, eval.unknown: belong to 'learn'; a run is scored on the test split of its own data."
+            "eval.data and eval.unknown need 'learn'; 'run' scores the test split of its data. Leave them out."
         )
     config = absolute(config)
     dirs = RunDir(processes.broadcast_object(str(out)), writes=processes.is_main)
@@ -60,50 +60,48 @@ def start(
 def resume(
     path: str | Path, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Any]:
-    """Go on with a run, or with the unfinished ``learn`` inside it.
+    """Resume a run, or the unfinished ``learn`` inside it.
 
     Args:
         path: directory of the run.
-        overrides: options that :func:`ostinato.config.changeable` names. Data and weights must still be the same,
-            which is checked. ``method.name`` is the file of a method that is no registered one, which is run only if
-            it is given here; a change of its text is reported.
+        overrides: options that :func:`ostinato.config.changeable` lists. Data and weights must have the same
+            content. A method in a file needs ``method.name``, its file; a changed file is reported.
         reporter: shows progress.
-        processes: those that share the run; it may have been begun by another number of them.
+        processes: processes that share the run; their number may differ from before.
 
     Returns:
-        The run's summary.
+        Summary of the run.
 
     Raises:
-        InputError: if there is no run, another process works on it, or its data, weights or precision are not the same.
+        InputError: if there is no run, another process works on it, or its data, weights or precision differ.
     """
     root = RunDir(path, writes=processes.is_main)
     root.read_config()
     check_changes("resume", overrides)
-    if processes.broadcast_object(not _unfinished(root)):  # nothing to lock, perhaps a read-only disk
-        return _already_done([root, *_continuations(root)], reporter)
+    if processes.broadcast_object(not _unfinished(root)):  # without a lock: the disk may be read-only
+        return _already_done(root, reporter)
     with root.held():
         unfinished = _unfinished(root)
-        if not unfinished:  # whoever held it has finished it
-            return _already_done([root, *_continuations(root)], reporter)
-        return _go_on(unfinished[-1], root, overrides, reporter, processes)
+        if not unfinished:  # another process finished it meanwhile
+            return _already_done(root, reporter)
+        return _finish(unfinished[-1], root, overrides, reporter, processes)
 
 
 def _unfinished(root: RunDir) -> list[RunDir]:
-    """A run, if it is unfinished, and its continuations that are."""
+    """List the run and its continuations that are unfinished."""
     return [dirs for dirs in (root, *_continuations(root)) if not dirs.summary.exists()]
 
 
-def _already_done(parts: list[RunDir], reporter: Reporter) -> dict[str, Any]:
-    """The results of a finished run; what a kill left of checkpoints, its own and its continuations', is removed."""
-    root = parts[0]
+def _already_done(root: RunDir, reporter: Reporter) -> dict[str, Any]:
+    """Read the results of a finished run, and remove checkpoints that a kill left behind."""
     reporter.message(f"{root.root} is finished; there is nothing to resume.")
-    for dirs in parts:
+    for dirs in (root, *_continuations(root)):
         if dirs.writes:
             shutil.rmtree(dirs.checkpoints, ignore_errors=True)
     return root.read_summary() | {"run": str(root.root)}
 
 
-def _go_on(
+def _finish(
     dirs: RunDir, root: RunDir, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup
 ) -> dict[str, Any]:
     """Finish a run, or a continuation in ``root``."""
@@ -115,36 +113,34 @@ def _go_on(
             f"ostinato resume {root.root} method=FILE"
         )
     record = dirs.read_record()
-    # What "auto" meant on the machine where the run began.
+    # Keep the precision that "auto" chose when the run began.
     config = absolute(build_config(began.to_dict(), overrides, {"precision": record.precision}))
     if Path(config.data.path).is_absolute() and not Path(config.data.path).exists():
         raise InputError(
-            f"{dirs.root}: its data are not at {config.data.path} any more. Say where they are now: ostinato resume "
+            f"{dirs.root}: its data are not at {config.data.path} any more. Give their path: ostinato resume "
             f"{root.root} data=PATH"
         )
     before = _before(dirs) if dirs is not root else None
     fresh = processes.broadcast_object(not Checkpoints(dirs.checkpoints, record.run_id).any())
-    untaught = before is None or not fresh
-    learner = (
-        make_learner(config, processes)
-        if untaught
-        else taught_learner(_goes_on_from(dirs), config, processes, named_now)
-    )
-    learner.precision = began.precision  # as asked for, which its artifact says
+    if before is not None and fresh:
+        learner = taught_learner(_base_artifact(dirs), config, processes, named_now)
+    else:
+        learner = make_learner(config, processes)
+    learner.precision = began.precision  # the artifact records the option, not the choice of "auto"
     if learner.method.name != record.method:
         raise InputError(f"{dirs.root} is a run of {record.method}, not of {learner.method.name}.")
     if before is not None and not fresh:
-        earlier = artifact.read(_goes_on_from(dirs))
+        earlier = artifact.read(_base_artifact(dirs))
         learner.used, learner.label_groups = earlier.used, earlier.about.label_groups
     session = Session(dirs, resolve(config, learner, before, reporter.message), reporter, run_id=record.run_id)
     if not processes.broadcast_object(processes.is_main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
             f"{dirs.root}: the data changed since the run started (other files, classes or splits), so it cannot "
-            f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start anew."
+            f"be resumed to the same result. Restore {config.data.path!r}, or delete {dirs.root} and start again."
         )
     if learner.origin is not None and (record.backbone is None or record.backbone.sha256 != learner.origin.sha256):
         raise InputError(
-            f"{dirs.root}: the backbone's weights are not the ones that the run started with (SHA-256 differs). "
+            f"{dirs.root}: the backbone's weights must be those that the run started with; their SHA-256 differs. "
             "Give the original file as backbone.weights=FILE."
         )
     check_inputs(str(dirs.root), record.preprocess, learner.method.backbone)
@@ -155,86 +151,81 @@ def _go_on(
 def learn_more(
     path: str | Path, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Any]:
-    """Teach a finished run further classes, from new data alone.
+    """Teach a finished run new classes from their data alone.
 
-    The continuation is a run directory ``learn-NNN`` inside the first one, and can be resumed like it. When it
-    is finished, its artifact takes the place of the old one, which stays beside it as ``artifact_before``.
+    The continuation is a run directory ``learn-NNN`` inside the run, and can be resumed. Its artifact replaces that of
+    the run, which is kept in the continuation as ``artifact_before``.
 
     Args:
-        path: a finished run.
-        overrides: ``data.path`` with the new classes; ``eval.data``, a labelled folder of classes learned
-            earlier; ``stream``, ``train``, ``checkpoint``, ``seed``, ``device``, ``precision`` as for a run.
+        path: directory of a finished run.
+        overrides: options that :func:`ostinato.config.changeable` lists: ``data.path`` with the new classes is
+            required; ``eval.data`` is a labelled folder of classes learned earlier.
         reporter: shows progress.
-        processes: those that share the run.
+        processes: processes that share the run.
 
     Returns:
-        The continuation's summary.
+        Summary of the continuation.
     """
     dirs = RunDir(path, writes=processes.is_main)
-    dirs.read_config()
-    with dirs.held():
-        return _learn_more(dirs, overrides, reporter, processes)
-
-
-def _learn_more(dirs: RunDir, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup) -> dict[str, Any]:
     parent = dirs.read_config()
-    if unfinished := [d for d in (dirs, *_continuations(dirs)) if not d.summary.exists()]:
-        # Once it keeps the old artifact, that may be the only one.
-        kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
-        drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
-        raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
-    check_changes("learn", overrides)
-    if "path" not in overrides.get("data", {}):
-        raise InputError("learn: give the new classes, for example data=more_classes/.")
-    base = parent.to_dict()
-    carried = (*SplitSection.model_fields, "crop", "augment")
-    keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
-    keep |= options_for(str(overrides["data"]["path"]), parent.data)
-    # The artifact knows where the weights are now; the first run's configuration may be out of date.
-    weights = artifact.read_about(dirs.artifact).backbone.weights
-    where: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
-    config = absolute(build_config(base | {"data": keep, "stream": {}}, where, overrides))
-    number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
-    sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
-    before = _before(sub)
-    learner = taught_learner(_goes_on_from(sub), config, processes, overrides.get("method", {}).get("name"))
-    if learner.method.data_seen == "all":
-        raise InputError(
-            f"{learner.method.name} trains on the data of all tasks; 'learn' has new data only. Start a new run on all."
-        )
-    session = Session(sub, resolve(config, learner, before, reporter.message), reporter)
-    session.create(config)
-    return session.execute()
+    with dirs.held():
+        if unfinished := _unfinished(dirs):
+            # A continuation that keeps the old artifact may hold the only copy.
+            kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
+            drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
+            raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
+        check_changes("learn", overrides)
+        if "path" not in overrides.get("data", {}):
+            raise InputError("learn needs the new classes, for example data=more_classes/.")
+        base = parent.to_dict()
+        carried = (*SplitSection.model_fields, "crop", "augment")
+        keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
+        keep |= options_for(str(overrides["data"]["path"]), parent.data)
+        # The artifact has the newest path of the weights; the configuration has the first.
+        weights = artifact.read_about(dirs.artifact).backbone.weights
+        moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
+        config = absolute(build_config(base | {"data": keep, "stream": {}}, moved, overrides))
+        number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
+        sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
+        before = _before(sub)
+        learner = taught_learner(_base_artifact(sub), config, processes, overrides.get("method", {}).get("name"))
+        if learner.method.data_seen == "all":
+            raise InputError(
+                f"learn has new data only; {learner.method.name} trains on all tasks. Start a new run on all data."
+            )
+        session = Session(sub, resolve(config, learner, before, reporter.message), reporter)
+        session.create(config)
+        return session.execute()
 
 
 def _same_data(recorded: StreamRecord, found: dict[str, Any]) -> bool:
-    """Whether two descriptions of a stream tell of the same samples in the same tasks, wherever they lie."""
+    """Compare two descriptions of a stream by samples and tasks, not by paths."""
     known = recorded.model_dump()
     return all(known[key] == found[key] for key in ("tasks", "class_order", "options"))
 
 
-def _goes_on_from(continuation: RunDir) -> Path:
-    """The artifact that a continuation goes on from, wherever it was stopped while it put its own in that place."""
+def _base_artifact(continuation: RunDir) -> Path:
+    """Find the artifact that a continuation starts from; it moves when the continuation ends."""
     kept = continuation.root / ARTIFACT_BEFORE
     return kept if artifact.exists(kept) else continuation.root.parent / "artifact"
 
 
 def _before(continuation: RunDir) -> Before:
-    about = artifact.read_about(_goes_on_from(continuation))
+    about = artifact.read_about(_base_artifact(continuation))
     return Before(about.class_names, len(about.task_sizes), RunDir(continuation.root.parent).read_config())
 
 
 def taught_since(run: Path) -> str | None:
-    """A sentence about what a finished run was taught after it was finished, if anything."""
+    """Describe the finished continuations of a run in a sentence; None if there are none."""
     done = [sub.root.name for sub in _continuations(RunDir(run)) if sub.summary.exists()]
     if not done:
         return None
     n = len(artifact.read_about(run / "artifact").class_names)
-    return f"{run} was taught more since by {', '.join(done)}, each a run of its own: its model now knows {n} classes."
+    return f"{run} was continued by {', '.join(done)}; its model now has {n} classes."
 
 
 def _continuations(dirs: RunDir) -> list[RunDir]:
-    """Continuations in the order in which they were made; one that was killed while it was made is none."""
+    """List continuations by number, without those that were killed before their configuration was written."""
     found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if re.fullmatch(r"[0-9]{3,9}", p.name[len(CONTINUATION) :])]
-    there = [RunDir(p, writes=dirs.writes) for p in sorted(found, key=lambda p: int(p.name[len(CONTINUATION) :]))]
-    return [sub for sub in there if sub.config.is_file()]
+    subs = [RunDir(p, writes=dirs.writes) for p in sorted(found, key=lambda p: int(p.name[len(CONTINUATION) :]))]
+    return [sub for sub in subs if sub.config.is_file()]

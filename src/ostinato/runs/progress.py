@@ -1,4 +1,4 @@
-"""Where a run stands, and the memory it takes."""
+"""Progress of a run, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass
 class Progress:
-    """Where a run stands; in every checkpoint as :class:`ostinato.records.ProgressRecord`, which explains it."""
+    """Progress of a run; checkpoints store it as :class:`ostinato.records.ProgressRecord`, which documents it."""
 
     task: int = 0
     phase: str = "begin"
@@ -34,11 +34,11 @@ class Progress:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory of this process so far, in bytes: on the GPU where it is used, else resident."""
+    """Peak memory of this process in bytes: of the GPU if one is used, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # the counter of getrusage begins at the size of the process that started this one
+    if status.exists():  # getrusage starts at the size of the parent process
         high = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
         if high is not None:
             return int(high.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""The files of a run directory."""
+"""Files of a run directory."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ostinato.records import RECORD_FORMAT, RunRecord, parse, read_record, read_
 
 
 class RunDir:
-    """Paths and small files of one run.
+    """Paths and small files of a run.
 
-    ``config.toml`` is written last when a run is created: a directory without it holds no run.
+    ``config.toml`` is written last when a run is created; a directory without it holds no run.
 
     Args:
         root: the directory; it need not exist yet.
-        writes: off for all but one of the processes that work on a run.
+        writes: whether this process writes; true in one process of a run.
     """
 
     def __init__(self, root: str | Path, *, writes: bool = True) -> None:
@@ -41,30 +41,30 @@ class RunDir:
         self.artifact = self.root / "artifact"
 
     def check_free(self) -> None:
-        """Make sure that nothing would be overwritten; what a killed creation left is nothing.
+        """Make sure that nothing would be overwritten.
 
         Raises:
-            InputError: if there is something in the directory already.
+            InputError: if the directory holds more than files of a killed creation.
         """
         if not self.writes or not self.root.exists():
             return
-        if not self.root.is_dir() or any(path.name not in self._left for path in self.root.iterdir()):
+        if not self.root.is_dir() or any(path.name not in self._leftovers for path in self.root.iterdir()):
             hint = f"continue it with 'ostinato resume {self.root}', " if self.config.exists() else ""
             raise InputError(f"out={self.root} exists and is not empty; {hint}choose another name or remove it.")
 
     @property
-    def _left(self) -> set[str]:
-        """Names of all that a creation leaves which was killed before ``config.toml`` was there."""
+    def _leftovers(self) -> set[str]:
+        """Names of the files of a creation that was killed before it wrote ``config.toml``."""
         written = {HOLDER, self.record.name, self.method.name}
         return {LOCK, *written, *(f"{name}.part" for name in (*written, self.config.name))}
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from changing the run; made if it does not exist.
+        """Lock the run directory, which is made if it does not exist.
 
         Raises:
             InputError: if another process holds it.
-            DataError: if a part of it is a link out of it, or no file or folder as it must be.
+            DataError: if a file or folder of the run is a link or of another kind.
         """
         if not self.writes:
             yield
@@ -75,24 +75,24 @@ class RunDir:
             yield
 
     def _check_parts(self) -> None:
-        """Refuse links and pipes in the place of what is written or removed."""
-        inside = [self, *(RunDir(path) for path in self.root.glob("learn-*"))]
-        folders = [path for one in inside for path in (one.checkpoints, one.plots, one.artifact)]
-        files = [path for one in inside for path in (one.events, one.matrix, one.config, one.record, one.summary)]
-        for path in (*folders, *(one.root for one in inside[1:])):
+        """Refuse links and pipes in place of files that are written or removed."""
+        runs = [self, *(RunDir(path) for path in self.root.glob("learn-*"))]
+        folders = [path for run in runs for path in (run.checkpoints, run.plots, run.artifact)]
+        files = [path for run in runs for path in (run.events, run.matrix, run.config, run.record, run.summary)]
+        for path in (*folders, *(run.root for run in runs[1:])):
             if path.is_symlink() or (path.exists() and not path.is_dir()):
-                raise DataError(f"{path} must be a folder of the run itself, and is a link or a file. Put it in place.")
+                raise DataError(f"{path} must be a folder of the run itself, not a link or a file. Restore it.")
         for path in files:
             if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise DataError(f"{path} must be a file of the run itself, and is a link or no file. Put it in place.")
+                raise DataError(f"{path} must be a file of the run itself, not a link or a folder. Restore it.")
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
-        """Write the files of a run that begins, the configuration last; the directory is held.
+        """Write the files of a new run, the configuration last; the directory is held.
 
         Args:
             config: all options.
             record: fields of :class:`ostinato.records.RunRecord`.
-            method: text of the method's file, where it is no registered one.
+            method: text of the method's file; None for a registered method.
         """
         if not self.writes:
             return
@@ -102,7 +102,7 @@ class RunDir:
         write_bytes(self.config, tomli_w.dumps(config.to_dict()).encode(errors="surrogateescape"))
 
     def write_record(self, record: dict[str, Any], method: bytes | None = None) -> None:
-        """Write ``record.json``, and the text of the method's file where there is one."""
+        """Write ``record.json``, and the text of the method's file if there is one."""
         if not self.writes:
             return
         record = {"format": RECORD_FORMAT} | record
@@ -112,7 +112,7 @@ class RunDir:
         write_sealed(self.record, record)
 
     def read_config(self) -> RunConfig:
-        """The configuration that the run was started with.
+        """Read the configuration of the run.
 
         Raises:
             InputError: if this is no run directory.
@@ -124,7 +124,7 @@ class RunDir:
         return build_config(read_toml(self.config))
 
     def read_record(self) -> RunRecord:
-        """What the run recorded about its data, weights and versions.
+        """Read ``record.json``.
 
         Raises:
             DataError: if it is missing or damaged.
@@ -132,10 +132,10 @@ class RunDir:
         return read_record(self.record)
 
     def read_summary(self) -> dict[str, Any]:
-        """The results of a finished run.
+        """Read ``summary.json``.
 
         Raises:
-            DataError: if they are missing or damaged.
+            DataError: if it is missing or damaged.
         """
         return read_summary_file(self.summary)
 
@@ -147,15 +147,15 @@ class RunDir:
             file.write(json.dumps(event) + "\n")
 
     def write_summary(self, result: dict[str, Any]) -> None:
-        """Write ``summary.json``, which makes the run a finished one."""
+        """Write ``summary.json``, which marks the run as finished."""
         if self.writes:
             write_json(self.summary, result)
 
     def events_size(self) -> int:
-        """Bytes of ``events.jsonl``."""
+        """Size of ``events.jsonl`` in bytes."""
         return self.events.stat().st_size if self.events.exists() else 0
 
     def truncate_events(self, size: int) -> None:
-        """Drop events after a checkpoint, which a resumed run will write again."""
+        """Cut ``events.jsonl`` to the size at a checkpoint; a resumed run writes the rest again."""
         if self.writes and self.events_size() > size:
             os.truncate(self.events, size)

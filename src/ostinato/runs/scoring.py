@@ -1,4 +1,4 @@
-"""Predict with a finished run, and score it on other data."""
+"""Prediction with finished runs, and scores on other data."""
 
 from __future__ import annotations
 
@@ -18,22 +18,18 @@ from ostinato.runs.rundir import RunDir
 
 
 def load_run(run: str | Path, **where: Any) -> Learner:
-    """The learner of a finished run, or of an artifact folder.
-
-    Args:
-        run: its directory.
-        where: arguments of :meth:`Learner.load`.
+    """Load the learner of a finished run or an artifact folder, with arguments of :meth:`Learner.load`.
 
     Raises:
         InputError: if there is no such directory, or the run is not finished.
     """
     if not Path(run).is_dir():
-        raise InputError(f"{run} is no directory; give a run directory or an artifact folder.")
+        raise InputError(f"{run} is no directory. Give a run directory or an artifact folder.")
     return Learner.load(run, **where)
 
 
 def config_of(run: str | Path) -> RunConfig | None:
-    """The configuration of a run; None for an artifact that was copied out of it."""
+    """Read the configuration of a run; None for an artifact folder without its run."""
     dirs = RunDir(run)
     return dirs.read_config() if dirs.config.exists() else None
 
@@ -47,40 +43,40 @@ def predict_inputs(
     column: str | None = None,
     topk: int = 1,
 ) -> Iterator[Prediction | DataError]:
-    """Predict images or texts, each on its own, as soon as a batch of them is scored.
+    """Predict images or texts, each on its own; yield after each batch.
 
     Args:
-        run: that the learner is of, which knows the column of its texts.
-        learner: what was learned.
-        files: images or folders of them; for texts, files of texts.
-        texts: given as such.
-        column: of the texts in a table; None finds it by its name.
+        run: directory of the run, which records the text column.
+        learner: learner of the run.
+        files: images or folders of images; for a text model, files of texts.
+        texts: further texts.
+        column: text column of a table; None finds it by its name.
         topk: classes per input.
 
     Yields:
-        A prediction, or the error of an input that cannot be used, in order.
+        In order, a prediction or the error of an input that cannot be used.
 
     Raises:
-        InputError: texts for a run that learned images.
+        InputError: if the run learned images and texts are given.
     """
     named: Iterable[tuple[str, Any]]
     if learner.method.backbone.modality == "text":
         config = config_of(run)
         named = texts_of(list(texts), list(files), column, config.data.text_column if config else None)
     elif texts or column:
-        raise InputError(f"predict: {run} has learned images; --text and --column are for texts.")
+        raise InputError(f"predict: --text and --column need a run that learned texts; {run} learned images.")
     else:
         named = ((str(file), file) for file in image_files(list(files)))
     sources: deque[str] = deque()
 
     def inputs() -> Iterator[Any]:
-        for source, one in named:
+        for source, value in named:
             sources.append(source)
-            yield one
+            yield value
 
-    for one in learner.predictions(inputs(), topk=topk):
+    for result in learner.predictions(inputs(), topk=topk):
         source = sources.popleft()
-        yield one if isinstance(one, DataError) else replace(one, source=source)
+        yield result if isinstance(result, DataError) else replace(result, source=source)
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,12 @@ class Score:
     """Accuracy of a run on other data.
 
     Attributes:
-        accuracy: fraction of samples that are right.
+        accuracy: fraction of correct samples.
         images: number of samples.
         modality: "image" or "text".
-        classes: fraction right by class; None under a batch protocol.
-        protocol: name of the batch protocol; None where every sample is scored alone.
-        task_id_accuracy: fraction whose task is right; None where no task is inferred.
+        classes: fraction correct by class; None under a batch protocol.
+        protocol: name of the batch protocol; None if every sample is scored alone.
+        task_id_accuracy: fraction with the correct task; None if no task is inferred.
     """
 
     accuracy: float
@@ -117,17 +113,17 @@ def score_run(
     """Score a finished run on labelled samples of classes that it has learned.
 
     Args:
-        run: its directory, or an artifact folder.
-        data: options of ``data.*``, ``path`` among them.
-        protocol: None scores every sample alone.
+        run: directory of the run, or an artifact folder.
+        data: options of ``data.*``; ``path`` is required.
+        protocol: batch protocol; None scores every sample alone.
         task_folders: whether an image folder has a folder per task; None for as in the run.
-        skip_unknown: leave out classes that were not learned, which is an error otherwise.
-        tell: called with sentences about the choice of samples.
+        skip_unknown: leave out classes that were not learned instead of raising an error.
+        tell: receives remarks about the selection of samples.
         where: arguments of :meth:`Learner.load`.
 
     Raises:
-        InputError: wrong options.
-        DataError: data that cannot be scored.
+        InputError: if an option is wrong.
+        DataError: if the data cannot be scored.
     """
     learner = load_run(run, **where)
     samples, notes = samples_to_score(
@@ -142,7 +138,7 @@ def score_run(
     for note in notes:
         if tell is not None:
             tell(note)
-    # A batch is of one task; without one, every class is counted.
+    # Group by task for batches of one task, else by class.
     group_of = samples.labels if protocol is None else learner.method.task_of_class.cpu()[samples.labels]
     numbers = group_of.unique().tolist()
     groups = [samples.subset((group_of == number).nonzero().flatten()) for number in numbers]
@@ -150,12 +146,6 @@ def score_run(
     classes = None
     if protocol is None:
         counts = zip(numbers, result.correct, result.totals, strict=True)
-        classes = {learner.class_names[label]: right / total for label, right, total in counts}
-    return Score(
-        result.accuracy,
-        result.images,
-        samples.modality,
-        classes,
-        protocol.name if protocol else None,
-        result.task_id_accuracy,
-    )
+        classes = {learner.class_names[label]: correct / total for label, correct, total in counts}
+    name = protocol.name if protocol else None
+    return Score(result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy)

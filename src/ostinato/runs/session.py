@@ -1,4 +1,4 @@
-"""A stream learned task by task, with everything written down so that it can stop anywhere and go on."""
+"""Training of a stream task by task, with checkpoints from which it can resume at any step."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgettin
 SHARES = ("task_incremental", "task_id", "oracle_id")
 
 ARTIFACT_BEFORE = "artifact_before"
-"""Where a continuation keeps what it went on from; there once its own artifact is complete."""
+"""Folder in a continuation with the run's earlier artifact; made once its own artifact is complete."""
 
 PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
 class Session:
-    """One run in progress.
+    """A run in progress.
 
     Args:
-        dirs: where it lives.
-        work: what is learned, from what, and on what it is scored.
+        dirs: directory of the run.
+        work: learner, stream and test samples.
         reporter: shows progress.
-        run_id: of a run that is resumed; None for a new one.
+        run_id: identifier of a resumed run; None for a new one.
     """
 
     def __init__(self, dirs: RunDir, work: Work, reporter: Reporter, *, run_id: str | None = None) -> None:
@@ -61,17 +61,13 @@ class Session:
         self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
 
     def create(self, config: RunConfig) -> None:
-        """Write the files of a run that begins.
-
-        Args:
-            config: that the work was made from.
-        """
+        """Write the files of a new run."""
         source = file_of(type(self.learner.method))
         self.dirs.create(config, self._record(), source.text if source else None)
 
     def _record(self) -> dict[str, Any]:
-        """Fields of :class:`RunRecord`: data, weights, versions, protocol."""
-        if not self.dirs.writes:  # it reads all data
+        """Fields of :class:`RunRecord`."""
+        if not self.dirs.writes:  # the digests read all data
             return {}
         learner = self.learner
         method, source = learner.method, file_of(type(learner.method))
@@ -98,11 +94,11 @@ class Session:
         }
 
     def note_method(self, record: RunRecord, fresh: bool) -> None:
-        """Tell, and keep with the record, that the file of the user's own method is not what it was before.
+        """Report and record that the file of the method changed since the run began.
 
         Args:
-            record: of the run so far.
-            fresh: nothing was learned by the one before.
+            record: record of the run so far.
+            fresh: whether nothing was learned with the earlier file.
         """
         source = file_of(type(self.learner.method))
         if source is None or source.sha256 == record.method_texts[-1]:
@@ -113,12 +109,12 @@ class Session:
         changed = [*record.method_changed_to, source.sha256]
         self.dirs.write_record(record.model_dump() | {"method_changed_to": changed})
         self.reporter.message(
-            f"{source.path} changed since the run began (what it was is in {self.dirs.method}); what is learned from "
-            "here on is by the new one, so that the result is that of neither."
+            f"{source.path} changed since the run began; {self.dirs.method} has its first text. Training goes on with "
+            "the new file, so that the result belongs to neither."
         )
 
     def execute(self) -> dict[str, Any]:
-        """Run from the newest checkpoint, or from the start, to the end."""
+        """Run to the end, from the newest checkpoint if there is one."""
         for notice in notices(self.work):
             self.reporter.message(notice)
         resumed = self._restore()
@@ -149,12 +145,12 @@ class Session:
             f"{learner.settings.device}, {precision_name(learner.settings.dtype)}"
         )
         if (own := file_of(type(learner.method))) is not None and not resumed:
-            self.reporter.message(f"'ostinato check {own.path}' says whether it keeps what methods here must keep")
+            self.reporter.message(f"'ostinato check {own.path}' tests the method against the contract")
 
     def _restore(self) -> Checkpoint | None:
         saved = self.processes.broadcast_object(self.checkpoints.latest() if self.processes.is_main else None)
         for problem in self.checkpoints.damaged:
-            self.reporter.message(f"{problem} The run goes on from the checkpoint before, to the same result.")
+            self.reporter.message(f"{problem} The run resumes from an earlier checkpoint, to the same result.")
         if saved is None:
             self.dirs.truncate_events(0)
             return None
@@ -182,14 +178,14 @@ class Session:
         callback = _RunCallback(self, stop, f"task {index + 1}/{len(self.stream)}")
         self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
         seconds = self.learner.learn(task, augment=self.work.augment, callback=callback, resume=at)
-        # Time and images of a part that was done before a restart are in the checkpoint already.
+        # The checkpoint already counts time and images before a restart.
         self.progress.train_seconds += seconds
         self.progress.train_images += callback.images
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
         groups = [*self.work.old, *self.work.tests[: index + 1]]
         if not sum(len(group) for group in groups):
-            self.reporter.message("There is nothing to score on; the classes are learned all the same.")
+            self.reporter.message("There are no samples to score; the classes are learned without.")
             return
         last = index == len(self.stream) - 1
         callback = _RunCallback(self, stop, "evaluation")
@@ -222,7 +218,7 @@ class Session:
         self.dirs.append_event({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind} | values)
 
     def warn(self, text: str) -> None:
-        """Say what is wrong with the run although it goes on; also in the summary, once."""
+        """Report a problem that does not stop the run; the summary lists it once."""
         if text not in self.progress.warnings:
             self.progress.warnings.append(text)
             self.event("warning", text=text)
@@ -244,7 +240,7 @@ class Session:
     def checkpoint_inside(
         self, position: Position, optimizer: torch.optim.Optimizer, seconds: float, images: int
     ) -> None:
-        """Save in the middle of a task, with the time and images spent on it so far."""
+        """Save a checkpoint within a task, with the time and images spent on the task so far."""
         self.progress.phase, self.progress.stage, self.progress.step = "inside", position.stage, position.step
         self.progress.seen = asdict(position.seen)
         spent = self.progress.train_seconds, self.progress.train_images
@@ -269,7 +265,7 @@ class Session:
         if self.matrix.n_rows:
             accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
             accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
-        self._write_matrix()  # whatever became of it since
+        self._write_matrix()  # again, in case the file was changed since
         self.learner.save(self.dirs.artifact, run_id=self.run_id)
         if self.before is not None:
             _promote(self.dirs, RunDir(self.dirs.root.parent), self.run_id)
@@ -281,7 +277,7 @@ class Session:
         p, learner = self.progress, self.learner
         state = learner.method.learned_state()
         final = p.evaluations[-1] if p.evaluations else {}
-        # Without samples of the earlier classes nothing can be said about all classes.
+        # Accuracy on all classes needs samples of the earlier ones.
         complete = bool(p.evaluations) and (self.before is None or bool(self.work.old))
         unknown: dict[str, float | None] = dict.fromkeys(METRICS)
         metrics = summary(self.matrix) if complete else unknown
@@ -317,7 +313,7 @@ class Session:
 
 
 def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
-    """Accuracy after the last task on the samples of this run's own classes."""
+    """Accuracy after the last task on the classes of this run, without earlier ones."""
     if not matrix.n_rows:
         return None
     correct, totals = matrix.correct[-1][skip:], matrix.totals[skip:]
@@ -325,7 +321,7 @@ def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
 
 
 def _promote(sub: RunDir, parent: RunDir, run_id: str) -> None:
-    """Put a continuation's artifact in the place of its parent's, of which a copy is kept first."""
+    """Replace the parent's artifact by that of a continuation, after keeping a copy."""
     record = parent.read_record()
     if run_id not in record.continued_by:
         parent.write_record(record.model_dump() | {"continued_by": [*record.continued_by, run_id]})
@@ -336,7 +332,7 @@ def _promote(sub: RunDir, parent: RunDir, run_id: str) -> None:
 
 
 class _RunCallback(Callback):
-    """Between the training loop and a session: progress, events, checkpoints, stopping."""
+    """Callback of a session: progress, events, checkpoints, stopping."""
 
     def __init__(self, session: Session, stop: StopRequest, label: str) -> None:
         self.session, self.stop, self.label = session, stop, label
@@ -371,12 +367,12 @@ class _RunCallback(Callback):
     def on_batch(self, n: int) -> None:
         self.images += n
         self.session.reporter.advance(n)
-        # Other processes are elsewhere in their own shares: together they stop where they meet.
+        # Several processes stop together after a step; here each is at another batch.
         if self.stop.asked and self.session.processes.size == 1:
             raise Interrupted(self._saved())
 
     def stop_together(self) -> None:
-        """Stop all processes if one was asked to; all of them call this at the same place."""
+        """Stop all processes if one was asked to; every process must call this."""
         if self.session.processes.size > 1 and self._asked_together():
             raise Interrupted(self._saved())
 
@@ -385,5 +381,5 @@ class _RunCallback(Callback):
 
     def _saved(self) -> str:
         own = file_of(type(self.session.learner.method))
-        named = f" method={own.path}" if own is not None else ""  # a file is run only if it is named
+        named = f" method={own.path}" if own is not None else ""  # a file runs only if the command names it
         return f"Stopped; the run is saved. Continue it with: ostinato resume {self.session.dirs.root}{named}"

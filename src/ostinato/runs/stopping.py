@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that the run answers at its next safe moment."""
+"""Ctrl-C and SIGTERM as a request to stop, which a run answers after the current step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Flag that is set by the first signal."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -20,14 +20,14 @@ class StopRequest:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second SIGINT interrupts at once.
 
-    Outside the main thread signals cannot be caught, and the request stays unasked.
+    Signals cannot be caught outside the main thread; the request then stays unset.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signature of a handler
         request.asked = True
         signal.signal(signal.SIGINT, old[signal.SIGINT])
 

@@ -1,7 +1,8 @@
-"""Streams: where images and texts come from, and how classes arrive task after task."""
+"""Sources of images and texts, and streams of tasks cut from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ostinato.errors import InputError, did_you_mean
 from ostinato.paths import is_there, user_path
@@ -11,6 +12,9 @@ from ostinato.streams.folder import holds_class_folders, image_folder
 from ostinato.streams.source import check_on_error
 from ostinato.streams.texts import TextTransform
 from ostinato.streams.transforms import EvalTransform, TrainTransform
+
+if TYPE_CHECKING:
+    from ostinato.streams.tables import TableOptions
 
 __all__ = [
     "SOURCES",
@@ -32,7 +36,7 @@ __all__ = [
 ]
 
 SOURCES = ("digits", "glyphs", "cifar100")
-"""Names that ``open_source`` knows beside paths and ``hub:owner/name``."""
+"""Source names of ``open_source``, beside paths and ``hub:owner/name``."""
 
 
 def open_source(
@@ -52,17 +56,14 @@ def open_source(
     Args:
         spec: "digits", "glyphs", "cifar100", "hub:owner/name", a folder with tables (parquet, csv, tsv or jsonl), a
             table, or a folder of images. A known name wins over a folder of that name: "./digits" is the folder.
-        on_error: "raise" to refuse data with bad images or empty texts, "skip" to go on without those.
+        on_error: "raise" to refuse data with bad images or empty texts, "skip" to leave these out.
         sets: names of data sets in the folder, each a folder with tables; every one becomes a task, in this order.
-        image_column: of a table; None to find it.
-        text_column: of a table; None to find it, where there is no column of images.
-        label_column: of a table; None to find it.
+        image_column: of a table; None to detect it.
+        text_column: of a table; None to detect it, where there is no column of images.
+        label_column: of a table; None to detect it.
         seed: of test splits that are cut here, and of rendered glyphs.
-        classes: how many glyphs to render.
-        task_folders: whether an image folder has a folder per task; None to see that from names like "task1".
-
-    Returns:
-        The source.
+        classes: number of glyphs to render.
+        task_folders: whether an image folder has a folder per task; None to infer that from names like "task1".
 
     Raises:
         InputError: if the spec is neither a name nor a path, or an option does not apply to it.
@@ -71,13 +72,14 @@ def open_source(
     check_on_error(on_error)
     if seed < 0:
         raise InputError(f"seed must be 0 or more, not {seed}.")
-    columns = {"image_column": image_column, "text_column": text_column, "label_column": label_column}
+    columns: TableOptions = {"image_column": image_column, "text_column": text_column, "label_column": label_column}
+    options: TableOptions = {**columns, "on_error": on_error, "seed": seed}
     if sets is not None:
         _refuse_unused("sets", spec, ("glyphs",), classes=classes)
         _refuse_unused("sets", spec, ("folder",), task_folders=task_folders)
         from ostinato.streams.joined import joined
 
-        return joined(user_path(spec, "data"), sets, on_error=on_error, seed=seed, **columns)
+        return joined(user_path(spec, "data"), sets, **options)
     kind, path = kind_of(spec), user_path(spec, "data")
     _refuse_unused(kind, spec, ("table", "hub"), **columns)
     _refuse_unused(kind, spec, ("glyphs",), classes=classes)
@@ -99,16 +101,16 @@ def open_source(
     from ostinato.streams.tables import hub, table
 
     if kind == "hub":
-        return hub(spec.removeprefix("hub:"), on_error=on_error, seed=seed, **columns)
-    return table(path, on_error=on_error, seed=seed, **columns)
+        return hub(spec.removeprefix("hub:"), **options)
+    return table(path, **options)
 
 
 def kind_of(spec: str) -> str:
-    """What :func:`open_source` takes a name or path for: one of ``SOURCES``, "hub", "table" or "folder".
+    """Kind of source of a name or path: one of ``SOURCES``, "hub", "table" or "folder".
 
     Raises:
-        InputError: if it is neither a name nor a path.
-        DataError: if it cannot be looked at.
+        InputError: if ``spec`` is neither a name nor a path.
+        DataError: if the path cannot be accessed.
     """
     if spec in SOURCES:
         return spec
@@ -119,15 +121,15 @@ def kind_of(spec: str) -> str:
     path = user_path(spec, "data")
     if not spec or not is_there(path):
         raise InputError(
-            f"Data must be a known name, 'hub:owner/name' or a path that exists, but {spec!r} is none of "
-            f"them. {did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
+            f"Data must be a known name, 'hub:owner/name' or an existing path, not {spec!r}. "
+            f"{did_you_mean(spec, SOURCES)} Relative paths start at {Path.cwd()}."
         )
     from ostinato.streams.readers import SUFFIXES
     from ostinato.streams.tables import table_files, training_files
 
     if not path.is_dir():
         return "table" if path.suffix.lower() in SUFFIXES else "folder"
-    # A list that lies beside class folders does not hide the images; one of training samples holds them itself.
+    # A table beside class folders does not hide the images, unless it is named as the training split.
     is_table = bool(training_files(path)) or (bool(table_files(path)) and not holds_class_folders(path))
     return "table" if is_table else "folder"
 

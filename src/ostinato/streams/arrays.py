@@ -1,4 +1,4 @@
-"""Images that are already in memory."""
+"""Sources of images in memory."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,9 @@ Images = np.ndarray | Sequence[np.ndarray]
 
 
 class InMemory(Split):
-    """Images in memory."""
+    """Images (n, H, W), (n, H, W, C) or a list of (H, W) or (H, W, C), uint8; ``part`` begins their names."""
 
     def __init__(self, images: Images, labels: np.ndarray, *, part: str):
-        """Keep the images.
-
-        Args:
-            images: (n, H, W), (n, H, W, C) or a list of (H, W) or (H, W, C), uint8.
-            labels: of each.
-            part: "train" or "test", for names.
-        """
         self.images = images
         self.labels = labels
         self.part = part
@@ -48,35 +41,30 @@ def arrays(
     name: str = "arrays",
     augment: str = "photo",
 ) -> Source:
-    """A source of images in memory.
+    """Make a source of images in memory.
 
     Args:
         images: (n, H, W), (n, H, W, C) or a list of (H, W) or (H, W, C), uint8, with 1, 3 or 4 channels.
         labels: (n,) integers.
-        test_images: the same for the test split, if there is one.
-        test_labels: the same for the test split.
-        class_names: of the labels 0, 1, ...; None to call each label that occurs by its number.
-        name: how the source is called in records.
+        test_images: images of the test split, if there is one.
+        test_labels: their labels.
+        class_names: of the labels 0, 1, ...; None to name each label that occurs by its number.
+        name: of the source in records.
         augment: recommended training augmentation: "photo", "glyph" or "none".
 
-    Returns:
-        The source.
-
     Raises:
-        InputError: if the images are of another kind, or counts do not match.
+        InputError: if the images have another dtype or shape, or counts do not match.
         DataError: if a label has no name, or a test label no training image.
     """
     if (test_images is None) != (test_labels is None):
         raise InputError("test_images and test_labels come together: give both or neither.")
     raw = _labels(images, labels, "train")
-    raw_test = None
-    if test_images is not None and test_labels is not None:
-        raw_test = _labels(test_images, test_labels, "test")
+    raw_test = None if test_images is None or test_labels is None else _labels(test_images, test_labels, "test")
     if class_names is None:
         values = np.unique(raw)
         if raw_test is not None and not np.isin(raw_test, values).all():
             extra = np.setdiff1d(raw_test, values).tolist()
-            raise DataError(f"Test labels need training images, but {name} has none of {extra[:10]}.")
+            raise DataError(f"Test labels need training images, but {name} has none for {extra[:10]}.")
         class_names = [str(value) for value in values.tolist()]
         raw = np.searchsorted(values, raw)
         raw_test = None if raw_test is None else np.searchsorted(values, raw_test)

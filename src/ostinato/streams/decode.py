@@ -1,6 +1,6 @@
-"""From a file or its bytes to an RGB image, and what is wrong with those that cannot become one.
+"""Decode image files to RGB in bounded memory, and report why a file cannot be decoded.
 
-The memory that this takes is bounded, whatever a file says of itself: see :data:`MAX_BYTES`.
+See :data:`MAX_BYTES` for the bound, which holds for forged headers too.
 """
 
 import io
@@ -20,40 +20,40 @@ from ostinato.paths import open_file
 from ostinato.streams.memory import Budget
 
 MAX_PIXELS = 100_000_000
-"""Larger images are refused: they are mistakes or attacks, and one of them can fill the memory."""
+"""Maximum pixels of an image: larger ones are mistakes or attacks, and one of them can fill the memory."""
 
 MAX_BYTES = 1_000_000_000
-"""Most memory in which an image is decoded, and in which all threads of a process together decode at a time.
+"""Maximum memory for decoding an image, and for all threads of a process together.
 
-It holds the decoded pixels (4 bytes each; 1 where they are grey or of a palette), the RGB image that is made of them
-(4 bytes each), what the decoder needs beside them, and :data:`_METADATA`. 100 million pixels fit, but as WebP and as a
-JPEG of several scans on a long strip, which take more. Processes (``workers``) have as much each.
+It holds the decoded pixels (4 bytes each; 1 for grey and palette images), the RGB image made of them (4 bytes each),
+the decoder's buffers, and :data:`_METADATA`. 100 million pixels fit, except as WebP and as a JPEG of several scans on a
+long strip, which take more. Each process (``workers``) has this much.
 """
 
 MAX_FILE_BYTES = 2**29
-"""Larger files are refused as images: none of that size has so few pixels."""
+"""Maximum bytes of an image file: none larger has so few pixels."""
 
 REDUCED_FROM = 24_000_000
 REDUCED_SIDE = 2048
-"""A JPEG of more pixels than the first is decoded at a half, a quarter or an eighth of its sides, as long as the
-shorter one keeps at least the second, which is twice the input of the largest usual encoders."""
+"""A JPEG of more pixels than ``REDUCED_FROM`` is decoded at a half, a quarter or an eighth of its sides, as long as the
+shorter one keeps at least ``REDUCED_SIDE``, twice the input of the largest usual encoders."""
 
 MAX_SCANS = 100
-"""Scans of a JPEG; each takes as long as the image is large, even if it is empty. Encoders write about ten."""
+"""Maximum scans of a JPEG: each, even an empty one, takes time in proportion to the image. Encoders write about ten."""
 
 MAX_RUN_PIXELS = 10_000_000
-"""Pixels of a BMP of run lengths, which Pillow decodes slowly."""
+"""Maximum pixels of a run-length encoded BMP, which Pillow decodes slowly."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Of Pillow's formats, those that are read, whatever a file is called; a JPEG of several pictures opens as MPO.
+"""Accepted formats of Pillow, by content rather than suffix; a JPEG of several pictures opens as MPO.
 
 Others start programs (EPS runs Ghostscript, on code in the file), fetch what a file names, or, as AVIF, may hold far
-larger pictures than their headers say, so that the memory for them cannot be bounded.
+larger pictures than their headers claim, so that their memory cannot be bounded.
 """
 
 FULL_CHECK_FILES = 20_000
 FULL_CHECK_BYTES = 2_000_000_000
-"""Up to here every image is decoded when a source is opened; beyond, only its header is read."""
+"""Up to these limits every image is decoded when a source is opened; beyond, only its header is read."""
 
 _READ = "BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read"
 
@@ -68,25 +68,25 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How an image is set upright, by its orientation in EXIF data."""
+"""Transposition that sets an image upright, by its EXIF orientation."""
 
 _METADATA = 64 * 2**20
-"""Bytes of comments, profiles and the like of an image at most; Pillow stops there."""
+"""Maximum bytes of comments, profiles and other metadata of an image; Pillow stops there."""
 
-_USUAL = 16 * 2**20
-"""Bytes with which most images are decoded; larger ones are opened once more with as much as they need."""
+_FIRST_TRY = 16 * 2**20
+"""Bytes reserved at first, enough for most images; a larger one is opened again with as much as it needs."""
 
-_STEPS = 200_000
-"""Reads that the header of a file may take: a file of millions of empty pieces would take minutes and gigabytes."""
+_MAX_READS = 200_000
+"""Maximum reads of a file's header: a file of millions of empty pieces would take minutes and gigabytes."""
 
-_FEW = 10**10
-"""Pixels times bytes of a JPEG whose scans need not be counted: as many as there may be take less than a second."""
+_UNCOUNTED = 10**10
+"""Pixels times bytes of a JPEG up to which scans need not be counted: any number of them takes less than a second."""
 
 _PART = 2**20
 """Pixels that are converted at a time."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""The next marker of a JPEG: in its data, 0xff stands before 0 or a restart's number."""
+"""Next marker of a JPEG: in its data, 0xff precedes 0 or the number of a restart."""
 
 _MEMORY = Budget(MAX_BYTES)
 
@@ -97,39 +97,39 @@ class _Unfit(Exception):
     """An image that opens but cannot be used."""
 
 
-class _Steps:
-    """A file that counts how often it is read."""
+class _Counting:
+    """File that limits how often its header is read."""
 
-    steps = 0
+    reads = 0
     counting = True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.steps += 1
-        if self.counting and self.steps > _STEPS:
+        self.reads += 1
+        if self.counting and self.reads > _MAX_READS:
             raise _Unfit("its header is broken up into too many pieces; save it anew")
         return super().read(size)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Stored(_Steps, io.BytesIO):
+class _Stored(_Counting, io.BytesIO):
     """Bytes of a table."""
 
 
-class _Opened(_Steps, io.BufferedReader):
+class _Opened(_Counting, io.BufferedReader):
     """A file on disk."""
 
 
 def decode(data: Path | bytes, where: str) -> Image.Image:
-    """Read an image, turned as its EXIF data says, on white where it is transparent.
+    """Decode an image, turned by its EXIF orientation, on white where it is transparent.
 
     Args:
-        data: a file, or what a file would hold.
-        where: what to call it in an error.
+        data: an image file, or its bytes.
+        where: name of the image in an error.
 
     Returns:
-        RGB, in memory; huge JPEGs are smaller than in the file, see :data:`REDUCED_FROM`.
+        RGB, in memory; a huge JPEG is reduced, see :data:`REDUCED_FROM`.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if it cannot be decoded.
     """
 
     def read(image: ImageFile.ImageFile) -> tuple[Image.Image, int]:
@@ -137,28 +137,21 @@ def decode(data: Path | bytes, where: str) -> Image.Image:
         return _flat(image), _orientation(image)
 
     try:
-        # The file's own pixels are gone when those in RGB are turned.
+        # The decoded pixels are freed before those in RGB are turned.
         return _upright(*_opened(data, _reduce, read))
     except Exception as error:  # the decoders of damaged files raise almost anything
         raise DataError(f"{where}: {_reason(error)}.") from error
 
 
 def as_rgb(image: Image.Image, where: str) -> Image.Image:
-    """An image that somebody opened, as :func:`decode` gives the file behind it.
-
-    Args:
-        image: of any kind that can be used; it stays as it is.
-        where: what to call it in an error.
-
-    Returns:
-        RGB, in memory.
+    """Convert an opened image of any usable mode to RGB, as :func:`decode` does; the image stays as it is.
 
     Raises:
-        DataError: if it cannot be used.
+        DataError: if it cannot be used; the message starts with ``where``.
     """
     try:
         if isinstance(image, ImageFile.ImageFile) and image.format not in (*FORMATS, "MPO") and not _is_loaded(image):
-            raise _Unfit(f"opened but not loaded, of kind {image.format}; {_READ}, and others if load() was called")
+            raise _Unfit(f"not loaded and of kind {image.format}; {_READ}, others after load()")
         _check(image)
         image.load()
         return to_rgb(image)
@@ -167,36 +160,25 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def problem(data: Path | bytes, *, full: bool) -> str | None:
-    """What is wrong with an image, if anything.
-
-    Args:
-        data: a file, or what a file would hold.
-        full: decode it all, so that a truncated or damaged one is found; else read the header only.
-
-    Returns:
-        The reason, or None.
-    """
+    """Reason why an image cannot be used, or None; without ``full``, only its header is read."""
     try:
         if full:
-            # A JPEG at an eighth of its size: all is read, little is computed.
+            # At an eighth of its size all of a JPEG is read and little is computed.
             _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load())
         else:
-            _opened(data, _as_it_is, _as_it_is)
+            _opened(data, lambda _: None, lambda _: None)
     except Exception as error:  # the decoders of damaged files raise almost anything
         return _reason(error)
     return None
 
 
 def problems(read: Callable[[int], Path | bytes | None], n: int, total_bytes: int) -> dict[int, str]:
-    """Check many images with a few threads.
+    """Check ``n`` images in threads; only their headers above :data:`FULL_CHECK_FILES` or :data:`FULL_CHECK_BYTES`.
 
-    Args:
-        read: gives image ``i`` as a file or bytes; None where there is nothing.
-        n: how many there are.
-        total_bytes: their size, which decides how closely they are looked at.
+    ``read`` gives image ``i`` as a file or bytes, None where there is none; ``total_bytes`` is the size of all.
 
     Returns:
-        Position -> reason of those that cannot be used.
+        Position -> reason of each image that cannot be used.
     """
     full = n <= FULL_CHECK_FILES and total_bytes <= FULL_CHECK_BYTES
 
@@ -212,19 +194,12 @@ def problems(read: Callable[[int], Path | bytes | None], n: int, total_bytes: in
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any usable image as 8-bit RGB.
-
-    Args:
-        image: a loaded image.
-
-    Returns:
-        RGB; transparency is composited on white, 16-bit greys are scaled to 8 bits.
-    """
+    """Convert a loaded image to upright 8-bit RGB; transparency becomes white, 16-bit greys are scaled to 8 bits."""
     return _upright(_flat(image), _orientation(image))
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """In RGB, not turned; large images part by part, so that no copies of all of it are made on the way."""
+    """Convert to RGB without turning; large images part by part, to avoid intermediate copies of the whole."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     width, height = image.size
@@ -266,17 +241,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _opened(
     data: Path | bytes, prepare: Callable[[ImageFile.ImageFile], Any], use: Callable[[ImageFile.ImageFile], T]
 ) -> T:
-    """Do something with an opened image while the memory for it is held.
-
-    Args:
-        data: a file, or what a file would hold.
-        prepare: may ask the decoder for fewer pixels.
-        use: may load the image.
-
-    Returns:
-        Whatever ``use`` does.
-    """
-    held = _METADATA + _USUAL
+    """Open an image and return ``use(image)`` while its memory is reserved; ``prepare`` may ask for fewer pixels."""
+    held = _METADATA + _FIRST_TRY
     while True:
         with _MEMORY.of(held), _reader(data) as file:
             size = file.seek(0, io.SEEK_END)
@@ -286,7 +252,10 @@ def _opened(
                 raise _Unfit(
                     f"a file of {size // 10**6:,} MB; at most {MAX_FILE_BYTES // 10**6} MB are read as an image"
                 )
-            needed = _METADATA + _read_at_once(file, size)
+            needed = _METADATA
+            file.seek(0)
+            if file.read(12)[8:] == b"WEBP":  # its decoder reads all of the file
+                needed += 2 * size
             if needed <= held:
                 with Image.open(file, formats=FORMATS) as image:
                     file.counting = False
@@ -299,36 +268,30 @@ def _opened(
                         raise _Unfit(_too_large(f"{image.width} x {image.height}", reason))
                     if needed <= held:
                         return use(image)
-        held = needed  # the image is open no longer: whoever waits holds nothing
+        held = needed  # the image is closed: nothing is held while waiting for more
 
 
 def _reader(data: Path | bytes) -> _Stored | _Opened:
     return _Stored(data) if isinstance(data, bytes) else _Opened(open_file(data).detach())
 
 
-def _read_at_once(file: io.BytesIO | io.BufferedReader, size: int) -> int:
-    """Bytes that opening a file takes, beside metadata: a WebP's decoder gets all of it."""
-    file.seek(0)
-    return 2 * size if file.read(12)[8:] == b"WEBP" else 0
-
-
 def _needed(
     image: ImageFile.ImageFile, file: io.BytesIO | io.BufferedReader, prepare: Callable[[ImageFile.ImageFile], Any]
 ) -> int:
-    """Bytes that decoding an image takes, and another image of its size in RGB, beside metadata and file."""
+    """Bytes for decoding an image and for an RGB image of its size, beside metadata and file."""
     width, height = image.size
     needed = 0
     if image.format in ("JPEG", "MPO"):
         size = file.seek(0, io.SEEK_END)
         one_scan = False
-        if width * height * size > _FEW:
+        if width * height * size > _UNCOUNTED:
             file.seek(0)
             n = _scans(file.read())
             if n > MAX_SCANS:
                 raise _Unfit(f"more than {MAX_SCANS} scans, each of the whole image; save it anew")
             one_scan = n < 2
             needed += size
-        if not one_scan:  # all coefficients are kept, of 2 bytes each
+        if not one_scan:  # the decoder keeps all coefficients, of 2 bytes each
             needed += 2 * width * height * len(image.getbands())
         prepare(image)
     elif image.format == "WEBP":  # two canvases, a frame and a copy of it
@@ -345,7 +308,7 @@ def _needed(
 
 
 def _scans(jpeg: bytes) -> int:
-    """Scans of a JPEG; counting ends above the limit."""
+    """Number of scans of a JPEG; counting ends above the limit."""
     n, at = 0, 2
     while n <= MAX_SCANS and (found := _MARKER.search(jpeg, at)):
         at, kind = found.end(), jpeg[found.start() + 1]
@@ -357,11 +320,11 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _tile_bytes(tiff: ImageFile.ImageFile) -> int:
-    """Bytes of a decoded tile, which may be larger than its image; and of the coefficients of a JPEG in it."""
+    """Bytes of a decoded tile, which may be larger than its image, and of the coefficients of a JPEG in it."""
     tags = tiff.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
     sides = [tags.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
     if not all(isinstance(side, int) for side in sides):
-        raise _Unfit("damaged (the size of its tiles is no number)")
+        raise _Unfit("damaged (the size of its tiles is not a number)")
     inside = 6 if "jpeg" in str(tiff.info.get("compression")) else 0
     return (8 + inside) * sides[0] * sides[1] + inside * tiff.width * tiff.height
 
@@ -372,10 +335,6 @@ def _reduce(image: ImageFile.ImageFile) -> None:
     if width * height > REDUCED_FROM and min(width, height) >= 2 * REDUCED_SIDE:
         by = min(8, min(width, height) // REDUCED_SIDE)
         image.draft(None, (width // by, height // by))
-
-
-def _as_it_is(image: ImageFile.ImageFile) -> None:
-    """Look at no more than the header."""
 
 
 def _check(image: Image.Image) -> None:
@@ -391,7 +350,7 @@ def _check(image: Image.Image) -> None:
 def _is_loaded(image: ImageFile.ImageFile) -> bool:
     try:
         return not image.tile and image.im is not None
-    except (AssertionError, AttributeError):  # there is no way to ask; which one it is depends on Pillow's release
+    except (AssertionError, AttributeError):  # depending on the version of Pillow, which offers no query
         return False
 
 

@@ -1,7 +1,7 @@
-"""Image folders: a folder per class, in one of the layouts people have.
+"""Image folders with a folder per class.
 
-``ROOT/{train,test}/<class>/`` (``val`` or ``valid`` stand in for a missing ``test``), ``ROOT/<class>/`` (a
-part of each class is set aside for testing) and, with a folder per task, ``ROOT/<task>/<class>/`` or
+The layouts are ``ROOT/{train,test}/<class>/`` (``val`` or ``valid`` replace a missing ``test``), ``ROOT/<class>/`` (a
+part of each class is held out for testing) and, with a folder per task, ``ROOT/<task>/<class>/`` or
 ``ROOT/{train,test}/<task>/<class>/``. Folders inside a class folder belong to the class.
 """
 
@@ -29,6 +29,7 @@ from ostinato.streams.source import (
     natural_key,
     plain_name,
     refuse,
+    without,
 )
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -41,16 +42,9 @@ _TASK = re.compile(r"task[\W_]*\d+", re.IGNORECASE)
 
 
 class Files(Split):
-    """Images in a folder, read when they are asked for."""
+    """Images in a folder, by their paths relative to it, read on access."""
 
     def __init__(self, root: Path, paths: list[str], labels: np.ndarray):
-        """Keep the paths.
-
-        Args:
-            root: the folder.
-            paths: relative to it.
-            labels: of each.
-        """
         self.root = root
         self.paths = paths
         self.labels = labels
@@ -78,13 +72,13 @@ class _ClassFolder:
 def image_folder(
     root: str | Path, *, on_error: str = "raise", seed: int = 0, task_folders: bool | None = None
 ) -> Source:
-    """Open a folder of images and look at every file.
+    """Open a folder of images and check every file.
 
     Args:
         root: the folder.
         on_error: "raise" to refuse the folder if an image is bad, "skip" to leave such images out.
-        seed: of the test split, where the folder brings none.
-        task_folders: whether there is a folder per task above the class folders; None to see that from names
+        seed: of the test split, where the folder has none.
+        task_folders: whether there is a folder per task above the class folders; None to infer that from names
             like "task1".
 
     Returns:
@@ -92,14 +86,14 @@ def image_folder(
 
     Raises:
         InputError: if an option is unknown.
-        DataError: if the layout cannot be understood or an image cannot be used.
+        DataError: if the layout is none of the above or an image cannot be used.
     """
     check_on_error(on_error)
     root = Path(root)
     if not is_there(root):
         raise DataError(f"There is no folder {root}. Check the spelling; {LAYOUT}.")
     if not root.is_dir():
-        raise DataError(f"{root} is a file, not a folder of images; unpack it if it is an archive. {LAYOUT}.")
+        raise DataError(f"{root} must be a folder of images, but is a file; unpack it if it is an archive. {LAYOUT}.")
     notes: list[str] = []
     train_root, test_root = _split_roots(root, notes)
     folders = _class_folders(root, train_root, task_folders)
@@ -108,21 +102,18 @@ def image_folder(
 
     names = [folder.name for folder in folders]
     label_of = {name: label for label, name in enumerate(names)}
-    skipped: list[str] = []
     train, test = _files(root, folders, label_of), _files(root, test_folders, label_of)
     bad = {split: _problems(split) for split in (train, test)}
-    messages = [f"{split.paths[i]}: {reason}" for split, found in bad.items() for i, reason in found.items()]
-    if messages and on_error == "raise":
-        raise refuse(str(root), messages, len(train) + len(test))
-    skipped.extend(messages)
-    train, test = _without(train, bad[train]), _without(test, bad[test])
-    readable = set(train.labels.tolist())
+    skipped = [f"{split.paths[i]}: {reason}" for split, found in bad.items() for i, reason in found.items()]
+    if skipped and on_error == "raise":
+        raise refuse(str(root), skipped, len(train) + len(test))
+    splits = without(train, bad[train]), without(test, bad[test])
+    readable = set(splits[0].labels.tolist())
     empty = [name for name, label in label_of.items() if label not in readable]
     if empty:
-        raise DataError(f"Each class needs training images, but these of {root} have none readable:{listed(empty)}")
-    splits: tuple[Split, Split] = train, test
+        raise DataError(f"Each class needs training images, but these of {root} have no readable one:{listed(empty)}")
     if test_root is None:
-        splits = hold_out(train, names, fraction=HELD_OUT, seed=seed)
+        splits = hold_out(splits[0], names, fraction=HELD_OUT, seed=seed)
         notes.append(f"{root.name} has no test folder: {HELD_OUT:.0%} of each class is set aside for testing")
     return Source(
         name=root.resolve().name,
@@ -137,7 +128,7 @@ def image_folder(
 
 
 def holds_class_folders(root: Path) -> bool:
-    """Whether there is an image in a folder of a folder, or deeper."""
+    """Whether a folder of the root holds an image, at any depth."""
     return any(path.suffix.lower() in EXTENSIONS for folder in _subfolders(root) for path in _walk(folder))
 
 
@@ -145,15 +136,15 @@ def _split_roots(root: Path, notes: list[str]) -> tuple[Path, Path | None]:
     folders = {path.name.casefold(): path for path in _subfolders(root)}
     if "train" not in folders:
         return root, None
-    strangers = [path.name for name, path in folders.items() if name not in ("train", *_TEST_NAMES)]
-    if strangers and not _subfolders(folders["train"]):  # one class among others, of trains perhaps
+    others = [path.name for name, path in folders.items() if name not in ("train", *_TEST_NAMES)]
+    if others and not _subfolders(folders["train"]):  # "train" is a class of vehicles, among others
         return root, None
     test = next((name for name in _TEST_NAMES if name in folders), None)
     if test not in ("test", None):
         notes.append(f"{root.name} has no test folder: {folders[test].name} serves as the test split")
-    left = [*(folders[name].name for name in _TEST_NAMES if name in folders and name != test), *strangers]
-    if left:
-        notes.append(f"folders beside those of {root.name} that are used are left out: {', '.join(left)}")
+    unused = [*(folders[name].name for name in _TEST_NAMES if name in folders and name != test), *others]
+    if unused:
+        notes.append(f"{root.name} has folders besides its splits, which are left out: {', '.join(unused)}")
     return folders["train"], None if test is None else folders[test]
 
 
@@ -184,7 +175,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files in a folder and in those below, however deep; links to folders are not followed."""
+    """Files in a folder, at any depth; links to folders are not followed."""
     waiting = [str(folder)]
     while waiting:
         place = waiting.pop()
@@ -201,7 +192,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say; it is named when it is read
+    except OSError:  # a link to itself, say; reading it gives the error
         return False
 
 
@@ -212,13 +203,13 @@ def _is_junk(name: str) -> bool:
 def _check_layout(
     root: Path, train: list[_ClassFolder], test: list[_ClassFolder], test_root: Path | None, notes: list[str]
 ) -> None:
-    """Everything that can be wrong before a file is opened."""
+    """Check all that can be wrong before a file is opened."""
     entries = [path for path in root.iterdir() if not _is_junk(path.name)]
     loose = sorted(path.name for path in entries if path.suffix.lower() in EXTENSIONS)
     if not train and loose:
         raise DataError(
-            f"{root} holds {len(loose)} images but no class folders ({loose[0]}, ...), and the class of an "
-            f"image is the name of its folder: {LAYOUT}."
+            f"{root} needs a folder per class, but holds {len(loose)} images and no class folders "
+            f"({loose[0]}, ...): {LAYOUT}."
         )
     folders = [*train, *test]
     others = [path for folder in folders for path in folder.others]
@@ -227,7 +218,7 @@ def _check_layout(
     if loose:
         notes.append(f"{len(loose)} images beside the class folders of {root.name} are left out")
     if others:
-        notes.append(f"{len(others)} files that are no images are left out: {_kinds(others)}")
+        notes.append(f"{len(others)} files that are not images are left out: {_kinds(others)}")
     faults = list(_name_clashes(train))
     for folder in folders:
         if not folder.files:
@@ -239,7 +230,7 @@ def _check_layout(
         faults += [f"{f.place}: not in {test_root.name}" for f in train if (f.task, f.name) not in here]
         faults += [f"{f.place}: not in train" for f in test if (f.task, f.name) not in there]
     if faults:
-        raise DataError(f"The classes of {root} do not fit together:{listed(faults)}\nRename or remove them.")
+        raise DataError(f"The classes of {root} do not match:{listed(faults)}\nRename or remove them.")
 
 
 def _name_clashes(folders: list[_ClassFolder]) -> Iterator[str]:
@@ -273,15 +264,8 @@ def _problems(split: Files) -> dict[int, str]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # named with the other problems
+    except OSError:  # checking the image gives the error
         return 0
-
-
-def _without(split: Files, bad: dict[int, str]) -> Files:
-    if not bad:
-        return split
-    kept = [i for i in range(len(split)) if i not in bad]
-    return Files(split.root, [split.paths[i] for i in kept], split.labels[kept])
 
 
 def _task_names(folders: list[_ClassFolder]) -> list[list[str]] | None:

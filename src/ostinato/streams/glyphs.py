@@ -1,17 +1,16 @@
-"""Characters of matplotlib's fonts: as many image classes as wanted, without a download.
+"""Characters of matplotlib's fonts: any number of image classes without a download.
 
-A class is a character. Its samples are rendered when they are loaded: a random font among those that have the
-character, then rotation, shear, scale, shift, stroke thickness, blur and noise, as bright strokes on a dark
-ground (as in scikit-learn's digits). Every sample is a pure function of the seed, the split, the character and
-its index, so that neither the number of classes nor the order of loading changes it. Another release of Pillow
-may draw a pixel differently.
+A class is a character. Its samples are rendered on loading: a random font among those that have the character, then
+rotation, shear, scale, shift, stroke thickness, blur and noise, as bright strokes on a dark ground (as in
+scikit-learn's digits). Every sample is a pure function of the seed, the split, the character and its index: neither
+the number of classes nor the order of loading changes it. Another release of Pillow may draw a pixel differently.
 
-There are two fixed sets of characters, in ``assets/glyphs.json`` (written by ``scripts/pretrain_glyphs.py
---characters``), without a common member and without digits or look-alikes:
+``assets/glyphs.json`` (written by ``scripts/pretrain_glyphs.py --characters``) holds two disjoint sets of characters
+without digits or look-alikes:
 
-* ``PRETRAIN``: 851 Latin, Greek and Cyrillic letters, punctuation, arrows and mathematical symbols. The
-  bundled backbone was trained on these and on nothing else.
-* ``STREAM``: 1,456 characters of other scripts and other symbols. :func:`glyphs` serves these, different ones
+* ``PRETRAIN``: 851 Latin, Greek and Cyrillic letters, punctuation, arrows and mathematical symbols. The bundled
+  backbone was trained on these and on nothing else.
+* ``STREAM``: 1,456 characters of other scripts and other symbols, the classes of :func:`glyphs`. Different ones come
   first: blocks of Unicode take turns, and each turn takes the character that resembles the earlier ones least.
 """
 
@@ -47,10 +46,10 @@ FONTS = (
     "STIXGeneralItalic",
     "STIXGeneralBolIta",
 )
-"""Fonts that are used for all their characters, the most complete first."""
+"""Fonts for all their characters, the most complete first."""
 
 LETTER_FONTS = ("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10", "cmmi10")
-"""Fonts that are used for ASCII letters only; their other codes are not Unicode's."""
+"""Fonts for ASCII letters only; their other codes are not Unicode's."""
 
 SIZE = 32
 """Side of a sample, in pixels."""
@@ -59,10 +58,10 @@ _EM = 128
 """Font size at which characters are drawn, in pixels."""
 
 _ENLARGE = 1.15
-"""Largest factor from drawing to glyph, so that a dot stays smaller than a disc."""
+"""Maximum factor from drawing to glyph, so that a dot stays smaller than a disc."""
 
 _FILL = 0.75
-"""Part of the square that the longer side of a glyph takes before it is jittered."""
+"""Fraction of the square that the longer side of a glyph takes before jitter."""
 
 _OVERSAMPLE = 4
 """Samples are composed at this multiple of their size."""
@@ -74,23 +73,23 @@ def _characters(key: str) -> tuple[str, ...]:
 
 
 PRETRAIN = _characters("pretrain")
-"""What the bundled backbone was trained on; never in the stream."""
+"""Characters the bundled backbone was trained on; never in the stream."""
 
 STREAM = _characters("stream")
-"""The classes of the stream, in its order."""
+"""Classes of the stream, in order."""
 
 
 def glyphs(classes: int = 20, per_class_train: int = 40, per_class_test: int = 20, seed: int = 0) -> Source:
-    """A source of rendered characters that the bundled backbone has never seen.
+    """Make a source of rendered characters, none of which the bundled backbone was trained on.
 
     Args:
-        classes: how many; the first ones of ``STREAM``.
+        classes: number of classes; the first ones of ``STREAM``.
         per_class_train: training images of each class.
         per_class_test: test images of each class.
         seed: of all jitter.
 
     Returns:
-        Images of 32 x 32 pixels, named after the characters' Unicode names.
+        Images of 32 x 32 pixels in classes named by the characters' Unicode names.
 
     Raises:
         InputError: if a number is out of range.
@@ -106,7 +105,11 @@ def glyphs(classes: int = 20, per_class_train: int = 40, per_class_test: int = 2
         if value < least:
             raise InputError(f"glyphs: {name} must be at least {least}, got {value}.")
     characters = STREAM[:classes]
-    _check_fonts(characters)
+    if lacking := [class_name(character) for character in characters if not fonts_with(character)]:
+        raise DataError(
+            f"glyphs: every character must be in one of matplotlib's fonts, but {len(lacking)} are in none (the first: "
+            f"{lacking[0]}). Install an unmodified matplotlib, or request fewer classes."
+        )
     return Source(
         "glyphs",
         [class_name(character) for character in characters],
@@ -117,12 +120,12 @@ def glyphs(classes: int = 20, per_class_train: int = 40, per_class_test: int = 2
 
 
 def class_name(character: str) -> str:
-    """What Unicode calls a character, or "U+XXXX" where it has no name."""
+    """Unicode name of a character, or "U+XXXX" where it has none."""
     return unicodedata.name(character, f"U+{ord(character):04X}")
 
 
 def is_digit(character: str) -> bool:
-    """Whether a character is, has a value as, or decomposes into something with a digit or number."""
+    """Whether a character is a number, has a numeric value, or decomposes into such a character."""
     return any(
         unicodedata.category(part).startswith("N")
         or unicodedata.digit(part, None) is not None
@@ -132,12 +135,12 @@ def is_digit(character: str) -> bool:
 
 
 def code_points() -> frozenset[int]:
-    """Everything that at least one of the fonts can draw."""
+    """Code points that at least one of the fonts can draw."""
     return frozenset().union(*_tables().values())
 
 
 def fonts_with(character: str) -> tuple[str, ...]:
-    """The fonts that have a glyph for a character, in a fixed order."""
+    """Fonts that have a glyph for a character, in a fixed order."""
     tables = _tables()
     names = tuple(name for name in FONTS if ord(character) in tables[name])
     return names + LETTER_FONTS if character.isascii() and character.isalpha() else names
@@ -145,15 +148,9 @@ def fonts_with(character: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2048)
 def drawn(character: str, font: str, side: int = _OVERSAMPLE * SIZE) -> Image.Image:
-    """A character without jitter, centred; its longer side takes 3/4 of the square unless it is a tiny one.
+    """Draw a character without jitter, centred; its longer side takes 3/4 of the square unless it is a tiny one.
 
-    Args:
-        character: what to draw.
-        font: a name out of ``fonts_with(character)``.
-        side: of the square, in pixels.
-
-    Returns:
-        Greyscale, bright on dark; all dark where the glyph is blank. It is cached: do not change it.
+    The greyscale image (side, side) is bright on dark, all dark where the glyph is blank. It is cached: do not edit it.
     """
     loaded = _font(font)
     left, top, right, bottom = (round(edge) for edge in loaded.getbbox(character))
@@ -171,15 +168,7 @@ def drawn(character: str, font: str, side: int = _OVERSAMPLE * SIZE) -> Image.Im
 
 
 def sample(character: str, rng: np.random.Generator) -> Image.Image:
-    """One jittered image of a character.
-
-    Args:
-        character: what to draw.
-        rng: where all randomness comes from.
-
-    Returns:
-        RGB, 32 x 32 pixels.
-    """
+    """Draw a jittered image of a character, RGB of 32 x 32 pixels; ``rng`` is the only source of randomness."""
     names = fonts_with(character)
     glyph = drawn(character, names[rng.integers(len(names))])
     thickness = int(rng.integers(-1, 3))
@@ -196,7 +185,7 @@ def sample(character: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _jitter(rng: np.random.Generator, side: int) -> tuple[float, float, float, float, float, float]:
-    """Coefficients, output to input, of a random rotation, shear, scale and shift about the centre."""
+    """Affine coefficients, output to input, of a random rotation, shear, scale and shift about the centre."""
     angle, shear = math.radians(rng.uniform(-12.0, 12.0)), rng.uniform(-0.2, 0.2)
     scale_x, scale_y = rng.uniform(0.85, 1.15, 2)
     shift_x, shift_y = rng.uniform(-0.06, 0.06, 2) * side
@@ -209,7 +198,7 @@ def _jitter(rng: np.random.Generator, side: int) -> tuple[float, float, float, f
 
 
 class _Rendered(Split):
-    """Samples that are drawn when they are loaded."""
+    """Samples that are drawn on loading."""
 
     def __init__(self, split: str, characters: tuple[str, ...], per_class: int, seed: int):
         self.labels = np.repeat(np.arange(len(characters), dtype=np.int64), per_class)
@@ -225,7 +214,7 @@ class _Rendered(Split):
         return f"{self._split}/{class_name(character)}/{number:04d}"
 
     def _content(self, index: int) -> bytes:
-        return f"{self.name(index)} of seed {self._seed}".encode()  # which says what is drawn
+        return f"{self.name(index)} of seed {self._seed}".encode()  # determines the drawing
 
     def _at(self, index: int) -> tuple[str, int]:
         """Character and number within the class, of a position in the split."""
@@ -233,15 +222,6 @@ class _Rendered(Split):
             raise IndexError(f"sample {index} of {len(self.labels)}")
         label, number = divmod(index, self._per_class)
         return self._characters[label], number
-
-
-def _check_fonts(characters: tuple[str, ...]) -> None:
-    lacking = [class_name(character) for character in characters if not fonts_with(character)]
-    if lacking:
-        raise DataError(
-            f"glyphs: every character must be in one of the fonts of matplotlib, but {len(lacking)} are in none "
-            f"(the first: {lacking[0]}). Install an unmodified matplotlib, or ask for fewer classes."
-        )
 
 
 def _path(font: str) -> Path:
@@ -252,7 +232,7 @@ def _path(font: str) -> Path:
 
 @lru_cache(maxsize=1)
 def _tables() -> dict[str, frozenset[int]]:
-    """The code points that each font has a glyph for."""
+    """Code points for which each font has a glyph."""
     from matplotlib.ft2font import FT2Font
 
     tables = {}
@@ -266,5 +246,5 @@ def _tables() -> dict[str, frozenset[int]]:
 
 @cache
 def _font(font: str) -> ImageFont.FreeTypeFont:
-    """A font, laid out by Pillow itself: the result must not depend on optional libraries."""
+    """Load a font, laid out by Pillow itself: the result must not depend on optional libraries."""
     return ImageFont.truetype(_path(font), _EM, layout_engine=ImageFont.Layout.BASIC)

@@ -1,4 +1,4 @@
-"""A number of bytes that threads share: whoever needs more than is left waits."""
+"""A memory budget shared by threads."""
 
 import os
 from collections.abc import Iterator
@@ -7,14 +7,9 @@ from threading import Condition
 
 
 class Budget:
-    """Bytes of memory that may be in use at a time, by all threads of a process together."""
+    """Budget of memory in bytes, shared by all threads of a process."""
 
     def __init__(self, total: int):
-        """Begin with nothing in use.
-
-        Args:
-            total: bytes.
-        """
         self.total = total
         self._begin()
         os.register_at_fork(after_in_child=self._begin)  # threads that hold bytes are not in the child
@@ -25,14 +20,7 @@ class Budget:
 
     @contextmanager
     def of(self, size: int) -> Iterator[None]:
-        """Hold some of the bytes; a thread that holds some must not ask for more.
-
-        Args:
-            size: bytes; whoever needs more than the total gets all.
-
-        Yields:
-            When they are free.
-        """
+        """Reserve bytes, at most the total, once they are free; a thread that holds some must not ask for more."""
         size = min(size, self.total)
         with self._changed:
             self._changed.wait_for(lambda: self._left >= size)

@@ -1,4 +1,4 @@
-"""A source: labelled images in a training and a test split, before any order or task is chosen."""
+"""Sources: labelled samples in a training and a test split, before an order or tasks are chosen."""
 
 import hashlib
 import re
@@ -35,13 +35,7 @@ class Split:
         return len(self.labels)
 
     def load(self, index: int) -> Any:
-        """Sample ``index``: a decoded RGB image at its own size, or a text.
-
-        Args:
-            index: position in the split.
-
-        Returns:
-            The sample.
+        """Sample ``index``: a decoded RGB image at its original size, or a text.
 
         Raises:
             DataError: if it cannot be read; the message names the file or row.
@@ -49,24 +43,14 @@ class Split:
         raise NotImplementedError(f"{type(self).__name__} must define load().")
 
     def name(self, index: int) -> str:
-        """What a person calls sample ``index``: a path inside the source, or a file and row.
+        """Name of sample ``index``: a path inside the source, or a file and row.
 
-        Args:
-            index: position in the split.
-
-        Returns:
-            The name, unique within the source and the same on every machine.
+        It is unique within the source and the same on every machine.
         """
         raise NotImplementedError(f"{type(self).__name__} must define name().")
 
     def fingerprint(self, index: int) -> int:
-        """A number for what sample ``index`` holds, whatever it is called: 8 bytes of BLAKE2b, computed once.
-
-        Args:
-            index: position in the split.
-
-        Returns:
-            In [0, 2**64).
+        """Content hash of sample ``index``: 8 bytes of BLAKE2b as an integer, computed once; names do not matter.
 
         Raises:
             DataError: if the sample cannot be read.
@@ -77,7 +61,7 @@ class Split:
         return known[index]
 
     def _content(self, index: int) -> bytes | Path:
-        """What the fingerprint is of: a file, or its bytes, where there is one, else size and pixels, or the text."""
+        """Content to hash: a file or its bytes where there is one, else size and pixels, or the text."""
         sample = self.load(index)
         if isinstance(sample, str):
             return sample.encode(errors="surrogatepass")
@@ -114,16 +98,9 @@ class Rows(Split):
 
 
 class Joined(Split):
-    """Splits one after another."""
+    """Concatenation of splits of one modality, with new labels and a prefix of the sample names of each part."""
 
     def __init__(self, parts: Sequence[Split], prefixes: Sequence[str], labels: Sequence[np.ndarray]):
-        """Keep the parts.
-
-        Args:
-            parts: all of one modality.
-            prefixes: put before the names of each part's samples.
-            labels: of the samples of each part.
-        """
         self.labels = np.concatenate(labels)
         self.modality = parts[0].modality
         self._parts, self._prefixes = tuple(parts), tuple(prefixes)
@@ -148,20 +125,20 @@ class Joined(Split):
 
 @dataclass
 class Source:
-    """Labelled samples: where a stream of tasks is cut from.
+    """Labelled samples, from which a stream of tasks is cut.
 
     Attributes:
-        name: how the source is called in records.
+        name: of the source in records.
         class_names: in natural order; a label is a position in this list.
         train: the training samples.
-        test: the test samples, if there are any.
+        test: the test samples; None where there are none.
         augment: recommended training augmentation: "photo", "glyph" or "none".
         task_names: the class names of each task, where the layout has a folder per task.
         skipped: "path: reason" of files left out under ``on_error="skip"``.
-        notes: what was decided on the user's behalf and is worth telling.
+        notes: decisions made for the user that are worth reporting.
         test_was_cut: whether ``test`` was set aside from the training samples because the data bring none.
-        label_groups: for each label, the number of its group; labels of one group count as the same answer (the stars
-            of two shops, say). None where all classes differ.
+        label_groups: group number of each label; labels of one group count as the same answer (the stars of two shops,
+            say). None where all classes differ.
     """
 
     name: str
@@ -177,35 +154,29 @@ class Source:
 
     @property
     def modality(self) -> str:
-        """What the samples are: "image" or "text"."""
+        """Kind of the samples: "image" or "text"."""
         return self.train.modality
 
 
 def shuffled(rows: np.ndarray, class_name: str, seed: int, salt: int = 0) -> np.ndarray:
-    """The rows of one class in an order that depends on its name and the seed alone.
+    """Permute the rows of one class, depending on its name, the seed and the salt alone.
 
-    Args:
-        rows: positions of the class's samples.
-        class_name: seeds the permutation, so that neither the class order nor other classes matter.
-        seed: seeds it too.
-        salt: separates permutations made for different purposes.
-
-    Returns:
-        The permuted rows.
+    Neither the class order nor other classes matter; the salt separates permutations for different purposes.
     """
     rng = np.random.default_rng([seed, zlib.crc32(class_name.encode(errors="surrogateescape")), salt])
     return rows[rng.permutation(len(rows))]
 
 
+def without(split: Split, bad: Iterable[int]) -> Split:
+    """Drop the samples at these positions."""
+    rows = np.delete(np.arange(len(split)), list(bad))
+    return split if len(rows) == len(split) else Rows(split, rows)
+
+
 def held_out_count(n: int, fraction: float) -> int:
-    """How many of ``n`` samples of a class to set aside: ``floor(fraction * n)``, but 1 where 2 exist.
+    """Number of held-out samples of a class of ``n``: ``floor(fraction * n)``, but 1 where 2 exist.
 
-    Args:
-        n: samples of the class.
-        fraction: in [0, 1).
-
-    Returns:
-        At least 1 if ``n >= 2`` and ``fraction > 0``, and never all of them.
+    With ``n >= 2`` and ``fraction > 0`` it is at least 1, and less than ``n``.
     """
     if fraction == 0 or n < 2:
         return 0
@@ -213,14 +184,9 @@ def held_out_count(n: int, fraction: float) -> int:
 
 
 def allotted(counts: Sequence[int], limit: int) -> list[int]:
-    """How many samples of each class to keep so that ``limit`` of a task are left.
+    """Divide a limit of samples, at least the number of classes, among the classes of a task.
 
-    Args:
-        counts: samples of each class.
-        limit: at least the number of classes.
-
-    Returns:
-        Shares in proportion to the counts, rounded by largest remainders, at least 1 where a class has any.
+    Shares are in proportion to the counts, rounded by largest remainders, and at least 1 where a class has any.
     """
     total = sum(counts)
     if total <= limit:
@@ -230,24 +196,14 @@ def allotted(counts: Sequence[int], limit: int) -> list[int]:
     by_rest = sorted(range(len(counts)), key=lambda i: kept[i] - exact[i])
     for i in by_rest[: max(0, limit - sum(kept))]:
         kept[i] += 1
-    # A class that got its one sample without having earned it takes it from the largest.
+    # The minimum of one sample per class may exceed the limit: the largest class gives one back.
     while sum(kept) > limit:
         kept[kept.index(max(kept))] -= 1
     return kept
 
 
 def hold_out(split: Split, class_names: Sequence[str], *, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Cut a split in two, class by class.
-
-    Args:
-        split: what to cut.
-        class_names: of its labels.
-        fraction: share of each class that goes to the second part.
-        seed: of the cut.
-
-    Returns:
-        What stays and what was held out, both in the order of ``split``.
-    """
+    """Hold out a fraction of each class, drawn by the seed; both parts are in the order of ``split``."""
     apart = np.zeros(len(split), dtype=bool)
     for label, name in enumerate(class_names):
         rows = np.flatnonzero(split.labels == label)
@@ -256,33 +212,18 @@ def hold_out(split: Split, class_names: Sequence[str], *, fraction: float, seed:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which "img2" comes before "img10".
-
-    Args:
-        name: any text.
-
-    Returns:
-        Runs of digits as numbers, the rest as lower case; the text itself breaks ties.
-    """
+    """Sort key under which "img2" comes before "img10"; case matters only between equal names."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], name
 
 
 def plain_name(name: str) -> str:
-    """A class name without case, surplus spaces and forms of characters, in which people spell one name twice."""
+    """Normalise a class name: without case, surplus spaces and variant forms of characters."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def listed(items: Iterable[str], limit: int = 10) -> str:
-    """The first items, one a line, and how many more there are.
-
-    Args:
-        items: what to list.
-        limit: how many to show.
-
-    Returns:
-        Indented lines for the middle of an error message, starting with a line break.
-    """
+    """Format the first items for an error message, one an indented line, with the number of those left out."""
     items = list(items)
     lines = [f"\n  {item}" for item in items[:limit]]
     if len(items) > limit:
@@ -291,17 +232,7 @@ def listed(items: Iterable[str], limit: int = 10) -> str:
 
 
 def refuse(where: str, problems: Sequence[str], total: int, modality: str = "image") -> DataError:
-    """The one error for all samples that cannot be used.
-
-    Args:
-        where: the folder or file.
-        problems: "name: reason" of each.
-        total: samples looked at.
-        modality: what the samples are.
-
-    Returns:
-        The error, to be raised.
-    """
+    """Make one error for all samples that cannot be used, each given as "name: reason"."""
     return DataError(
         f"Every {modality} must be readable, but {len(problems)} of {total} in {where} cannot be used:"
         f"{listed(problems)}\nRepair or remove them, or set data.on_error=skip to go on without them."
@@ -309,13 +240,6 @@ def refuse(where: str, problems: Sequence[str], total: int, modality: str = "ima
 
 
 def check_on_error(on_error: str) -> None:
-    """Refuse anything but "raise" and "skip".
-
-    Args:
-        on_error: what was given.
-
-    Raises:
-        InputError: if it is something else.
-    """
+    """Raise an InputError unless ``on_error`` is "raise" or "skip"."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error must be 'raise' (stop and list bad images) or 'skip', not {on_error!r}.")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,6 @@ from ostinato.streams.decode import decode, problems
 from ostinato.streams.readers import SUFFIXES, is_binary, is_string, plain, read_table
 from ostinato.streams.source import (
     HELD_OUT,
-    Rows,
     Source,
     Split,
     check_on_error,
@@ -25,6 +24,7 @@ from ostinato.streams.source import (
     listed,
     natural_key,
     refuse,
+    without,
 )
 from ostinato.streams.texts import Texts
 
@@ -40,7 +40,7 @@ MAX_LABEL = 1_000
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of one split, and what to call them."""
+    """Rows of one split, and where they come from."""
 
     table: pa.Table
     files: tuple[str, ...]
@@ -53,27 +53,16 @@ class _Part:
 
 
 class Table(Split):
-    """Rows of a table, decoded when they are asked for."""
+    """Rows of a table with a column of images, decoded on access."""
 
     def __init__(self, part: _Part, column: str, rows: np.ndarray, labels: np.ndarray):
-        """Keep the rows.
-
-        Args:
-            part: table and names.
-            column: the images.
-            rows: those that belong to the split.
-            labels: of each of them.
-        """
         self.labels = labels
         self._part = part
         self._images = part.table.column(column)
         self._rows = rows
 
     def load(self, index: int) -> Image.Image:  # noqa: D102
-        data = self.encoded(index)
-        if data is None:
-            raise DataError(f"{self.name(index)}: no image.")
-        return decode(data, self.name(index))
+        return decode(self._content(index), self.name(index))
 
     def name(self, index: int) -> str:  # noqa: D102
         return self._part.name(int(self._rows[index]))
@@ -85,14 +74,7 @@ class Table(Split):
         return data
 
     def encoded(self, index: int) -> bytes | Path | None:
-        """The image as it is stored.
-
-        Args:
-            index: position in the split.
-
-        Returns:
-            The bytes of an image file, or the file that the row points to; None where the row is empty.
-        """
+        """The stored image: bytes of an image file, or the file that the row names; None where the row is empty."""
         value = self._images[int(self._rows[index])].as_py()
         if isinstance(value, dict):
             path = value.get("path")
@@ -102,30 +84,33 @@ class Table(Split):
         return value if isinstance(value, bytes) else None
 
 
-def table(
-    path: str | Path,
-    *,
-    image_column: str | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    on_error: str = "raise",
-    seed: int = 0,
-) -> Source:
+class TableOptions(TypedDict, total=False):
+    """Options of a source of tables.
+
+    Attributes:
+        image_column: None, the default, to detect it.
+        text_column: None, the default, to detect it, where there is no column of images.
+        label_column: None, the default, to detect it.
+        on_error: "raise", the default, to refuse data with a bad image or text, "skip" to leave such rows out.
+        seed: of the test split, where the data have none; 0 by default.
+    """
+
+    image_column: str | None
+    text_column: str | None
+    label_column: str | None
+    on_error: str
+    seed: int
+
+
+def table(path: str | Path, **options: Unpack[TableOptions]) -> Source:
     """Open a folder with ``train*.parquet`` and, if there is one, ``test*.parquet`` (or ``validation*``).
 
     The files may also be csv, tsv (both with a line of column names) or jsonl. Tables are read into memory as they
-    are; images are decoded when they are asked for.
+    are; images are decoded on access.
 
     Args:
         path: the folder, or one file.
-        image_column: None to find it.
-        text_column: None to find it, where there is no column of images.
-        label_column: None to find it.
-        on_error: "raise" to refuse the files if an image is bad, "skip" to leave such rows out.
-        seed: of the test split, where there are no files for it.
-
-    Returns:
-        The source.
+        options: see :class:`TableOptions`.
 
     Raises:
         InputError: if the columns cannot be found.
@@ -137,30 +122,11 @@ def table(
     files = _split_files(path) if path.is_dir() else {"train": [path]}
     parts = {name: _read(split) for name, split in files.items()}
     name = path.resolve().name if path.is_dir() else path.resolve().stem
-    return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
+    return _source(name, parts, **options)
 
 
-def hub(
-    name: str,
-    *,
-    image_column: str | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    on_error: str = "raise",
-    seed: int = 0,
-) -> Source:
-    """Open a data set of the Hugging Face hub, downloaded on first use; needs the extra ``ostinato[hub]``.
-
-    Args:
-        name: "owner/name".
-        image_column: None to find it.
-        text_column: None to find it, where there is no column of images.
-        label_column: None to find it.
-        on_error: "raise" to refuse the data set if an image is bad, "skip" to leave such rows out.
-        seed: of the test split, where the data set has none.
-
-    Returns:
-        The source.
+def hub(name: str, **options: Unpack[TableOptions]) -> Source:
+    """Open a data set "owner/name" of the Hugging Face hub, downloaded on first use; needs ``ostinato[hub]``.
 
     Raises:
         InputError: if the columns cannot be found, or the package ``datasets`` is not installed.
@@ -168,9 +134,9 @@ def hub(
     """
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"hub: needs the name of a data set, as in 'hub:owner/name', not {name!r}.")
-    if Path(name).exists():  # the library would read that in its place
+    if Path(name).exists():  # the library would read that instead
         raise InputError(
-            f"hub:{name} is the name of a file or folder here as well: go elsewhere, or give it without hub:."
+            f"hub:{name} is ambiguous: a file or folder here has this name. Change directory, or leave hub: out."
         )
     try:
         import datasets
@@ -201,11 +167,11 @@ def hub(
     finally:
         if bars:
             datasets.enable_progress_bars()
-    return _source(name, parts, {"image": image_column, "text": text_column}, label_column, on_error, seed)
+    return _source(name, parts, **options)
 
 
 def table_files(folder: Path) -> list[Path]:
-    """The tables of a folder, or of its subfolder ``data``; of one kind, the first of ``SUFFIXES`` there is."""
+    """Tables of a folder or of its subfolder ``data``, all with the first suffix of ``SUFFIXES`` that occurs."""
     for suffix in SUFFIXES:
         there = [*folder.glob(f"*{suffix}"), *folder.glob(f"data/*{suffix}")]
         if found := [path for path in there if not path.is_dir()]:
@@ -214,7 +180,7 @@ def table_files(folder: Path) -> list[Path]:
 
 
 def training_files(folder: Path) -> list[Path]:
-    """Those of a folder's tables that are called after the training split."""
+    """Tables of a folder that are named after the training split."""
     return _called("train", table_files(folder))
 
 
@@ -229,7 +195,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         suffix = found[0].suffix if found else ".parquet"
         raise DataError(
             f"{folder} must hold train{suffix} (or train-00000-of-00002{suffix} and so on), but holds only:"
-            f"{listed(path.name for path in found)}\nTo take one of them alone, give the file in place of the folder."
+            f"{listed(path.name for path in found)}\nTo use a single table, give the file instead of the folder."
         )
     return files
 
@@ -247,21 +213,23 @@ def _read(files: list[Path]) -> _Part:
 def _source(
     name: str,
     parts: dict[str, _Part],
-    columns: dict[str, str | None],
-    label_column: str | None,
-    on_error: str,
-    seed: int,
+    *,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    on_error: str = "raise",
+    seed: int = 0,
 ) -> Source:
     check_on_error(on_error)
     if "train" not in parts:
         raise DataError(f"{name} has no training split, only {', '.join(sorted(parts))}.")
     schema = parts["train"].table.schema
     features = _features(schema)
-    modality, column = _sample_column(name, schema, features, columns)
+    modality, column = _sample_column(name, schema, features, {"image": image_column, "text": text_column})
     label = _label_column(name, schema, features, label_column)
-    for one in (column, label):
-        if (times := schema.names.count(one)) > 1:
-            raise DataError(f"{name} must have each column once, but {one!r} stands there {times} times.")
+    for needed in (column, label):
+        if (times := schema.names.count(needed)) > 1:
+            raise DataError(f"{name} must have each column once, but has {needed!r} {times} times.")
     notes: list[str] = []
     test_name = next((key for key in _TEST_NAMES if key in parts), None)
     if test_name not in (None, "test"):
@@ -287,7 +255,7 @@ def _source(
         if messages and on_error == "raise":
             raise refuse(name, messages, len(split), modality)
         skipped.extend(messages)
-        splits.append(Rows(split, np.delete(rows, list(bad))) if bad else split)
+        splits.append(without(split, bad))
     if test_name is None:
         splits = list(hold_out(splits[0], class_names, fraction=HELD_OUT, seed=seed))
         notes.append(f"{name} has no test split: {HELD_OUT:.0%} of each class is set aside for it")
@@ -299,19 +267,19 @@ def _source(
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Feature types of columns that the ``datasets`` library writes beside a table; empty where there are none."""
+    """Feature types that the ``datasets`` library stores with a table, by column; empty where there are none."""
     stored = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(stored)["info"]["features"] if stored else {}
         return {name: value for name, value in features.items() if isinstance(value, dict) and name in schema.names}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # somebody else's, or damaged
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # metadata of another tool, or damaged
         return {}
 
 
 def _sample_column(
     name: str, schema: pa.Schema, features: dict[str, dict[str, Any]], given: dict[str, str | None]
 ) -> tuple[str, str]:
-    """Modality and column of the samples; images go before texts, which may be their captions."""
+    """Modality and column of the samples; images have priority over texts, which may be their captions."""
     for modality, column in given.items():
         if column is not None:
             _check_column(name, schema, f"{modality}_column", column)
@@ -323,20 +291,21 @@ def _sample_column(
         column, found = given[modality], usable[modality]
         if column is not None:
             if column not in found:
-                what = "encoded images" if modality == "image" else "texts"
+                content = "encoded images" if modality == "image" else "texts"
                 raise InputError(
-                    f"{modality}_column must hold {what}, but {column!r} of {name} holds {schema.field(column).type}."
+                    f"{modality}_column must hold {content}, but {column!r} of {name} holds "
+                    f"{schema.field(column).type}."
                 )
             return modality, column
         if found and given["text"] is None:
             preferred = [c for c in known if c in found] or found
             if len(found) > 1 and preferred == found:
                 raise InputError(
-                    f"{name} has several columns of {modality}s ({', '.join(found)}): say data.{modality}_column=..."
+                    f"{name} has several columns of {modality}s ({', '.join(found)}): set data.{modality}_column=..."
                 )
             return modality, preferred[0]
     raise InputError(
-        f"{name} has no column of images or texts. Columns: {', '.join(schema.names)}; say data.image_column=... "
+        f"{name} has no column of images or texts. Columns: {', '.join(schema.names)}; set data.image_column=... "
         "or data.text_column=..."
     )
 
@@ -359,7 +328,7 @@ def _label_column(name: str, schema: pa.Schema, features: dict[str, dict[str, An
         column = labels[0]
     if column is None:
         raise InputError(
-            f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; say data.label_column=..."
+            f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; set data.label_column=..."
         )
     return column
 
@@ -370,41 +339,41 @@ def _check_column(name: str, schema: pa.Schema, option: str, given: str) -> None
 
 
 def _class_names(name: str, feature: dict[str, Any]) -> list[str] | None:
-    """Names of the classes 0, 1, ... as they are stored beside a table."""
+    """Stored names of the classes 0, 1, ...; None where the table has none."""
     names = feature.get("names")
     if names is None:
         return None
-    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-        raise DataError(f"The names of the classes of {name}, in its metadata, must be a list of texts.")
+    if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
+        raise DataError(f"The class names in the metadata of {name} must be a list of texts.")
     return names
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels of a part: those that occur, and which of them each row has."""
+    """Labels of a part: the distinct values, and each row's position in them."""
 
     values: list[Any]
     codes: np.ndarray
     part: _Part
 
     def rows(self, wrong: Sequence[Any]) -> tuple[int, str]:
-        """How many rows have one of some labels, and the first of them, by label and name."""
+        """Number of rows with one of these labels, and the first such row, by label and name."""
         codes = [code for code, value in enumerate(self.values) if value in wrong]
         rows = np.flatnonzero(np.isin(self.codes, codes))
         return len(rows), f"{self.values[self.codes[rows[0]]]} in {self.part.name(int(rows[0]))}"
 
 
 def _stored_labels(name: str, part: _Part, column: str) -> _Labels:
-    """The labels of a part.
+    """Encode the labels of a part.
 
     Raises:
-        InputError: if they are of a kind that names no classes.
-        DataError: if one is missing or far too long.
+        InputError: if the column is neither of integers nor of texts.
+        DataError: if a label is missing or far too long.
     """
     stored = part.table.column(column)
     if not (pa.types.is_integer(stored.type) or is_string(stored.type) or pa.types.is_null(stored.type)):
         raise InputError(
-            f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: say data.label_column=..."
+            f"Labels must be integers or text, but {column!r} of {name} holds {stored.type}: set data.label_column=..."
         )
     coded = stored.dictionary_encode().unify_dictionaries().chunks
     values = coded[0].dictionary.to_pylist() if coded else []
@@ -416,7 +385,7 @@ def _stored_labels(name: str, part: _Part, column: str) -> _Labels:
         if isinstance(value, str) and len(value) > MAX_LABEL:
             row = int(np.flatnonzero(codes == code)[0])
             raise DataError(
-                f"A label names a class, in at most {MAX_LABEL:,} characters, but that of {part.name(row)} has "
+                f"A label must have at most {MAX_LABEL:,} characters, but that of {part.name(row)} has "
                 f"{len(value):,}: is {column!r} of {name} the column of the labels?"
             )
     return _Labels(values, codes, part)
@@ -428,16 +397,16 @@ def _labels(
     """Class names and the labels of each part, as positions in them."""
     found = [_stored_labels(name, part, column) for part in parts]
     if names is not None:
-        for one in found:
-            if outside := [v for v in one.values if not isinstance(v, int) or not 0 <= v < len(names)]:
-                n, first = one.rows(outside)
+        for labels in found:
+            if outside := [v for v in labels.values if not isinstance(v, int) or not 0 <= v < len(names)]:
+                n, first = labels.rows(outside)
                 raise DataError(f"Labels of {name} must lie in 0..{len(names) - 1}, but {n} do not, such as {first}.")
     present = set(found[0].values)
     if not present:
         raise DataError(f"{name} has no training rows.")
-    for one in found[1:]:
-        if alone := [value for value in one.values if value not in present]:
-            _, first = one.rows(alone)
+    for labels in found[1:]:
+        if alone := [value for value in labels.values if value not in present]:
+            _, first = labels.rows(alone)
             raise DataError(
                 f"Test classes need training images, but {name} has none for {len(alone)} of them, such as {first}."
             )
@@ -445,5 +414,5 @@ def _labels(
     if names is not None and len(order) < len(names):
         notes.append(f"{len(names) - len(order)} classes of {name} have no rows and are left out")
     place = {value: label for label, value in enumerate(order)}
-    labels = [np.array([place[v] for v in one.values], dtype=np.int64)[one.codes] for one in found]
-    return [names[value] if names is not None else str(value) for value in order], labels
+    codes = [np.array([place[v] for v in labels.values], dtype=np.int64)[labels.codes] for labels in found]
+    return [names[value] if names is not None else str(value) for value in order], codes

@@ -1,4 +1,4 @@
-"""Texts as samples, and how an encoder sees them."""
+"""Texts as samples, and their tokenisation for an encoder."""
 
 from __future__ import annotations
 
@@ -19,31 +19,22 @@ if TYPE_CHECKING:
 EMPTY = "the text is empty"
 
 MAX_CHARACTERS = 4_000_000
-"""Longer texts are refused: a tokenizer takes gigabytes for them, and no encoder sees more than their beginning."""
+"""Maximum characters of a text: tokenizers take gigabytes for longer ones, and encoders see only their beginning."""
 
-_SOME = 1_000
-"""Texts of a column that are looked at together."""
+_CHUNK = 1_000
+"""Texts of a column that are checked together."""
 
 
 class Texts(Split):
-    """Rows of a column of texts."""
+    """Rows of a column of texts; ``names`` gives the name of a row of the column."""
 
     modality = "text"
 
     def __init__(self, column: pa.ChunkedArray, names: Callable[[int], str], rows: np.ndarray, labels: np.ndarray):
-        """Keep the rows.
-
-        Args:
-            column: the texts.
-            names: what to call a row of the column.
-            rows: those that belong to the split.
-            labels: of each of them.
-        """
         self.labels = labels
         self._column, self._names, self._rows = column, names, rows
 
-    def load(self, index: int) -> str:
-        """The text of a sample."""
+    def load(self, index: int) -> str:  # noqa: D102
         text = self._column[int(self._rows[index])].as_py()
         if reason := unfit(text):
             raise DataError(f"{self.name(index)}: {reason}.")
@@ -55,19 +46,19 @@ class Texts(Split):
     def problems(self) -> dict[int, str]:
         """Position -> reason of the texts that cannot be used."""
         found: dict[int, str] = {}
-        for start in range(0, len(self._rows), _SOME):  # not all as objects of Python at a time
-            texts = self._column.take(pa.array(self._rows[start : start + _SOME])).to_pylist()
+        for start in range(0, len(self._rows), _CHUNK):  # not all as objects of Python at a time
+            texts = self._column.take(pa.array(self._rows[start : start + _CHUNK])).to_pylist()
             found |= {i: reason for i, text in enumerate(texts, start) if (reason := unfit(text))}
         return found
 
 
 def is_empty(text: str | None) -> bool:
-    """Whether a text says nothing."""
+    """Whether a text is missing or blank."""
     return not (text and text.strip())
 
 
 def unfit(text: str | None) -> str | None:
-    """The reason why a text cannot be used, if there is one."""
+    """Reason why a text cannot be used; None if it can."""
     if text is None or is_empty(text):
         return EMPTY
     if len(text) > MAX_CHARACTERS:
@@ -77,7 +68,7 @@ def unfit(text: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class TextTransform:
-    """A text as token numbers, always the same.
+    """Tokenise a text, deterministically.
 
     Attributes:
         tokenization: of the backbone.
@@ -88,26 +79,18 @@ class TextTransform:
     tokenization: Tokenization
 
     def __call__(self, text: str, rng: np.random.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """See a text.
-
-        Args:
-            text: of any length; its end is cut off where it has more tokens than fit.
-            rng: not used; there so that all transforms are called alike.
-
-        Returns:
-            (n,) int64.
-        """
+        """Token numbers (n,) int64 of a text, cut to the maximum; ``rng``, which other transforms use, is ignored."""
         return self.tokenization.encode(text)
 
     def tokens(self, text: str) -> int:
-        """Tokens of the text that are seen."""
+        """Number of tokens of a text, at most :attr:`longest`."""
         return min(self.tokenization.count(text), self.tokenization.length)
 
     def join(self, texts: list[Tensor]) -> Tensor:
-        """Views as one batch (B, N), filled up to the longest."""
+        """Join token numbers into a batch (B, N), padded to the longest."""
         return self.tokenization.join(texts)
 
     @property
     def longest(self) -> int:
-        """Most tokens that are seen of a text."""
+        """Maximum number of tokens of a text."""
         return self.tokenization.length

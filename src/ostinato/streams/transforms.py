@@ -1,6 +1,6 @@
-"""Views: how an image becomes the square uint8 tensor that a backbone sees (normalisation happens there).
+"""Transforms of an image to the square uint8 tensor that a backbone takes; the backbone normalises it.
 
-All geometry is drawn from the generator that is passed in, and nothing else.
+The generator that is passed in is the only source of randomness.
 """
 
 import math
@@ -24,13 +24,13 @@ RESAMPLING = {
 KINDS = ("photo", "glyph", "none")
 
 MAX_SIZE = 8192
-"""Side of a transform: a batch of larger ones would fill the memory, whoever asks for them."""
+"""Maximum side of a transform in pixels: a batch of larger images would fill the memory."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
 _COPIED = 2**20
-"""Pixels that are taken out of an image at a time."""
+"""Pixels that are copied from an image at a time."""
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
@@ -41,12 +41,12 @@ _ZOOM = (0.9, 1.1)
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The whole image, always the same: shorter side to ``round(size / crop)``, then the centre.
+    """Deterministic transform of the whole image: shorter side to ``round(size / crop)``, then the centre.
 
     Attributes:
         size: side of the result, in pixels.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        crop: part of the resized shorter side that is kept, in (0, 1].
+        crop: fraction of the resized shorter side that is kept, in (0, 1].
     """
 
     modality = "image"
@@ -61,29 +61,15 @@ class EvalTransform:
             raise InputError(f"crop must be in (0, 1], not {self.crop}.")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """See an image.
-
-        Args:
-            image: RGB, of any size.
-            rng: not used; there so that all transforms are called alike.
-
-        Returns:
-            (3, size, size) uint8.
-        """
+        """Transform an RGB image to (3, size, size) uint8; ``rng``, which other transforms use, is ignored."""
         if image.width == image.height and self.crop == 1:
             return _resized(image, self.size, self.interpolation)
         return _to_tensor(self.resize(image))
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The square that is seen.
+        """Resize and crop an RGB image to (size, size).
 
-        Resizing and cropping are one step, so that a long and narrow image makes no huge one on the way.
-
-        Args:
-            image: RGB, of any size.
-
-        Returns:
-            RGB, (size, size).
+        Both are one step, so that a long and narrow image makes no huge one on the way.
         """
         width, height = image.size
         short = round(self.size / self.crop)
@@ -97,7 +83,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random transform for training; without a generator, what ``EvalTransform`` shows.
+    """Random transform for training; without a generator, the same as ``EvalTransform``.
 
     Attributes:
         size: side of the result, in pixels.
@@ -122,15 +108,7 @@ class TrainTransform:
             raise InputError(f"scale must be two growing fractions of the area in (0, 1], not {self.scale}.")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
-        """See an image.
-
-        Args:
-            image: RGB, of any size.
-            rng: where the randomness comes from; None for the deterministic transform.
-
-        Returns:
-            (3, size, size) uint8.
-        """
+        """Transform an RGB image to (3, size, size) uint8, randomly if ``rng`` is given."""
         if rng is None or self.kind == "none":
             return EvalTransform(self.size, self.interpolation)(image)
         if self.kind == "glyph":
@@ -152,7 +130,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def _resized(image: Image.Image, size: int, interpolation: str, box: Box | None = None) -> Tensor:
-    """The whole image, or a box of it, as a square: as Pillow does it to within rounding, in a third of the time."""
+    """Resize an image, or a box of it, to a square: as Pillow does to within rounding, in a third of the time."""
     if interpolation not in ("bilinear", "bicubic"):
         part = image if box is None else image.crop(box)
         return _to_tensor(part.resize((size, size), RESAMPLING[interpolation]))
@@ -161,7 +139,7 @@ def _resized(image: Image.Image, size: int, interpolation: str, box: Box | None 
 
 
 def _pixels(image: Image.Image, box: Box) -> np.ndarray:
-    """Pixels (H, W, 3) of a box; of a large one part by part, since Pillow copies twice."""
+    """Pixels (H, W, 3) of a box; a large one is copied part by part, since Pillow copies twice."""
     left, top, right, bottom = box
     rows = max(1, _COPIED // (right - left))
     if rows >= bottom - top:
@@ -174,7 +152,7 @@ def _pixels(image: Image.Image, box: Box) -> np.ndarray:
 
 
 def _random_box(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """A crop of random area and shape; the centre where none fits in ten attempts."""
+    """Draw a crop of random area and shape; the centre where none fits in ten attempts."""
     width, height = size
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*scale)
@@ -190,7 +168,7 @@ def _random_box(size: tuple[int, int], scale: tuple[float, float], rng: np.rando
 
 
 def _jiggle(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Rotate, shift and zoom a little about the centre, on the colour of the border."""
+    """Rotate, shift and zoom slightly about the centre, on the colour of the border."""
     size = image.width
     angle = math.radians(rng.uniform(-_ROTATION, _ROTATION))
     zoom = rng.uniform(*_ZOOM)

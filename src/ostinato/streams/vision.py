@@ -15,7 +15,7 @@ DIGITS_TEST = 0.25
 
 
 def data_home() -> Path:
-    """Where downloaded data sets are kept: ``$OSTINATO_DATA``, or ``~/.cache/ostinato/data``."""
+    """Folder of downloaded data sets: ``$OSTINATO_DATA``, or ``~/.cache/ostinato/data``."""
     return user_path(os.environ.get("OSTINATO_DATA", "~/.cache/ostinato/data"), "OSTINATO_DATA")
 
 
@@ -23,13 +23,7 @@ def digits(seed: int = 0) -> Source:
     """Open the 1,797 bundled handwritten digits: 8 x 8 grey pixels, bright on dark.
 
     They are the test set of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI 1998, CC BY 4.0),
-    as scikit-learn has them.
-
-    Args:
-        seed: of the test split, a quarter of each class.
-
-    Returns:
-        The source.
+    as scikit-learn has them. ``seed`` is that of the test split, a quarter of each class.
     """
     with resources.files("ostinato").joinpath("assets/digits.npz").open("rb") as file, np.load(file) as stored:
         grey, labels = stored["images"], stored["labels"].astype(np.int64)
@@ -41,16 +35,13 @@ def digits(seed: int = 0) -> Source:
 
 
 def cifar100(root: str | Path | None = None) -> Source:
-    """CIFAR-100 with its 50,000 training and 10,000 test images, downloaded when it is not there.
+    """Open CIFAR-100, 50,000 training and 10,000 test images, downloaded on first use.
 
     Args:
-        root: the folder that holds or will hold ``cifar-100-python/``; None for ``data_home()``.
-
-    Returns:
-        The source.
+        root: folder of ``cifar-100-python/``; None for ``data_home()``.
 
     Raises:
-        DataError: if it is not there and cannot be downloaded.
+        DataError: if it is missing and cannot be downloaded.
     """
     from torchvision.datasets import CIFAR100
 

@@ -1,1 +1,1 @@
-"""Train a method on one task: loop, loader, optimiser, precision, seeds, divergence."""
+"""Training of a method: loop, loader, optimiser, precision, seeds, divergence."""

@@ -11,11 +11,11 @@ from ostinato.methods.base import Stage
 
 @dataclass(frozen=True)
 class Seen:
-    """What a stage saw so far that its later steps are held against; plain numbers, for checkpoints.
+    """Observations of a stage for the checks of later steps; plain numbers, for checkpoints.
 
     Attributes:
-        first: the loss of the first step; None before it.
-        reached: whether a gradient other than zero reached the trained parameters.
+        first: loss of the first step; None before it.
+        reached: whether the trained parameters had a gradient other than zero.
         exploded: whether the loss exploded.
     """
 
@@ -26,12 +26,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Position:
-    """A place inside a task.
+    """Position inside a task.
 
     Attributes:
-        stage: number of the stage.
-        step: steps done in it.
-        seen: what these steps have shown; a resumed stage warns of the same things as a whole one if it is kept.
+        stage: number of the stage, from 0.
+        step: finished steps of the stage.
+        seen: observations of these steps, so that a resumed stage warns as an uninterrupted one.
     """
 
     stage: int
@@ -40,23 +40,16 @@ class Position:
 
 
 class Callback:
-    """Hooks of training and evaluation, each of which does nothing here; a subclass overrides those that it needs.
+    """Hooks of training and evaluation, for progress, logs and checkpoints; they do nothing here.
 
-    A run uses them for progress, logs and checkpoints. An exception from a hook stops training at that point.
+    An exception from a hook stops training at that point.
     """
 
     def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:
-        """A stage begins or goes on.
-
-        Args:
-            task: its number, from 0.
-            stage: of the task.
-            step: steps of the stage that are done.
-            steps: of the stage in all.
-        """
+        """Called when a stage of a task (from 0) starts or resumes, with ``step`` of its ``steps`` finished."""
 
     def on_step(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:
-        """A training step is done.
+        """Called after a training step.
 
         Args:
             position: after the step.
@@ -66,7 +59,7 @@ class Callback:
         """
 
     def on_batch(self, n: int) -> None:
-        """A batch of ``n`` samples is done in a pass without training."""
+        """Called after a batch of ``n`` samples in a pass without training."""
 
     def on_warning(self, text: str) -> None:
-        """Training goes on although something is wrong with it."""
+        """Called with a warning about the training."""

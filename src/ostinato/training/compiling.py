@@ -1,4 +1,4 @@
-"""``torch.compile`` for the layers of a backbone; plans stay outside."""
+"""``torch.compile`` for the layers of a backbone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from ostinato.backbones import Backbone
 
 
 def compile_layers(backbone: Backbone, device: torch.device, *, backend: str = "inductor") -> bool:
-    """Let torch compile what every layer computes, once for all layers that are edited alike.
+    """Compile the layers of a backbone in place, once per kind of edit.
 
-    What a layer does differently comes in as data, so that a new task needs no new graph. The last layer, whose output
-    is read at a few positions only, stays as it is. The first steps take some minutes longer; results differ by
-    rounding.
+    Edits are arguments, so a new task needs no new graph. The last layer is not compiled, since its output is read at
+    few positions. The first steps take some minutes longer; results differ by rounding.
 
     Args:
-        backbone: whose layers are compiled in place.
-        device: where it computes.
+        backbone: to compile.
+        device: of the backbone.
         backend: of torch.compile.
 
     Returns:
-        Whether they are compiled. Where the machine lacks what that needs, such as a C++ compiler, one warning says so
-        and the layers run as they are.
+        Whether the layers are compiled; False, with a warning, if the machine lacks a C++ compiler, for example.
     """
     try:
         torch.compile(lambda x: x * 2 + 1, backend=backend)(torch.ones(8, device=device))

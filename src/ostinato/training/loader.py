@@ -1,4 +1,4 @@
-"""Batches in a seeded order that any number of workers reproduces and that can start at any step."""
+"""Batches in a seeded order that does not depend on the number of workers and can start at any step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ostinato.training.seeding import generator
 
 
 class _Guarded(Dataset[Any]):
-    """Samples, or what a user can do something about: a worker that raised it would wrap it in its own trace."""
+    """Returns expected errors instead of raising them, since a worker would wrap them in a traceback."""
 
     def __init__(self, dataset: Samples) -> None:
         self.dataset = dataset
@@ -52,7 +52,7 @@ def _load(
 
 
 def n_batches(n: int, batch_size: int) -> int:
-    """Batches per epoch; the last one may be smaller and is kept."""
+    """Batches per epoch, with the last one that may be smaller."""
     return -(-n // batch_size)
 
 
@@ -60,7 +60,9 @@ def training_batches(
     dataset: Samples, batch_size: int, *, seed: int, position: tuple[int, ...], epoch: int, start: int,
     device: torch.device, workers: int = 0, processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Iterator[tuple[Tensor, Tensor, float]]:  # fmt: skip
-    """Batches of one epoch, or this process's share of each.
+    """Yield (x, y, share) of this process for every batch of an epoch; share is its fraction of the batch.
+
+    A process without a sample in a batch gets one with share 0, so that it takes the step with the others.
 
     Args:
         dataset: indexed by (sample, draw); a new draw is a new augmentation.
@@ -68,41 +70,31 @@ def training_batches(
         seed: of the run.
         position: (task, stage), part of the seed of the order.
         epoch: part of the seed of the order, and the draw.
-        start: first batch to give; earlier ones are skipped without loading them.
-        device: where the batches go.
-        workers: loading processes; the batches do not depend on it.
-        processes: those that share every batch.
-
-    Yields:
-        (x, y, share): samples and what part of the batch they are. A process whose part is empty gets one sample
-        with a share of 0, so that it takes the step with the others.
+        start: first batch; earlier ones are not loaded.
+        device: of the batches.
+        workers: loading processes.
+        processes: that share every batch.
     """
-    n = len(dataset)
     draw = generator(seed, "order", *position, epoch)
-    cuts = by_length(dataset, torch.randperm(n, generator=draw).tolist(), batch_size, draw)[start:]
-    batches = [[(i, epoch) for i in some] for some in cuts]
-    mine = [processes.shard(batch) for batch in batches]
-    some = [part or batch[:1] for part, batch in zip(mine, batches, strict=True)]
-    shares = [len(part) / len(batch) for part, batch in zip(mine, batches, strict=True)]
-    for (x, y), share in zip(_load(dataset, some, device, workers), shares, strict=True):
+    order = torch.randperm(len(dataset), generator=draw).tolist()
+    batches = [[(i, epoch) for i in batch] for batch in by_length(dataset, order, batch_size, draw)[start:]]
+    parts = [processes.shard(batch) for batch in batches]
+    loaded = [part or batch[:1] for part, batch in zip(parts, batches, strict=True)]
+    shares = [len(part) / len(batch) for part, batch in zip(parts, batches, strict=True)]
+    for (x, y), share in zip(_load(dataset, loaded, device, workers), shares, strict=True):
         yield x, y, share
 
 
 def fixed_batches(
-    dataset: Samples,
-    batch_size: int,
-    *,
-    device: torch.device,
-    order: list[int] | None = None,
-    workers: int = 0,
+    dataset: Samples, batch_size: int, *, device: torch.device, order: list[int] | None = None, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every sample once without augmentation, in the given or the natural order; for ``batch_size`` see ``pack``."""
+    """Every sample once without augmentation, in a given or the natural order; for ``batch_size`` see ``pack``."""
     order = list(range(len(dataset))) if order is None else order
     return given_batches(dataset, pack(dataset, order, batch_size), device=device, workers=workers)
 
 
 WINDOW = 16
-"""Batches among which samples are sorted by length: enough to fill up little, few enough to stay random."""
+"""Batches within which samples are sorted by length: enough for little padding, few enough for a random order."""
 
 
 def _sizes(dataset: Samples) -> list[int] | None:
@@ -110,10 +102,10 @@ def _sizes(dataset: Samples) -> list[int] | None:
 
 
 def by_length(dataset: Samples, order: list[int], size: int, draw: torch.Generator) -> list[list[int]]:
-    """Training batches of ``size`` in a random order; samples of varying length meet others of like length.
+    """Training batches of ``size`` samples from a random order; texts are grouped by similar length.
 
     Args:
-        dataset: knows the lengths, where they vary; otherwise the order is cut as it is.
+        dataset: with lengths, if they vary; otherwise the order is only cut.
         order: positions in random order.
         size: samples per batch.
         draw: shuffles the batches within a window of the order.
@@ -124,21 +116,19 @@ def by_length(dataset: Samples, order: list[int], size: int, draw: torch.Generat
     batches: list[list[int]] = []
     for window in cut(order, WINDOW * size):
         near = cut(sorted(window, key=sizes.__getitem__), size)
-        # The one that may be smaller stays at the end of the epoch.
+        # The last batch, which may be smaller, stays last.
         batches += [near[i] for i in torch.randperm(len(near) - 1, generator=draw).tolist()] + [near[-1]]
     return batches
 
 
 def pack(dataset: Samples, order: list[int], size: int, *, keep_order: bool = True) -> list[list[int]]:
-    """Batches for passes without training, of ``size`` samples or, where these vary in length, of as many tokens.
-
-    A batch is then filled up to its longest sample, and has no more tokens than ``size`` of the greatest length.
+    """Batches for passes without training, of ``size`` samples, or, for texts, of at most as many tokens with padding.
 
     Args:
-        dataset: knows the lengths, where they vary.
+        dataset: with lengths, if they vary.
         order: positions.
         size: samples of the greatest length.
-        keep_order: False lets samples of like length meet.
+        keep_order: False groups samples by similar length.
     """
     sizes = _sizes(dataset)
     if sizes is None:
@@ -156,12 +146,12 @@ def pack(dataset: Samples, order: list[int], size: int, *, keep_order: bool = Tr
 
 
 def cut(order: list[int], size: int) -> list[list[int]]:
-    """Consecutive batches of ``size``; the last one may be smaller."""
+    """Consecutive batches of ``size``; the last may be smaller."""
     return [order[b : b + size] for b in range(0, len(order), size)]
 
 
 def given_batches(
     dataset: Samples, batches: list[list[int]], *, device: torch.device, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The named samples without augmentation, batch by batch."""
+    """Batches of samples at given positions, without augmentation."""
     return _load(dataset, batches, device, workers)

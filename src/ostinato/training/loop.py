@@ -1,4 +1,4 @@
-"""The training loop: one task, its stages, their steps. It never asks which method it runs."""
+"""Training loop: the stages of a task and their steps, for any method."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ostinato.training.seeding import seeded
 
 @dataclass(frozen=True)
 class Settings:
-    """How a method is trained and evaluated on this machine.
+    """Settings of training and evaluation on a machine.
 
     Attributes:
-        device: where it computes.
+        device: of the computation.
         dtype: precision of frozen weights and of autocast.
         seed: of initialisation, order and augmentation.
-        overrides: fields of the recipe that the user set.
+        overrides: the user's fields of the recipe.
         accumulate: micro-batches per step; the batch size stays the number of samples per step.
         workers: loading processes.
-        eval_batch_size: samples per batch wherever nothing is trained.
-        processes: those that share every batch.
-        on_divergence: whether training stops or goes on with a warning when a loss or the parameters explode.
+        eval_batch_size: samples per batch in passes without training.
+        processes: that share every batch.
+        on_divergence: stop or warn when a loss or the parameters explode.
     """
 
     device: torch.device
@@ -63,20 +63,20 @@ def learn_task(
     *,
     resume: tuple[Position, dict[str, Tensor]] | None = None,
 ) -> float:
-    """Teach a method one task.
+    """Train a method on a task.
 
     Args:
         method: on its device, with the state of the tasks before.
         task: classes and data.
         settings: device, precision, seed, overrides.
-        callback: told about every step.
-        resume: position and optimiser state to go on from; the method then holds the state of that moment.
+        callback: called after every step.
+        resume: position and optimiser state of a checkpoint whose state the method holds.
 
     Returns:
         Seconds spent.
 
     Raises:
-        DivergedError: a loss, a gradient or a parameter is not finite, or explodes and training is to stop then.
+        DivergedError: if a loss, a gradient or a parameter is not finite, or explodes under on_divergence="stop".
     """
     callback = callback or Callback()
     began = time.perf_counter()
@@ -101,7 +101,7 @@ def learn_task(
     seeds = seeded(settings.device, settings.seed, "end", task.index)
     with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
         method.end_task(task)
-    # The same steps on the same sums keep processes equal; unlike machines may differ in the last bits.
+    # Processes are equal already, except for the last bits on different machines.
     settings.processes.broadcast(list(method.learned_state().values()))
     return time.perf_counter() - began
 
@@ -115,24 +115,23 @@ def _run_stage(
     settings: Settings,
     callback: Callback,
 ) -> None:
-    """All steps of a stage from ``start`` on."""
+    """Run the steps of a stage from ``start`` on."""
     where = (task.index, start.stage)
     if stage.prepare is not None and start.step == 0:
-        # As at test time, so that frozen features are looked up and nothing is augmented or dropped.
+        # Evaluation mode, so that frozen features are cached and there is no dropout.
         method.eval()
         seeds = seeded(settings.device, settings.seed, "prepare", *where)
         with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
             stage.prepare()
         method.train()
     recipe = stage.recipe or settings.recipe(method.recipe)
-    own = stage.data is not None
-    data: Samples = stage.data if stage.data is not None else task.train
+    data: Samples = task.train if stage.data is None else stage.data
+    # A method's own samples are cheap, and every process trains on all of them.
+    processes, workers = (settings.processes, settings.workers) if stage.data is None else (SINGLE_PROCESS, 0)
     params = list(stage.params) if stage.params is not None else [p for p in method.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, params)
     if optimizer_state:
         restore_optimizer(optimizer, optimizer_state)
-    # What a method draws itself is cheap, and every process does the same.
-    processes = SINGLE_PROCESS if own else settings.processes
     n = len(data)
     per_epoch = n_batches(n, recipe.batch_size)
     steps = per_epoch * recipe.epochs
@@ -146,7 +145,7 @@ def _run_stage(
         epoch = step // per_epoch
         batches = training_batches(
             data, recipe.batch_size, seed=settings.seed, position=where, epoch=epoch, start=step % per_epoch,
-            device=settings.device, workers=0 if own else settings.workers, processes=processes,
+            device=settings.device, workers=workers, processes=processes,
         )  # fmt: skip
         for x, y, share in batches:
             set_lr(optimizer, recipe.lr * lr_factor(recipe, step, steps))
@@ -159,7 +158,7 @@ def _run_stage(
             step += 1
             if step == steps:
                 guard.close()
-            # After all warnings of the step, so that what is saved here holds every one so far.
+            # After all warnings of the step, so that a checkpoint includes them.
             callback.on_step(Position(start.stage, step, guard.seen), losses, optimizer, done)
 
 
@@ -176,10 +175,10 @@ def _step(
     processes: ProcessGroup,
     check: Callable[[dict[str, float], list[float]], None],
 ) -> dict[str, float]:
-    """Forward, backward, sum over processes, check, clip, step; always in this order.
+    """Run a step: forward, backward, sum over processes, check, clip, optimiser, in this order.
 
-    Every loss term is a mean over samples, so that ``part`` of a batch counts as much as it holds of it. Terms that
-    look at a batch as a whole look at a process's or a micro-batch's own part of it.
+    Loss terms are means over samples, so each part of a batch is weighted by its share. Terms over a whole batch are
+    computed per process and micro-batch.
     """
     optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
@@ -196,7 +195,7 @@ def _step(
     average(processes, stage.averages(), part)
     norm = get_total_norm([p.grad for p in params if p.grad is not None])
     norms = [norm, get_total_norm(apart)] if (apart := stage.gradients()) else [norm]
-    # The device is waited for once a step, for everything that is looked at.
+    # One synchronisation with the device per step.
     read = torch.cat([terms, torch.stack([n.to(terms.device) for n in norms])]).tolist()
     values = dict(zip(means, read, strict=False))
     check(values, read[len(values) :])
@@ -207,7 +206,7 @@ def _step(
 
 
 def average(processes: ProcessGroup, buffers: Sequence[Tensor], part: float) -> None:
-    """Replace buffers by their mean over processes, each weighted by its part of the batch."""
+    """Replace buffers by their mean over processes, weighted by each one's part of the batch."""
     if processes.size > 1:
         for buffer in buffers:
             buffer.mul_(part)
@@ -215,7 +214,7 @@ def average(processes: ProcessGroup, buffers: Sequence[Tensor], part: float) -> 
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's per-parameter state as flat tensors, named ``<parameter number>.<entry>``."""
+    """Per-parameter state of an optimiser, as tensors by ``<parameter number>.<entry>``."""
     return {
         f"{i}.{name}": torch.as_tensor(value)
         for i, entries in optimizer.state_dict()["state"].items()
@@ -225,10 +224,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` gave.
+    """Restore the state of :func:`optimizer_tensors`.
 
     Raises:
-        InputError: if it belongs to another set of parameters.
+        InputError: if it has more parameters than the optimiser.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():

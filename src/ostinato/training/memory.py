@@ -1,4 +1,4 @@
-"""Memory that stays with the process between steps."""
+"""Memory allocator settings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # numbers of mallopt's 
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc's allocator to keep freed memory instead of giving it back to the system.
+    """Let glibc's allocator keep freed memory, for the whole process.
 
-    Every step on a CPU allocates and frees the same tensors, of tens of MB each. By default their pages go back to the
-    system and come again, cleared, one page fault each, which takes about a tenth of the time of a forward pass. The
-    setting holds for the whole process; its peak memory stays what it was.
+    Every step on a CPU allocates and frees the same tensors of tens of MB. By default their pages return to the system
+    and come back by page faults, in about a tenth of the time of a forward pass. Peak memory does not change.
 
     Returns:
-        Whether there is such an allocator.
+        Whether the process uses this allocator.
     """
     if sys.platform != "linux":
         return False
@@ -24,7 +23,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    # Up to what size; 32 MiB is the most that an older glibc accepts.
+    # Older versions of glibc accept at most 32 MiB.
     kept = any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (2**30, 32 * 2**20))
     return kept and all(
         mallopt(key, value) == 1 for key, value in ((_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 64 * 2**20))

@@ -1,4 +1,4 @@
-"""Optimisers and schedules of a recipe."""
+"""Optimiser and learning rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,9 @@ def make_optimizer(recipe: Recipe, params: Sequence[nn.Parameter]) -> torch.opti
 
 
 def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
-    """Factor on the learning rate at a step; a pure function, so that it needs no state.
+    """Factor in [0, 1] on the learning rate at step s, from 0, of S steps; without state.
 
-    Args:
-        recipe: names the schedule.
-        step: from 0 to ``steps`` - 1.
-        steps: all steps of the stage.
-
-    Returns:
-        A factor in [0, 1]: cosine (1 + cos(pi s / S)) / 2, quarter cosine cos(pi s / 2S), multistep 0.1 to
-        the number of milestones passed.
+    Cosine (1 + cos(pi s / S)) / 2, quarter cosine cos(pi s / 2S), multistep 0.1 to the number of milestones passed.
     """
     progress = step / max(steps, 1)
     if recipe.schedule == "cosine":
@@ -42,6 +35,6 @@ def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr

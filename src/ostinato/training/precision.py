@@ -1,4 +1,4 @@
-"""Device and precision: frozen weights in bf16 where the device multiplies it fast, everything learned in fp32."""
+"""Device and precision: frozen weights in bf16 on devices that are faster with it, learned parameters in fp32."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ostinato.training.rates import bf16_gain
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 FASTER = 1.2
-"""How many times as fast bf16 must be to be worth its rounding."""
+"""Smallest speed-up of bf16 over fp32 that is worth its rounding."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" takes CUDA where there is one.
+    """A device by name; "auto" is CUDA if available.
 
     Raises:
-        InputError: if the device is unknown or not there.
+        InputError: if the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -38,29 +38,24 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """Precision of frozen weights.
-
-    Attributes:
-        dtype: of them.
-        reason: why, in words, for the record of a run.
-    """
+    """Precision of frozen weights, with the reason for the record of a run."""
 
     dtype: torch.dtype
     reason: str
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """Precision of frozen weights by name; "auto" is bf16 where the device multiplies it faster than fp32.
+    """Precision of frozen weights by name; "auto" is bf16 if the device multiplies it faster than fp32.
 
     Raises:
-        InputError: unknown name.
+        InputError: for an unknown name.
     """
     if name != "auto":
         if name not in DTYPES:
             raise InputError(f"precision must be auto, fp32 or bf16, got {name!r}.")
         return Precision(DTYPES[name], "asked for")
     if device.type == "cuda":
-        # torch is asked of the current device alone.
+        # torch answers for the current device.
         with nullcontext() if device.index is None else torch.cuda.device(device):
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         says = "has" if fast else "has no"
@@ -76,15 +71,14 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name that :func:`choose_precision` gives the same precision for."""
+    """The name of a precision."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def prepare(method: Method, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a method to the device; frozen weights are stored in ``dtype``, trained ones stay fp32.
+    """Move a method to a device, with frozen weights in ``dtype`` and trained ones in fp32.
 
-    On a GPU torch rounds what enters a convolution in fp32 to the 10 bits of TF32 unless it is asked not to. In fp32
-    that is switched off, for the whole process.
+    In fp32 it also switches off TF32, to which torch rounds the inputs of convolutions on GPUs, for the whole process.
     """
     method.to(device)
     if device.type == "cuda" and dtype == torch.float32:
@@ -94,7 +88,7 @@ def prepare(method: Method, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def compute(method: Method, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Context of a forward pass: autocast only where fp32 weights are trained in lower precision."""
+    """Context of a forward pass: autocast if fp32 weights are trained in lower precision."""
     if method.trains_backbone and dtype != torch.float32:
         return torch.autocast(device.type, dtype)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""How fast this processor multiplies matrices in a precision: measured once, and kept for the machine."""
+"""Measured speed of bf16 on this processor, kept for the machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ _ROWS, _WIDTH, _ROUNDS = 256, 768, 15
 def bf16_gain() -> float:
     """Time of a linear map in fp32 over its time in bf16, on this processor.
 
-    Instructions do not tell: bf16 is emulated on many processors with AVX-512, and the instructions for it are slower
-    than fp32 on some and twice as fast on others. The first call on a machine measures in one thread, which takes some
-    0.1 s; later ones read the result from ``~/.cache/ostinato/rates.json`` (below ``$XDG_CACHE_HOME`` where that is
-    set), so that a machine always decides alike.
+    It is measured, because many processors with AVX-512 emulate bf16, and its instructions are slower than fp32 on some
+    and twice as fast on others. The first call on a machine measures in one thread, in about 0.1 s; later ones read the
+    result from ``~/.cache/ostinato/rates.json`` (or below ``$XDG_CACHE_HOME``), so that a machine always decides alike.
     """
     file, key = _cache(), f"{_processor()}, torch {torch.__version__}"
     try:
         known = read_json(file)
-    except DataError:  # none yet, or damaged: measured anew
+    except DataError:  # missing or damaged: measure again
         known = {}
     gain = known.get(key)
     if isinstance(gain, float) and gain > 0:
@@ -39,7 +38,7 @@ def bf16_gain() -> float:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, known | {key: gain})
-    except OSError:  # a home that cannot be written: measured each time
+    except OSError:  # no writable home: measure each time
         pass
     return gain
 
@@ -49,11 +48,11 @@ def _cache() -> Path:
 
 
 def _processor() -> str:
-    """The processor's name and what torch uses of it."""
+    """The processor's name and the instructions that torch uses."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     first = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
-    # Two kinds of a processor may share a name; their flags differ.
+    # Processors of one name may differ in their flags.
     flags = sha256(first.get("flags", "").encode()).hexdigest()[:8]
     name = first.get("model name", platform.processor())
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "all instructions"
@@ -62,7 +61,7 @@ def _processor() -> str:
 
 def _measured() -> float:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several wait for each other, for as long as other processes please
+    torch.set_num_threads(1)  # several threads would wait for each other behind other processes
     try:
         return _measured_alone()
     finally:
@@ -75,7 +74,7 @@ def _measured_alone() -> float:
     plain = [torch.randn(*shape, generator=draw) for shape in ((_ROWS, _WIDTH), (_WIDTH, _WIDTH), (_WIDTH,))]
     rounded = [tensor.bfloat16() for tensor in plain]
     _seconds(plain)
-    _seconds(rounded)  # the first call prepares the kernel
+    _seconds(rounded)  # warm-up: the first call prepares the kernel
     pairs = [(_seconds(plain), _seconds(rounded)) for _ in range(_ROUNDS)]
     return min(a for a, _ in pairs) / min(b for _, b in pairs)
 

@@ -1,4 +1,4 @@
-"""Overrides of a training recipe."""
+"""Validation of recipe overrides."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ostinato.methods.base import Recipe
 
 
 def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
-    """Overrides of a recipe, with their names and types checked.
+    """Check names and types of overrides of a recipe, and convert their values.
 
     Raises:
-        InputError: unknown field or wrong value.
+        InputError: for an unknown field or a wrong value.
     """
     known = list(Recipe.__dataclass_fields__)
     if unknown := [k for k in train if k not in known]:
@@ -23,7 +23,7 @@ def check_recipe(train: dict[str, Any]) -> dict[str, Any]:
         full = TypeAdapter(Recipe).validate_python(train)
     except ValidationError as error:
         first = error.errors()[0]
-        if not first["loc"]:  # of fields that do not go together
+        if not first["loc"]:  # from Recipe.__post_init__
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         raise InputError(f"train.{first['loc'][0]}: {first['msg']}, got {str(first['input'])[:80]!r}.") from None
     return {k: getattr(full, k) for k in train}

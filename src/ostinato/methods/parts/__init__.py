@@ -1,1 +1,1 @@
-"""Parts of methods that need a backbone or a task's data: prompts, edits per task, texts, alignment."""
+"""Shared parts of methods that need a backbone or task data: prompts, edits per task, class texts, alignment."""

@@ -1,8 +1,8 @@
-"""Classifier alignment: the head of all classes seen is trained again on features drawn from class Gaussians.
+"""Classifier alignment: train the head of all classes seen again on features drawn from class Gaussians.
 
-Zhang, Wang, Kang, Chen, Wei: "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a
-Pre-trained Model", ICCV 2023, https://arxiv.org/abs/2303.05118. Here as LiEPrompt and CAPrompt use it: plain
-cross-entropy over all classes seen, without logit normalisation, fresh draws in every epoch.
+Zhang, Wang, Kang, Chen, Wei: "SLCA: Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained
+Model", ICCV 2023, https://arxiv.org/abs/2303.05118. As in LiEPrompt and CAPrompt, the loss is plain cross-entropy
+without logit normalisation, on new draws in every epoch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ostinato.nn.gaussians import ClassGaussians
 
 
 class AlignmentOptions(Options, frozen=True):
-    """Alignment on class Gaussians.
+    """Options of the alignment on class Gaussians.
 
     Attributes:
         epochs: passes over the draws.
-        lr: learning rate at the start (SGD, momentum 0.9, cosine).
-        samples: draws per class and epoch, and samples per step: an epoch has as many steps as there are classes.
+        lr: initial learning rate (SGD, momentum 0.9, cosine).
+        samples: draws per class and epoch, and samples per step; an epoch has one step per class.
         weight_decay: L2 of the head.
-        covariance: of the Gaussians: "full" or "diagonal" per class, "shared" halfway to the mean of the task's.
+        covariance: of the Gaussians: "full" or "diagonal" per class; "shared" is halfway to the mean of the task.
     """
 
     name: Literal["gaussians"] = "gaussians"
@@ -47,7 +47,7 @@ class NoAlignmentOptions(Options, frozen=True):
 
 
 class Labels(Dataset[tuple[Tensor, int]]):
-    """``per_class`` labels of each class; the features are drawn in batches by the loss."""
+    """``per_class`` labels of each class; the loss draws their features."""
 
     def __init__(self, n_classes: int, per_class: int) -> None:
         self.n_classes, self.per_class = n_classes, per_class
@@ -61,12 +61,12 @@ class Labels(Dataset[tuple[Tensor, int]]):
 
 
 class Alignment(nn.Module):
-    """Gaussians of the classes seen, and the stage that trains a head on draws from them.
+    """Class Gaussians, and the stage that trains a head on draws from them.
 
     Args:
         dim: width D of the features.
         options: of the alignment.
-        ridge: on the diagonal of covariances.
+        ridge: added to the diagonal of covariances.
     """
 
     def __init__(self, dim: int, options: AlignmentOptions, *, ridge: float = 1e-4) -> None:
@@ -78,12 +78,12 @@ class Alignment(nn.Module):
         )  # fmt: skip
 
     def stage(self, head: nn.Module, n_classes: int, *, prepare: Callable[[], None]) -> Stage:
-        """The stage that trains ``head`` alone on drawn features; the ``train.*`` options belong to other stages.
+        """The stage that trains ``head`` alone; ``train.*`` does not change its recipe.
 
         Args:
-            head: (B, D) to logits (B, ``n_classes``).
-            n_classes: classes seen.
-            prepare: runs once before the first step and adds the Gaussians that are missing.
+            head: from features (B, D) to logits (B, ``n_classes``).
+            n_classes: number of classes seen.
+            prepare: adds missing Gaussians before the first step.
         """
 
         def loss(x: Tensor, y: Tensor) -> Losses:  # noqa: ARG001 - a draw depends on the label alone

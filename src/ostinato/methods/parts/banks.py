@@ -1,4 +1,4 @@
-"""Banks of edits per task: what the linear maps of chosen layers do differently under each task."""
+"""Banks of edits of linear maps per task: masks, low-rank updates, adapters."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ VARIANTS = {
     "attn+proj": ("q", "k", "v", "proj"),
     "ff": ("q", "k", "v", "proj", "fc1", "fc2"),
 }
-"""Maps of a layer that masks may change."""
+"""Masked linear maps of a layer by the name of the variant."""
 
 
 class Bank(nn.Module):
-    """Base of all banks.
+    """Base class of banks.
 
     Args:
         arch: sizes of the encoder.
-        layers: edited ones.
-        maps: edited in each of them.
+        layers: edited layers.
+        maps: edited linear maps of each layer.
 
     Attributes:
-        superposes: whether every edit is a mask, so that those of all tasks can be superposed.
+        superposes: whether every edit is a mask, so that the masks of all tasks can be superposed.
     """
 
     superposes: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class Bank(nn.Module):
         self.arch, self.places = arch, [(i, name) for i in layers for name in maps]
 
     def room(self) -> nn.ModuleDict:
-        """A parameter per task for every edited map, by layer and map."""
+        """An empty :class:`PerTask` for every edited map, by layer and map."""
         return grouped({place: PerTask() for place in self.places})
 
     def begin_task(self, device: torch.device) -> None:
@@ -52,19 +52,19 @@ class Bank(nn.Module):
         """Close the newest task."""
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
-        """What one map does differently under a task, counted from 0."""
+        """Edit of one map under a task, counted from 0."""
         raise NotImplementedError
 
     def edits(self, task: int) -> LinearEdits:
-        """What every edited map does differently under a task, counted from 0."""
-        found: LinearEdits = {}
+        """Edits of all maps under a task, counted from 0."""
+        edits: LinearEdits = {}
         for i, name in self.places:
-            found.setdefault(i, {})[name] = self.edit(i, name, task)
-        return found
+            edits.setdefault(i, {})[name] = self.edit(i, name, task)
+        return edits
 
 
 def grouped(parts: dict[tuple[int, str], nn.Module]) -> nn.ModuleDict:
-    """Modules by layer and map as nested ones."""
+    """Nest modules by layer and map."""
     layers = nn.ModuleDict()
     for (i, name), part in parts.items():
         if str(i) not in layers:
@@ -74,19 +74,12 @@ def grouped(parts: dict[tuple[int, str], nn.Module]) -> nn.ModuleDict:
 
 
 def at(parts: nn.ModuleDict, layer: int, name: str) -> PerTask:
-    """The parameters per task of a layer and map."""
+    """The module of a layer and map, typed as :class:`PerTask`."""
     return cast(PerTask, cast(nn.ModuleDict, parts[str(layer)])[name])
 
 
 class Masks(Bank):
-    """A real-valued mask of every map for every task.
-
-    Args:
-        arch: sizes of the encoder.
-        layers: edited ones.
-        maps: edited in each of them.
-        init: of a mask, see :func:`ostinato.nn.masks.initial_mask`.
-    """
+    """A real-valued mask of every map per task; ``init`` is the kind of :func:`ostinato.nn.masks.initial_mask`."""
 
     superposes = True
 
@@ -96,28 +89,22 @@ class Masks(Bank):
         self.masks = self.room()  # T masks (out, in)
 
     def begin_task(self, device: torch.device) -> None:
-        """Add a mask for every map."""
+        """Add a mask of every map."""
         for i, name in self.places:
             at(self.masks, i, name).add(initial_mask(*self.arch.shape_of(name), self.init, device=device))
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
-        """The mask of a task."""
+        """Mask of a task."""
         return LinearEdit(mask=at(self.masks, layer, name)[task])
 
     @torch.no_grad()
     def values(self, task: int) -> dict[str, Tensor]:
-        """The masks of a task by ``layer.map``."""
+        """Masks of a task by ``layer.map``."""
         return {f"{i}.{name}": at(self.masks, i, name)[task].detach() for i, name in self.places}
 
 
 class Scored(Growing):
-    """The scores of one weight, and the masks of finished tasks.
-
-    Args:
-        shape: (out, in) of the weight.
-        keep: share of entries kept.
-        kind: "binary", "hybrid" or "soft".
-    """
+    """Scores of one weight (out, in), and binary masks of finished tasks; see :class:`ScoredMasks`."""
 
     masks: Tensor
     minor: Tensor
@@ -131,16 +118,16 @@ class Scored(Growing):
         self.register_buffer("minor", torch.rand(shape if kind == "soft" else (0, 0)))
 
     def begin(self) -> None:
-        """Make room for a task."""
+        """Begin a task."""
         if self.kind == "hybrid":
             self.values.add(initial_mask(*self.shape, "uniform", device=self.scores.device))
 
     def end(self) -> None:
-        """Store the binary mask of the task that ends."""
+        """Store the binary mask of the finished task."""
         self.masks = torch.cat([self.masks, keep_largest(self.scores.detach(), self.keep)[None] > 0])
 
     def mask(self, task: int) -> Tensor:
-        """The mask (out, in) of a task, from the scores while it is being learned."""
+        """Mask (out, in) of a task, computed from the scores during its training."""
         kept = self.masks[task].float() if task < len(self.masks) else keep_largest(self.scores, self.keep)
         if self.kind == "hybrid":
             return kept * self.values[task]
@@ -148,15 +135,15 @@ class Scored(Growing):
 
 
 class ScoredMasks(Bank):
-    """Masks of the top-scored weights for every task; scores go on from task to task.
+    """Masks of the top-scored weights per task; all tasks train the same scores.
 
     Args:
         arch: sizes of the encoder.
-        layers: edited ones.
-        maps: edited in each of them.
+        layers: edited layers.
+        maps: edited linear maps of each layer.
         keep: share of entries kept per map.
-        kind: "binary"; "hybrid" multiplies what is kept by a learned value per task; "soft" leaves a fixed share,
-            drawn from U(0, 1), of what is dropped.
+        kind: "binary"; "hybrid" multiplies kept entries by a learned value per task; "soft" multiplies dropped entries
+            by a fixed share drawn from U(0, 1) instead of 0.
     """
 
     superposes = True
@@ -166,12 +153,12 @@ class ScoredMasks(Bank):
         self.maps = grouped({(i, name): Scored(arch.shape_of(name), keep, kind) for i, name in self.places})
 
     def scored(self) -> Iterator[Scored]:
-        """The scores of every map."""
+        """Scores of every map."""
         for i, name in self.places:
             yield cast(Scored, at(self.maps, i, name))
 
-    def begin_task(self, device: torch.device) -> None:  # noqa: ARG002 - where the scores are
-        """Make room for the task."""
+    def begin_task(self, device: torch.device) -> None:  # noqa: ARG002 - that of the scores
+        """Begin a task."""
         for weight in self.scored():
             weight.begin()
 
@@ -181,22 +168,18 @@ class ScoredMasks(Bank):
             weight.end()
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
-        """The mask of a task."""
+        """Mask of a task."""
         return LinearEdit(mask=cast(Scored, at(self.maps, layer, name)).mask(task))
 
 
 class Factors(Bank):
-    """Two factors of rank r of every map for every task: base of low-rank updates and adapters.
+    """Base class of low-rank updates and adapters: two factors of rank r of every map per task.
 
-    Args:
-        arch: sizes of the encoder.
-        layers: edited ones.
-        maps: edited in each of them.
-        rank: r.
+    Attributes:
+        on_output: whether the first factor reads a map's output instead of its input.
     """
 
     on_output: ClassVar[bool] = False
-    """Whether they act on a map's output instead of its input, which decides the width of the first factor."""
 
     def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int) -> None:
         super().__init__(arch, layers, maps)
@@ -204,7 +187,7 @@ class Factors(Bank):
         self.down, self.up = self.room(), self.room()  # T of (r, width) and of (out, r)
 
     def begin_task(self, device: torch.device) -> None:
-        """Add first factors from U(-1, 1) / sqrt(r width) and second factors of zeros, which change nothing yet."""
+        """Add first factors from U(-1, 1) / sqrt(r width) and second factors of zeros."""
         for i, name in self.places:
             out, into = self.arch.shape_of(name)
             width = out if self.on_output else into
@@ -214,31 +197,23 @@ class Factors(Bank):
 
 
 class LowRank(Factors):
-    """Low-rank updates ``W + scale B A``.
-
-    Args:
-        arch: sizes of the encoder.
-        layers: edited ones.
-        maps: edited in each of them.
-        rank: r.
-        scale: factor on B A.
-    """
+    """Low-rank updates ``W + scale B A``."""
 
     def __init__(self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int, scale: float) -> None:
         super().__init__(arch, layers, maps, rank)
         self.scale = scale
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
-        """The update of a task."""
+        """Update of a task."""
         a, b = at(self.down, layer, name)[task], at(self.up, layer, name)[task]
         return LinearEdit(down=a, up=self.scale * b)
 
 
 class Adapters(Factors):
-    """Serial bottleneck adapters ``y + U gelu(D y)`` on a map's output."""
+    """Serial bottleneck adapters ``y + U gelu(D y)`` on the output y of a map."""
 
     on_output = True
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
-        """The adapter of a task."""
+        """Adapter of a task."""
         return LinearEdit(inner=at(self.down, layer, name)[task], outer=at(self.up, layer, name)[task])

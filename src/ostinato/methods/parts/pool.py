@@ -1,4 +1,4 @@
-"""A pool of prompts that all tasks share, of which every sample picks some to stand before its tokens."""
+"""Prompt pool of L2P: every sample selects prompts by their keys and prepends them to its tokens."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from ostinato.methods.parts.prompts import Prompts
 from ostinato.nn import cosine
 
 PGP_KEYS = 0.97
-"""Share of the energy of old q(x) that keys leave alone where ``pgp`` is on and nothing else is said."""
+"""Default of ``pgp_keys`` under ``pgp``."""
 
 
 class PoolOptions(Options, frozen=True):
-    """The pool of L2P.
+    """Options of the pool of L2P.
 
     Attributes:
-        pool_size: M, prompts in the pool.
+        pool_size: number M of prompts in the pool.
         length: tokens per prompt.
-        top_k: prompts chosen per sample.
+        top_k: prompts selected per sample.
         pull: weight of the key term (lambda in eq. 5).
-        readout: "prompt" classifies the mean of the prompt tokens, "cls" the CLS token.
-        pgp: share of the energy of old tokens that updates of prompts must leave alone, in (0, 1]; 0 is off.
-        pgp_keys: the same for keys and old q(x), in (0, 1]; None is 0.97. It needs ``pgp``.
+        readout: classified feature: "prompt" is the mean of the prompt tokens, "cls" the CLS token.
+        pgp: share of the energy of old tokens that updates of prompts must avoid, in (0, 1]; 0 is off.
+        pgp_keys: share of the energy of old q(x) that updates of keys must avoid, in (0, 1]; None is 0.97. It needs
+            ``pgp``.
     """
 
     name: Literal["l2p"] = "l2p"
@@ -43,18 +44,12 @@ class PoolOptions(Options, frozen=True):
     pgp_keys: Annotated[float, Field(gt=0, le=1)] | None = None
 
     def build(self, backbone: Backbone, layers: Sequence[int], where: str) -> Pool:  # noqa: ARG002 - of prefixes
-        """The pool; options stand under ``where`` in messages."""
+        """Make the pool; errors name options under ``where``."""
         return Pool(backbone, self, where)
 
 
 class Pool(Prompts):
-    """Prompts with keys.
-
-    Args:
-        backbone: the frozen encoder.
-        options: of the pool.
-        where: what the options stand under, for messages.
-    """
+    """A pool of prompts with keys; errors name options under ``where``."""
 
     registered_after: ClassVar[tuple[str, ...]] = ("keys", "head")
 
@@ -63,7 +58,7 @@ class Pool(Prompts):
         if options.top_k > m:
             raise InputError(f"{where}.top_k ({options.top_k}) must lie in [1, pool_size = {m}].")
         if pgp_keys is not None and not pgp:
-            raise InputError(f"{where}.pgp_keys has no effect with {where}.pgp=0: set {where}.pgp as well.")
+            raise InputError(f"{where}.pgp_keys has no effect with {where}.pgp=0; set {where}.pgp as well.")
         shares = [pgp, PGP_KEYS if pgp_keys is None else pgp_keys] if pgp else []
         super().__init__(backbone, shares, widths=[backbone.arch.dim, backbone.dim][: len(shares)])
         self.top_k, self.weight, self.readout = options.top_k, options.pull, options.readout
@@ -72,7 +67,7 @@ class Pool(Prompts):
 
     @property
     def first(self) -> int:
-        """Prompts stand among the tokens."""
+        """Prompts are tokens."""
         return -1
 
     @property
@@ -81,34 +76,30 @@ class Pool(Prompts):
         return self.backbone.arch.dim
 
     def select(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """The pool entries of each sample (eq. 3), by q(x), (B, D).
-
-        Returns:
-            ids (B, k), and their cosines (B, k), differentiable in the keys.
-        """
+        """Select prompts by q(x), (B, D): ids (B, k), and their cosines (B, k), differentiable in the keys (eq. 3)."""
         similarity = cosine(query, self.keys)
         ids = similarity.topk(self.top_k, dim=1).indices
         return ids, similarity.gather(1, ids)
 
     def pull(self, similarity: Tensor) -> Losses:
-        """The pull of the chosen keys towards q(x) (eq. 5), from their cosines (B, k)."""
+        """The pull of the selected keys towards q(x), from their cosines (B, k) (eq. 5)."""
         return {"pool": -self.weight * similarity.sum(1).mean()}
 
     def tokens(self, x: Tensor, ids: Tensor) -> Tokens:
-        """Tokens (B, 1 + k P + patches, D) to encode: prompts ``ids`` (B, k) before the patches (eq. 2)."""
+        """Tokens (B, 1 + k P + patches, D) with the prompts ``ids`` (B, k) before the patches (eq. 2)."""
         # As in the public code, every prompt token carries the position of the CLS token.
         prompts = self.backbone.as_tokens(self.prompts[ids].flatten(1, 2))
         return self.backbone.embed(x).insert(prompts, at=1)
 
     def enter(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> tuple[Tokens, Losses]:
-        """States that enter layer 0 under the chosen prompts, and the pull of the chosen keys."""
+        """Tokens with the selected prompts, and the pull of the selected keys."""
         ids, similarity = self.select(query(x))
         return self.tokens(x, ids), self.pull(similarity)
 
     def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
         """The mean of the prompts' output tokens, or the CLS token."""
         prompts = slice(1, 1 + self.top_k * self.prompts.shape[1])
-        # Never the mean over the tokens that some encoders read: prompts are among them here.
+        # Not the mean over all tokens that some encoders read, which would include prompts.
         read = slice(0, 1) if self.readout == "cls" else prompts
         return self.backbone.pool(self.backbone.run(tokens, plan, start=start, read=read), at=slice(None))
 
@@ -117,8 +108,7 @@ class Pool(Prompts):
         return [self.prompts.detach(), self.keys.detach()]
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The tokens beside the prompts, and q(x)."""
-        # Computed, not looked up: a feature from another batch differs by rounding, and after a resumed run it
-        # would no longer come from the same one.
+        """The tokens other than the CLS token, prompts among them, and q(x)."""
+        # Computed, not cached: a cached feature differs by the rounding of its batch, which may change on resume.
         query = self.backbone(x)
         return [self.tokens(x, self.select(query)[0]).after(1).real(), query]

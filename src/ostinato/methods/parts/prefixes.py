@@ -1,4 +1,4 @@
-"""Key and value prefixes: general ones for all tasks in some layers, expert ones per task in others."""
+"""Key and value prefixes of DualPrompt: general ones for all tasks, expert ones per task."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ostinato.nn import PerTask
 
 
 class PrefixOptions(Options, frozen=True):
-    """Prefixes of DualPrompt.
+    """Options of the prefixes of DualPrompt.
 
     Attributes:
         g_layers: layers with the general prefix, from 0; may be empty.
-        e_layers: layers with the expert prefixes, from 0; None for those whose linear maps are edited.
+        e_layers: layers with expert prefixes, from 0; None for the layers whose linear maps are edited.
         g_length: positions of the general prefix.
         e_length: positions of an expert prefix.
-        warm_start: begin a task's expert as a copy of the one before.
-        pgp: share of the energy of old queries that key prefixes must leave alone, in (0, 1]; 0 is off. Experts
-            begin as copies then, so it needs ``warm_start``.
+        warm_start: initialise a task's expert as a copy of the one before.
+        pgp: share of the energy of old queries that updates of key prefixes must avoid, in (0, 1]; 0 is off. It needs
+            ``warm_start``.
     """
 
     name: Literal["dualprompt"] = "dualprompt"
@@ -39,25 +39,13 @@ class PrefixOptions(Options, frozen=True):
     pgp: Share = 0.0
 
     def build(self, backbone: Backbone, layers: Sequence[int], where: str) -> Prefixes:
-        """The prefixes.
-
-        Args:
-            backbone: the frozen encoder.
-            layers: those of the experts where ``e_layers`` is None.
-            where: what the options stand under, for messages.
-        """
-        own = self if self.e_layers is not None else self.model_copy(update={"e_layers": tuple(layers)})
-        return Prefixes(backbone, own, where)
+        """Make the prefixes; experts are in ``layers`` if ``e_layers`` is None. Errors name options under ``where``."""
+        options = self if self.e_layers is not None else self.model_copy(update={"e_layers": tuple(layers)})
+        return Prefixes(backbone, options, where)
 
 
 class Prefixes(Prompts):
-    """General and expert prefixes.
-
-    Args:
-        backbone: the frozen encoder.
-        options: with ``e_layers``.
-        where: what the options stand under, for messages.
-    """
+    """General and expert prefixes; errors name options under ``where``."""
 
     def __init__(self, backbone: Backbone, options: PrefixOptions, where: str = "method") -> None:
         depth, dim = backbone.arch.depth, backbone.arch.dim
@@ -70,7 +58,7 @@ class Prefixes(Prompts):
         if not e_layers:
             raise InputError(f"{where}.e_layers must name at least one layer.")
         if options.pgp and not options.warm_start:
-            raise InputError(f"{where}.pgp keeps experts near the one before: it needs {where}.warm_start=true.")
+            raise InputError(f"{where}.pgp needs {where}.warm_start=true: it keeps experts near the one before.")
         shares = [options.pgp] * (len(g_layers) + len(e_layers)) if options.pgp else []
         super().__init__(backbone, shares, blocks=backbone.arch.heads)
         self.g_layers, self.task_layers, self.warm_start = g_layers, e_layers, options.warm_start
@@ -89,7 +77,7 @@ class Prefixes(Prompts):
         return min((*self.g_layers, *self.e_layers))
 
     def begin_task(self) -> None:
-        """Add an expert from U(-1, 1), or as a copy of the one before."""
+        """Add an expert, drawn from U(-1, 1) or copied from the one before."""
         fresh = torch.empty(self.e_shape, device=self.g_prompt.device).uniform_(-1, 1)
         copy = self.warm_start and len(self.e_prompt) > 0
         self.e_prompt.add(self.e_prompt[-1].detach().clone() if copy else fresh)
@@ -98,21 +86,21 @@ class Prefixes(Prompts):
         """Prefixes by layer for experts (B | 1, E layers, 2, P, D)."""
         heads, n = self.backbone.arch.heads, len(e_prompt)
         general = {
-            layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))  # of one shape with the experts
+            layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))
             for layer, g in zip(self.g_layers, self.g_prompt, strict=True)
         }
         return general | {i: Edit(prefix=prefix_from(e_prompt[:, j], heads)) for j, i in enumerate(self.e_layers)}
 
     def under(self, task: int) -> Edits:
-        """The prefixes of one task."""
+        """Prefixes of one task."""
         return self.edits(self.e_prompt[task][None])
 
     def under_each(self, tasks: Tensor) -> Edits:
-        """The prefixes of a task for each sample."""
+        """Prefixes of the task of each sample."""
         return self.edits(self.e_prompt.stacked()[tasks])
 
     def under_all(self) -> Edits:
-        """The prefixes of all tasks; general ones once."""
+        """Prefixes of all tasks; general ones once."""
         edits, e_prompt = self.under(-1), self.e_prompt.stacked()
         for j, i in enumerate(self.e_layers):
             keys, values = prefix_from(e_prompt[:, j], self.backbone.arch.heads)
@@ -120,11 +108,11 @@ class Prefixes(Prompts):
         return edits
 
     def protected(self) -> list[Tensor]:
-        """The key half (P, D) of each layer's prefix; values are free."""
+        """Key half (P, D) of each layer's prefix; values are free."""
         return [*self.g_prompt.detach()[:, 0], *self.e_prompt[-1].detach()[:, 0]]
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The attention queries of each prompted layer under the newest prefixes."""
+        """Attention queries of each prompted layer under the newest prefixes."""
         plan, found = LayerPlan(self.under(-1)), {}
         tokens, at = self.backbone.embed(x), 0
         for layer in sorted((*self.g_layers, *self.e_layers)):

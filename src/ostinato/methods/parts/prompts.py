@@ -1,4 +1,4 @@
-"""Prompts: learned tokens or prefixes that a frozen encoder reads beside an input."""
+"""Base class of prompts: learned tokens or prefixes beside the input of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Edits = dict[int, Edit]
 
 
 class Head(Protocol):
-    """A classifier of features that grows with the tasks."""
+    """Interface of a classifier that grows with the tasks."""
 
     def open(self, task: LearnTask, *, device: torch.device) -> None:
         """Add the classes of a task."""
         ...
 
     def close(self) -> None:
-        """End the newest task."""
+        """Close the newest task."""
         ...
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy over the classes of the newest task, of features (B, D) and labels (B,) among all."""
+        """Cross-entropy of features (B, D) and labels (B,) among all classes, over the classes of the newest task."""
         ...
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -38,30 +38,30 @@ class Head(Protocol):
 
 
 class LinearHead(TaskHeads):
-    """The linear classifier as a :class:`Head`."""
+    """Linear classifier with the interface of :class:`Head`."""
 
     def open(self, task: LearnTask, *, device: torch.device) -> None:
         """Add the rows of a task."""
         self.grow(len(task.classes), device=device)
 
     def close(self) -> None:
-        """Nothing: the next task freezes the rows."""
+        """Do nothing; the next task freezes the rows."""
 
 
 class Prompts(nn.Module):
-    """Base of all prompts, which by itself adds none.
+    """Base class of prompts; adds none itself.
 
     Args:
         backbone: the frozen encoder.
-        shares: of the energy of old tokens that updates of each of :meth:`protected` must leave alone; none: off.
-        blocks: parts of a row that are projected apart, see :class:`ostinato.nn.projection.Covariance`.
+        shares: of the energy of old rows that updates of each of :meth:`protected` must avoid; none switches it off.
+        blocks: of a row, see :class:`ostinato.nn.projection.Covariance`.
         widths: of each of :meth:`protected`; none for the width of tokens.
 
     Attributes:
         task_layers: layers whose prefixes differ between tasks.
-        registered_after: names of a method's parts that stand before its prompts. The norm of clipped gradients is
-            summed in the order of the parts, which decides its last bits.
-        images: training images of a task that are read for the projection.
+        registered_after: parts of a method to register before its prompts; the order of parameters decides the last
+            bits of the clipped gradient norm.
+        images: number of training images per task for the projection.
     """
 
     registered_after: ClassVar[tuple[str, ...]] = ()
@@ -76,12 +76,12 @@ class Prompts(nn.Module):
         self.projection = GradientProjection(shares, widths or backbone.arch.dim, blocks=blocks)
 
     def make_head(self) -> nn.Module:
-        """The classifier that reads these features; a :class:`Head`."""
+        """A classifier of the features, with the interface of :class:`Head`."""
         return LinearHead(self.dim)
 
     @property
     def dim(self) -> int:
-        """Width D of the features that :meth:`read` gives."""
+        """Width D of the features that :meth:`read` returns."""
         return self.backbone.dim
 
     @property
@@ -89,57 +89,52 @@ class Prompts(nn.Module):
         """The lowest layer that prompts change; -1 for prompts among the tokens, the depth for none."""
         return self.backbone.arch.depth
 
-    # What prompts add
-
     def begin_task(self) -> None:
         """Add the prompts of a task."""
 
     def enter(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> tuple[Tokens, Losses]:  # noqa: ARG002 - of pools
-        """States (B, N, D) that enter layer 0, and loss terms of the prompts among them.
+        """Tokens (B, N, D) of layer 0 with prompts, and loss terms of the prompts.
 
         Args:
             x: samples.
-            query: from samples to q(x), (B, D), the features of the plain backbone.
+            query: from samples to the features q(x), (B, D), of the plain backbone.
         """
         return self.backbone.embed(x), {}
 
     def under(self, task: int) -> Edits:  # noqa: ARG002 - of prefixes
-        """Prefixes by layer under one task for all samples; -1 is the newest."""
+        """Prefixes by layer of one task for all samples; -1 is the newest."""
         return {}
 
     def under_each(self, tasks: Tensor) -> Edits:  # noqa: ARG002 - of prefixes
-        """Prefixes by layer under a task (B,) for each sample."""
+        """Prefixes by layer of the tasks (B,) of the samples."""
         return {}
 
     def under_all(self) -> Edits:
-        """Prefixes by layer under all tasks side by side, for states (T, B, N, D)."""
+        """Prefixes by layer of all tasks, for states (T, B, N, D)."""
         return {}
 
     def read(self, tokens: Tokens, plan: Plan | None = None, *, start: int = 0) -> Tensor:
-        """Features (..., D) of states that enter layer ``start``, with the edits of a plan where one is given."""
+        """Features (..., D) of states before layer ``start``, under a plan."""
         return self.backbone.features(tokens, plan, start=start)
 
-    # What old tasks keep of them
-
     def protected(self) -> list[Tensor]:
-        """Parameters (..., D), detached, whose updates old samples must not notice."""
+        """Detached parameters (..., D) whose updates are projected."""
         return []
 
     def rows(self, x: Tensor) -> list[Tensor]:  # noqa: ARG002 - of those that are projected
-        """For each of :meth:`protected`, the rows (n, D) that it is multiplied with for samples."""
+        """Rows (n, D) that multiply each of :meth:`protected` in the forward pass of samples."""
         return []
 
     def step(self, task: LearnTask) -> Callable[[torch.optim.Optimizer], None]:
-        """The optimiser's step, projected from the second task on where projection is on."""
+        """Step of the optimiser; with projection, its updates are projected from the second task on."""
         if not self.projection.on or task.index == 0:
             return plain_step
         return lambda optimizer: self.projection.step(optimizer, self.protected())
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep the directions that a task's samples use, where projection is on."""
+        """With projection, collect the directions of a task's samples."""
         if self.projection.on:
-            n = len(task.train)
-            self.projection.collect(sampled(task.eval_batches(), n, self.images), self.rows)
+            self.projection.collect(sampled(task.eval_batches(), len(task.train), self.images), self.rows)
 
 
 class NoPromptOptions(Options, frozen=True):
@@ -148,5 +143,5 @@ class NoPromptOptions(Options, frozen=True):
     name: Literal["none"] = "none"
 
     def build(self, backbone: Backbone, layers: Sequence[int], where: str) -> Prompts:  # noqa: ARG002 - of the others
-        """The plain backbone."""
+        """Make no prompts."""
         return Prompts(backbone)

@@ -1,11 +1,11 @@
-"""Edits of linear maps per task over prompts: what Soft-TransFormers and its rivals share.
+"""Base class of Soft-TransFormers and its rivals: edits of linear maps per task over prompts.
 
-Prompts, keys and a bank of edits are parts; a method names its bank. At test the task of every sample is inferred by
+A subclass chooses the bank of edits. The task of a test sample is inferred by one of four rules:
 
 - ``prompt_id``: the key nearest to the frozen feature q(x);
-- ``gradient_id``: with the weights of all tasks superposed in equal shares alpha, the share whose increase lowers
-  the entropy of the prediction fastest (SupSup; Wortsman et al., NeurIPS 2020, https://arxiv.org/abs/2006.14769);
-- ``min_entropy`` or ``max_score``: the sample is run under every task; the surest prediction wins.
+- ``gradient_id``: the task whose share alpha, increased in a superposition of all masks at equal shares, lowers the
+  entropy of the prediction fastest (SupSup; Wortsman et al., NeurIPS 2020, https://arxiv.org/abs/2006.14769);
+- ``min_entropy``, ``max_score``: the task whose forward pass has the lowest entropy or the largest logit.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ostinato.nn import entropy
 from ostinato.nn.keys import MEAN_KEYS, TaskKeys
 
 PROMPTS = Choice(PrefixOptions(), PoolOptions(), WordOptions(), NoPromptOptions())
-"""Prompts under the edits."""
+"""Prompts below the edits."""
 
 TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
 
 ROWS = 256
-"""Samples times tasks that run side by side when a sample is run under every task."""
+"""Samples times tasks of one forward pass under all tasks."""
 
 
 class TaskEdits(TaskInferring):
@@ -44,19 +44,18 @@ class TaskEdits(TaskInferring):
 
     Args:
         backbone: the frozen encoder.
-        bank: makes the edits, given the edited layers.
-        base: the prompts: "dualprompt", "l2p", "clip_pgp" (on CLIP models) or "none".
+        bank: from the edited layers to the bank of edits.
+        base: prompts: "dualprompt", "l2p", "clip_pgp" (on CLIP models) or "none".
         layers: edited layers, from 0.
-        task_id: how the task of a sample is inferred: "prompt_id", "gradient_id" (where the edits are masks),
-            "min_entropy" or "max_score".
-        entropy_over: logits in the entropy of a prediction, in every rule that looks at it (``ostinato protocols``
-            compares all rules): "seen" takes all classes seen, "top" as many of the largest as a task has classes on
-            average, as the public code of Soft-TransFormers does.
-        keys: "mean" sets a task's key to the exact optimum of the matching loss, "learned" trains it with that loss,
-            "classes" has a key per class and "gaussians" a Gaussian.
+        task_id: rule of task inference: "prompt_id", "gradient_id" (masks only), "min_entropy" or "max_score";
+            ``ostinato protocols`` compares all rules.
+        entropy_over: logits in the entropy of a prediction: "seen" takes all classes seen; "top" takes the largest, as
+            many as a task has classes on average, as in the public code of Soft-TransFormers.
+        keys: task keys: "mean" sets the optimum of the matching loss, "learned" trains with that loss, "classes" has a
+            mean per class, "gaussians" a Gaussian per class.
 
     Attributes:
-        split: the lowest layer that differs between tasks; below it all tasks compute the same.
+        split: the lowest layer that differs between tasks.
     """
 
     recipe = Recipe(epochs=20, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
@@ -93,19 +92,17 @@ class TaskEdits(TaskInferring):
             self.add_module(name, parts[name])  # in an order that :class:`Prompts` explains
         self.bank = bank(self.layers)
         if task_id == "gradient_id" and not self.bank.superposes:
-            raise InputError(
-                f"method.task_id=gradient_id superposes masks, which {self.name} has none of; use prompt_id."
-            )
+            raise InputError(f"method.task_id=gradient_id needs masks, but {self.name} has none; use prompt_id.")
         self.split = min((*self.layers, *prompts.task_layers))
 
     def linear(self, task: int) -> LinearEdits:
-        """What the linear maps of each edited layer do differently under a task; -1 is the newest."""
+        """Edits of the linear maps of each edited layer under a task; -1 is the newest."""
         return self.bank.edits(task % self.n_tasks)
 
     # Training
 
     def begin_task(self, task: LearnTask) -> None:
-        """Add the task's prompts, keys, classes and edits."""
+        """Add prompts, keys, rows of the head and edits."""
         super().begin_task(task)
         self.prompts.begin_task()
         self.keys.begin(len(task.classes), device=self.device)
@@ -113,41 +110,39 @@ class TaskEdits(TaskInferring):
         self.bank.begin_task(self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """One stage, before which keys that are not learned are set."""
+        """One stage; keys that are not learned are set before it."""
         prepare = None if self.keys.learned else lambda: self.keys.fit(*task.extract_features(self.query), task.classes)
         return [Stage(self.loss, prepare=prepare, step=self.prompts.step(task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes, the terms of the prompts, and the pull of keys that are learned."""
+        """Cross-entropy over the task's classes, the loss terms of the prompts, and the pull of learned keys."""
         start = self.split if self.plain_below else 0
         tokens, losses = (self.states(x, start), {}) if self.plain_below else self.prompts.enter(x, self.query)
         features = self.prompts.read(tokens, edited(self.prompts.under(-1), self.linear(-1)), start=start)
         return {"ce": self.head.loss(features, y)} | losses | self.keys.pull(x, self.query)
 
     def end_task(self, task: LearnTask) -> None:
-        """Close the task's classes, prompts and edits."""
+        """Close the task's head, prompts and edits."""
         self.head.close()
         self.prompts.end_task(task)
         self.bank.end_task()
 
-    # One pass
+    # Scoring
 
     @property
     def plain_below(self) -> bool:
-        """Whether the plain backbone's states enter the first layer that differs between tasks."""
+        """Whether layers below ``split`` are those of the plain backbone."""
         return self.prompts.first >= self.split
 
     def shared(self, x: Tensor) -> Tokens:
-        """States that enter the first layer that differs between tasks."""
+        """States before layer ``split``, the same for all tasks."""
         if self.plain_below:
             return self.states(x, self.split)
         tokens, _ = self.prompts.enter(x, self.query)
         return self.backbone.run(tokens, LayerPlan(self.prompts.under(-1)), stop=self.split)
 
-    # Scoring
-
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """Logits (B, n_seen) under the edits of ``tasks``; samples of one task run together."""
+        """Logits (B, n_seen) under the edits of ``tasks``, in one pass per task."""
         states = self.shared(x)
         features = torch.empty(len(x), self.prompts.dim, device=x.device)
         for task in tasks.unique().tolist():
@@ -157,26 +152,23 @@ class TaskEdits(TaskInferring):
         return self.head(features)
 
     def scores_all_tasks(self, x: Tensor) -> Tensor:
-        """Logits (T, B, n_seen) under the edits of every task; the layers below the first edit run once."""
+        """Logits (T, B, n_seen) under the edits of every task; layers below ``split`` run once."""
         states = self.shared(x)
-        size = max(1, ROWS // self.n_tasks)
-        parts = [self._all_tasks(states.take(slice(i, i + size))) for i in range(0, len(x), size)]
-        return self.head(torch.cat(parts, dim=1))
-
-    def _all_tasks(self, states: Tokens) -> Tensor:
         each = [self.linear(task) for task in range(self.n_tasks)]
         linear = {i: {name: per_task([e[i][name] for e in each]) for name in each[0][i]} for i in each[0]}
         plan = edited(self.prompts.under_all(), linear)
-        return self.prompts.read(states.under(self.n_tasks), plan, start=self.split)
+        size = max(1, ROWS // self.n_tasks)
+        parts = (states.take(slice(i, i + size)).under(self.n_tasks) for i in range(0, len(x), size))
+        return self.head(torch.cat([self.prompts.read(part, plan, start=self.split) for part in parts], dim=1))
 
-    # Which task
+    # Task inference
 
     def match(self, query: Tensor) -> Tensor:
         """Evidence (B, T) of the keys for q(x), (B, D)."""
         return self.keys.match(query, self.task_sizes.tolist())
 
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The ways to weigh tasks that the module's docstring lists, gradients for masks alone."""
+        """The rules of this module's docstring; ``gradient_id`` for masks only."""
         gradient = {"gradient_id": self.gradient_evidence} if self.bank.superposes else {}
         return {
             "prompt_id": lambda x: self.match(self.query(x)),
@@ -186,7 +178,7 @@ class TaskEdits(TaskInferring):
         }
 
     def task_scores(self, x: Tensor) -> Tensor:
-        """Evidence (B, T) for every task by the rule that ``task_id`` names."""
+        """Evidence (B, T) by the rule ``task_id``."""
         return self.rules()[self.task_id](x)
 
     def _entropy(self, scores: Tensor) -> Tensor:
@@ -196,11 +188,11 @@ class TaskEdits(TaskInferring):
     def gradient_evidence(self, x: Tensor) -> Tensor:
         """-dH/d alpha (B, T) at equal shares, less its mean over tasks, for every sample alone.
 
-        One pass forward and one backward, whatever the number of tasks. Prompts are those of the nearest key, as
-        in the public code.
+        It takes one forward and one backward pass for any number of tasks. Prompts are those of the nearest key, as in
+        the public code.
         """
         nearest = self.match(self.query(x)).argmax(1)
-        # Evaluation runs in inference mode, where nothing can be differentiated.
+        # Leave the inference mode of evaluation, which has no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             with torch.no_grad():
                 states = self.shared(x.clone())
@@ -212,7 +204,7 @@ class TaskEdits(TaskInferring):
             return -torch.autograd.grad(surprise, mask_coefficients)[0]
 
     def superposed(self, mask_coefficients: Tensor) -> LinearEdits:
-        """The mean of all tasks' masks, with ``mask_coefficients`` (B, T) on each one's deviation from it."""
+        """Mean mask of all tasks, plus ``mask_coefficients`` (B, T) times each mask's deviation from it."""
         each = [self.linear(task) for task in range(self.n_tasks)]
         edits: LinearEdits = {i: {} for i in each[0]}
         for i, maps in each[0].items():
@@ -224,5 +216,5 @@ class TaskEdits(TaskInferring):
 
 
 def edited(prefixes: Edits, linear: LinearEdits) -> LayerPlan:
-    """Prefixes and edits of linear maps as one plan."""
+    """A plan of prefixes and edits of linear maps."""
     return LayerPlan(prefixes | {i: replace(prefixes.get(i, Edit()), linear=linear[i]) for i in linear})

@@ -1,4 +1,4 @@
-"""Prompts on CLIP: vectors among the tokens of every image, and learned words in the texts of the classes."""
+"""Prompts of CLIP-PGP: an image prompt among the tokens, and learned context in class texts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ostinato.methods.parts.prompts import Prompts
 
 
 class WordOptions(Options, frozen=True):
-    """The image prompt and class texts of CLIP-PGP.
+    """Options of the image prompt and class texts of CLIP-PGP.
 
     Attributes:
         length: vectors of the image prompt.
-        context: learned vectors in the texts of a task.
-        pgp: share of the energy of old tokens that updates of the image prompt must leave alone, in (0, 1]; 0 is off.
+        context: learned context vectors per task in the class texts.
+        pgp: share of the energy of old tokens that updates of the image prompt must avoid, in (0, 1]; 0 is off.
     """
 
     name: Literal["clip_pgp"] = "clip_pgp"
@@ -30,17 +30,12 @@ class WordOptions(Options, frozen=True):
     pgp: Share = 0.0
 
     def build(self, backbone: Backbone, layers: Sequence[int], where: str) -> Words:  # noqa: ARG002 - of prefixes
-        """The image prompt on a CLIP model; options stand under ``where`` in messages."""
+        """Make the image prompt of a CLIP model; errors name options under ``where``."""
         return Words(check_kind(f"{where}=clip_pgp", backbone, ClipBackbone), self)
 
 
 class Words(Prompts):
-    """An image prompt that all tasks share; the classifier is made of texts.
-
-    Args:
-        backbone: a CLIP model.
-        options: of the prompt and the texts.
-    """
+    """An image prompt shared by all tasks, with a classifier of texts."""
 
     registered_after: ClassVar[tuple[str, ...]] = ("keys",)
     images: ClassVar[int] = 768
@@ -53,16 +48,16 @@ class Words(Prompts):
         self.prompt = nn.Parameter(torch.randn(options.length, backbone.arch.dim) * 0.02)
 
     def make_head(self) -> ClassTexts:
-        """The texts of the classes."""
+        """Classifier of class texts."""
         return ClassTexts(self.backbone, self.context)
 
     @property
     def first(self) -> int:
-        """The prompt stands among the tokens."""
+        """The prompt is made of tokens."""
         return -1
 
     def enter(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> tuple[Tokens, Losses]:  # noqa: ARG002 - of pools
-        """States that enter layer 0 with the image prompt, and no loss term."""
+        """Tokens with the image prompt, and no loss term."""
         return self.backbone.embed(x).insert(self.backbone.as_tokens(self.prompt)[None], at=1), {}
 
     def protected(self) -> list[Tensor]:
@@ -70,6 +65,6 @@ class Words(Prompts):
         return [self.prompt.detach()]
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The tokens of the images, the prompt among them, before the first norm."""
+        """Tokens of the images and the prompt before the first norm."""
         prompt = self.backbone.placed_prompts(self.prompt)
         return [self.backbone.placed(x).insert(prompt[None]).real()]

@@ -1,0 +1,113 @@
+"""Test case of a contract check: a method on a tiny encoder."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ostinato.contract.harness import SETTINGS, inputs_of, learn_task_of, make, settings_on
+from ostinato.contract.tiny_models import Kind, tiny_stream
+from ostinato.lookup import executed_anew
+from ostinato.methods.base import Method
+from ostinato.streams import TaskStream
+from ostinato.training.loop import Settings, learn_task
+from ostinato.training.precision import prepare
+
+
+class ContractViolation(AssertionError):
+    """Failure of a check."""
+
+
+class DoesNotApply(Exception):
+    """Reason why a check does not apply to a method."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a kind of tiny encoder.
+
+    Attributes:
+        method: its class.
+        kind: of the encoder.
+        options: of the method.
+        device: of the computation.
+    """
+
+    method: type[Method]
+    kind: Kind
+    options: dict[str, Any] = field(default_factory=dict)
+    device: torch.device = SETTINGS.device
+    _after: list[Method] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @cached_property
+    def stream(self) -> TaskStream:
+        """Five classes in three tasks, the last one of a single class."""
+        return tiny_stream(self.kind)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the training."""
+        return settings_on(self.device)
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Test samples of all tasks."""
+        return self.inputs_upto(len(self.stream))
+
+    def inputs_upto(self, n_tasks: int) -> Tensor:
+        """Test samples of the first tasks."""
+        return inputs_of(self.stream, n_tasks, self.device)
+
+    @cached_property
+    def learned(self) -> Method:
+        """The method after all tasks; checks must not change it."""
+        return self.after(len(self.stream))
+
+    def make(self) -> Method:
+        """The method before the first task."""
+        return self._placed(make(self.method, self.kind, **self.options))
+
+    def _placed(self, method: Method) -> Method:
+        prepare(method, self.device, self.settings.dtype)
+        return method
+
+    def after(self, n_tasks: int) -> Method:
+        """A copy of the method after the first tasks, which checks may change."""
+        if not self._after:
+            self._after.append(self.make())
+        for i in range(len(self._after) - 1, n_tasks):
+            method = deepcopy(self._after[i])
+            self.learn_task(method, i)
+            self._after.append(method)
+        return deepcopy(self._after[n_tasks])
+
+    def learn_task(self, method: Method, i: int, **more: Any) -> None:
+        """Train a method on task ``i``; ``more`` goes to :func:`ostinato.training.loop.learn_task`."""
+        learn_task(method, learn_task_of(method, self.stream, i), self.settings, **more)
+
+    def reloaded(self, state: dict[str, Tensor]) -> Method:
+        """A new method, from a new execution of its file, with copies of learned tensors."""
+        reloaded = self._placed(make(executed_anew(self.method), self.kind, **self.options))
+        reloaded.load_learned_state({k: v.clone() for k, v in state.items()})
+        return reloaded
+
+
+def check_same(name: str, got: Tensor, want: Tensor, *, exact: bool = False) -> None:
+    """Compare scores, bit by bit or up to the rounding of sums in another order.
+
+    Raises:
+        ContractViolation: with the largest difference and its sample.
+    """
+    if got.shape != want.shape:
+        raise ContractViolation(f"{name}: the shape is {tuple(got.shape)}, but it was {tuple(want.shape)}.")
+    close = torch.equal(got, want) if exact else torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+    if not close:
+        apart = (got - want).abs().flatten(1).amax(1)
+        worst = int(apart.argmax())
+        tail = ", and must not differ in one bit" if exact else ""
+        raise ContractViolation(f"{name}: scores of sample {worst} differ by {apart[worst]:.3g}{tail}.")
