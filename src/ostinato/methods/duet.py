@@ -7,7 +7,8 @@ A method of this project, from published parts. It trains where training was fou
    queries and values in the upper half of the layers (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) learn the
    first task, through a cosine classifier that starts at the class means, and are then frozen. In training a random
    share of the patches is left out.
-2. Both encoders are read: ``f = [phi(x; 0); phi(x; B A)]``, each part of length 1.
+2. Both encoders are read: ``f = [phi(x; 0); phi(x; B A)]``, each part of length 1. Without ``backbone.readout``, phi
+   joins the first token and the mean (cls+mean).
 3. Ridge regression on random features of f, as in RanPAC (McDonnell et al., NeurIPS 2023,
    https://arxiv.org/abs/2307.02251), with a penalty by generalised cross-validation; see ``nn/ridge.py``.
 
@@ -36,6 +37,9 @@ from ostinato.nn.ridge import RandomRidge, random_width
 from ostinato.registry import register
 
 MAPS = ("q", "v")
+KEEP = 0.5
+"""Default share of patches in a training step."""
+
 SCALE = 20.0
 """Of the cosine classifier at the start."""
 
@@ -49,7 +53,7 @@ class Duet(Method):
         adapt: whether the first task adapts a second encoder; without, this is RanPAC.
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
-        keep: share of an image's patches that a training step sees. Texts are always seen whole.
+        keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
         n_random: random features; None for 10 per number of a feature, 4,000 at most. The Gram matrix takes
             8 n_random^2 bytes.
     """
@@ -66,18 +70,20 @@ class Duet(Method):
         adapt: bool = True,
         layers: tuple[int, ...] | None = None,
         rank: int = 16,
-        keep: float = 0.5,
+        keep: float | None = None,
         n_random: int | None = None,
     ) -> None:
         super().__init__(backbone)
         check_positive(rank=rank)
-        if not 0 < keep <= 1:
+        if keep is not None and not 0 < keep <= 1:
             raise InputError(f"method.keep must lie in (0, 1], got {keep}.")
+        if keep is not None and backbone.modality != "image":
+            raise InputError(f"method.keep={keep} has no effect on texts, which are read whole: leave it out.")
         depth, dim = backbone.arch.depth, backbone.arch.dim
         self.layers = check_layers("layers", tuple(range(depth // 2, depth)) if layers is None else layers, depth)
         if not self.layers:
             raise InputError("method.layers must name a layer. To adapt none, give method.adapt=false.")
-        self.adapt, self.keep, self.entry = adapt, keep, min(self.layers)
+        self.adapt, self.keep, self.entry = adapt, KEEP if keep is None else keep, min(self.layers)
         shape = (len(self.layers), len(MAPS)) if adapt else (0, len(MAPS))
         self.down = nn.Parameter(torch.randn(*shape, rank, dim) * dim**-0.5)  # A
         self.up = nn.Parameter(torch.zeros(*shape, dim, rank))  # B
@@ -90,8 +96,7 @@ class Duet(Method):
         super().begin_task(task)
         adapts = self.adapts_to(task)
         self.proxy.reset(len(task.classes) if adapts else 0)
-        for p in self.trained():
-            p.requires_grad_(adapts)
+        self._train_updates(adapts)
 
     def adapts_to(self, task: LearnTask) -> bool:
         """Whether a task trains: the first one, if it has classes to tell apart."""
@@ -100,6 +105,10 @@ class Duet(Method):
     def trained(self) -> list[nn.Parameter]:
         """Parameters that the first task trains."""
         return [self.down, self.up, *self.proxy.parameters()]
+
+    def _train_updates(self, on: bool) -> None:
+        for p in self.trained():
+            p.requires_grad_(on)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
         """Adapt to the first task; train nothing in later ones."""
@@ -139,6 +148,7 @@ class Duet(Method):
     def end_task(self, task: LearnTask) -> None:
         """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
         self.proxy.reset(0)
+        self._train_updates(False)
         self.head.add(*task.extract_features(self.features), len(task.classes))
 
     def scores(self, x: Tensor) -> Tensor:
