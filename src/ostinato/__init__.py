@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from ostinato.errors import DataError, InputError, OstinatoError
     from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
     from ostinato.learner import BackboneSpec, Learner, Prediction
+    from ostinato.learner.merging import merge
     from ostinato.lookup import methods as list_methods
-    from ostinato.methods.base import LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
+    from ostinato.methods.base import Additive, LearnTask, Method, Recipe, Stage, TaskInferring, check_layers
     from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
     from ostinato.registry import register
     from ostinato.streams import LabeledDataset, Source, StreamOptions, Task, TaskStream, arrays, open_source
@@ -28,8 +29,9 @@ _PUBLIC = {
     "errors": "DataError InputError OstinatoError",
     "evaluation.evaluator": "BatchProtocol Evaluation",
     "learner": "BackboneSpec Learner Prediction",
+    "learner.merging": "merge",
     "lookup": "list_methods",
-    "methods.base": "LearnTask Method Recipe Stage TaskInferring check_layers",
+    "methods.base": "Additive LearnTask Method Recipe Stage TaskInferring check_layers",
     "nn": "ClassGaussians ClassMeans PerTask TaskHeads cosine entropy",
     "registry": "register",
     "streams": "LabeledDataset Source StreamOptions Task TaskStream arrays open_source",
@@ -42,6 +44,7 @@ _INNER_NAMES = {"list_methods": "methods"}
 """Names inside their module, where they differ: ``ostinato.methods`` is a package."""
 
 __all__ = [
+    "Additive",
     "Backbone",
     "BackboneSpec",
     "BatchProtocol",
@@ -78,6 +81,7 @@ __all__ = [
     "entropy",
     "list_methods",
     "load",
+    "merge",
     "open_source",
     "prefix_from",
     "register",

@@ -45,6 +45,7 @@ class BackboneConfig(Section):
     weights: Annotated[str | None, MOVES] = None
     size: Annotated[int | None, STAYS] = Field(None, ge=1, le=LARGEST_SIDE)
     length: Annotated[int | None, STAYS] = Field(None, ge=3)
+    readout: Annotated[Literal["cls", "mean", "cls+mean"] | None, STAYS] = None
 
 
 class DataConfig(SplitSection):

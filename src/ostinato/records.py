@@ -96,6 +96,7 @@ class BackboneRecord(Record):
     size: Size | None
     preprocess: Literal["weights", "unit"]
     length: Size | None
+    readout: Literal["cls", "mean", "cls+mean"] | None = None
     sizes: SizesRecord | None = None
 
 

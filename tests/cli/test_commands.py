@@ -37,6 +37,7 @@ def test_help_names_every_command():
         "predict",
         "check",
         "learn",
+        "merge",
         "report",
         "list",
         "show",
@@ -219,6 +220,25 @@ def test_learn_more_classes_months_later(photo_run):
     text = ostinato("learn", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
     assert "'cyan'" in text, "a class that is known already must be named"
     assert "known already" in text
+
+
+def test_merged_runs_predict_and_are_scored(tmp_path):
+    """Neither sees the other's photos; green is learned from photos of both."""
+    photos(tmp_path / "mine", {"red": RED, "green": GREEN}, n=4)
+    photos(tmp_path / "theirs", {"green": GREEN, "blue": BLUE}, n=4, seed=1)
+    photos(tmp_path / "test", {"red": RED, "green": GREEN, "blue": BLUE}, n=2, seed=2)
+    for name in ("mine", "theirs"):
+        ostinato("run", "ranpac", f"data={name}", "method.n_random=99", f"out=runs/{name}", cwd=tmp_path)
+    said = ostinato("merge", "runs/mine", "runs/theirs", "device=cpu", "--out", "runs/ours", cwd=tmp_path).stdout
+    assert said == f"3 classes. Written to {Path('runs/ours')}.\n"
+    found = json.loads(ostinato("predict", "runs/ours", "test/blue", "test/red", "--json", cwd=tmp_path).stdout)
+    assert [one["classes"] for one in found] == [["blue"], ["blue"], ["red"], ["red"]]
+    scored = json.loads(ostinato("eval", "runs/ours", "data=test", "--json", cwd=tmp_path).stdout)
+    assert (scored["images"], scored["accuracy"]) == (6, 1.0)
+    ostinato("run", "ranpac", "data=mine", "method.n_random=98", "out=runs/other", cwd=tmp_path)
+    error = ostinato("merge", "runs/mine", "runs/other", code=2, cwd=tmp_path).stderr
+    assert "method.n_random is 99 in the first run and 98 in run 2" in error
+    assert not list((tmp_path / "runs").glob("merged-*"))
 
 
 def test_learn_twice_from_elsewhere_with_one_image_a_class(photo_run, tmp_path):

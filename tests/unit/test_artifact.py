@@ -16,7 +16,8 @@ from ostinato.locking import locked
 
 ABOUT = {
     "run_id": "0" * 32, "method": "simplecil", "method_file": None, "options": {},
-    "backbone": {"name": "x", "weights": None, "size": None, "preprocess": "weights", "length": None, "sizes": None},
+    "backbone": {"name": "x", "weights": None, "size": None, "preprocess": "weights", "length": None, "readout": None,
+                 "sizes": None},
     "backbone_sha256": None, "preprocess": {}, "label_groups": None, "class_names": ["a", os.fsdecode(b"caf\xe9")],
     "task_sizes": [2], "protocol": "sample", "seed": 0, "crop": 1.0, "precision": "auto", "train": {},
 }  # fmt: skip

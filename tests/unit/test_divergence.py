@@ -290,7 +290,7 @@ def test_a_position_is_a_place_whatever_was_seen():
 # Every method
 
 
-UNTRAINED = {"simplecil", "zero_shot"}
+UNTRAINED = {"simplecil", "slda", "ranpac", "fecam", "zero_shot"}
 """They optimise nothing, so that no learning rate harms them."""
 
 

@@ -141,7 +141,8 @@ def attend(learner: Learner, image: Tensor) -> Attention:
 def _positions(n: int, read: slice | None, at: slice | None, readout: str) -> slice:
     """Positions of the read-out tokens among ``n``."""
     computed = range(n)[read] if read is not None else range(n)
-    chosen = computed[at] if at is not None else computed[1:] if readout == "mean" else computed[:1]
+    own = {"cls": computed[:1], "mean": computed[1:], "cls+mean": computed}
+    chosen = computed[at] if at is not None else own[readout]
     return slice(chosen.start, chosen.stop)
 
 

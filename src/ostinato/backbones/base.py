@@ -8,12 +8,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ostinato.backbones.edits import Plan, Tokens
 from ostinato.backbones.encoder import Arch, Encoder
 from ostinato.errors import InputError
+from ostinato.quoting import quoted
 
-READOUTS = ("cls", "mean")
+READOUTS = ("cls", "mean", "cls+mean")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Backbone(nn.Module):
 
     Args:
         arch: sizes of the encoder.
-        readout: "cls" reads the first token after the last layer, "mean" averages the content tokens of the modality.
+        readout: "cls" reads the first token after the last layer, "mean" averages the content tokens of the modality,
+            "cls+mean" joins both, each of length 1.
         origin: where the weights come from.
 
     Attributes:
@@ -51,15 +54,13 @@ class Backbone(nn.Module):
 
     def __init__(self, arch: Arch, *, readout: str = "cls", origin: Origin | None = None) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise InputError(f"Backbone: readout must be 'cls' or 'mean', got {readout!r}.")
-        self.arch, self.readout, self.origin = arch, readout, origin
+        self.arch, self.readout, self.origin = arch, check_readout(readout), origin
         self.encoder = Encoder(arch)
 
     @property
     def dim(self) -> int:
-        """Width D of tokens and features."""
-        return self.arch.dim
+        """Width D of features: that of tokens, ``arch.dim``, and twice as much for the read-out "cls+mean"."""
+        return 2 * self.arch.dim if self.readout == "cls+mean" else self.arch.dim
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,11 +73,11 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def as_tokens(self, prompts: Tensor) -> Tensor:
-        """Embed prompts (..., P, D) as tokens that enter layer 0 at the position of the first token."""
+        """Embed prompts (..., P, width) as tokens that enter layer 0 at the position of the first token."""
 
     @abstractmethod
     def average(self, tokens: Tokens) -> Tensor:
-        """Feature (..., D) of the read-out "mean"."""
+        """Feature (..., width) of the read-out "mean"."""
 
     @abstractmethod
     def contents(self, x: Tensor) -> list[Any]:
@@ -118,17 +119,20 @@ class Backbone(nn.Module):
         """Read features out of the states that leave the last layer.
 
         Args:
-            tokens: (..., N, D).
+            tokens: (..., N, width).
             at: positions to average after the final norm; None for the model's own read-out.
 
         Returns:
-            (..., D) in fp32.
+            (..., D) in fp32; of width ``arch.dim`` where positions are given.
         """
         if at is not None:
             return self.encoder.norm(tokens.h[..., at, :]).float().mean(-2)
         if self.readout == "mean":
             return self.average(tokens)
-        return self.encoder.norm(tokens.h[..., 0, :]).float()
+        cls = self.encoder.norm(tokens.h[..., 0, :]).float()
+        if self.readout == "cls":
+            return cls
+        return torch.cat([F.normalize(cls, dim=-1), F.normalize(self.average(tokens), dim=-1)], dim=-1)
 
     def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor:
         """Features (B, D) of inputs under a plan: embed, run and pool."""
@@ -139,3 +143,14 @@ class Backbone(nn.Module):
         for p in self.parameters():
             p.data = p.data.to(dtype)
         return self
+
+
+def check_readout(readout: str) -> str:
+    """The name of a read-out.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if readout not in READOUTS:
+        raise InputError(f"backbone.readout must be one of {list(READOUTS)}, got {quoted(readout)}.")
+    return readout

@@ -148,6 +148,21 @@ class ClipBackbone(VisionBackbone):
         """Prompts plus the position of the CLS token, before :meth:`as_tokens` normalises them."""
         return super().as_tokens(prompts)
 
+    def check_joint(self, what: str) -> None:
+        """Make sure that features are those that the projection was trained on.
+
+        Args:
+            what: needs them, for the message.
+
+        Raises:
+            InputError: if another token than CLS is read.
+        """
+        if self.readout != "cls":
+            raise InputError(
+                f"{what} takes the CLS token to the space of texts: backbone.readout must be 'cls', got "
+                f"{self.readout!r}. Leave it out."
+            )
+
     def joint(self, features: Tensor) -> Tensor:
         """Map features (..., D) into the space of texts: (..., E), of unit length, in fp32."""
         return F.normalize(F.linear(features.to(self.dtype), self.projection.weight).float(), dim=-1)

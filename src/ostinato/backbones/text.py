@@ -108,7 +108,8 @@ class TextBackbone(Backbone):
         positions: rows of the position table.
         tokenization: of the weights.
         first_position: row of the first token's position (in RoBERTa, after the number of the padding token).
-        readout: "cls" reads the first token, "mean" averages all tokens of the text, both ends included.
+        readout: "cls" reads the first token, "mean" averages all tokens of the text, both ends included, "cls+mean"
+            joins both, each of length 1.
         origin: where the weights come from.
     """
 

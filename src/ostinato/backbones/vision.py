@@ -64,7 +64,7 @@ class VisionBackbone(Backbone):
         preprocess: input size and normalisation.
         origin: where the weights come from.
         readout: "cls" reads the CLS token after the final norm, "mean" averages the patch tokens and then normalises
-            the mean (timm's ``fc_norm``).
+            the mean (timm's ``fc_norm``), "cls+mean" joins both, each of length 1.
     """
 
     modality = "image"

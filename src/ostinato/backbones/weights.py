@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ostinato.backbones.base import Backbone, Origin
+from ostinato.backbones.base import Backbone, Origin, check_readout
 from ostinato.backbones.encoder import Arch
 from ostinato.backbones.tensors import check_finite, digest_of, fitting
 from ostinato.backbones.timm_weights import read_weights, timm_backbone
@@ -33,6 +33,7 @@ def load_backbone(
     preprocess: str = "weights",
     size: int | None = None,
     length: int | None = None,
+    readout: str | None = None,
     sizes: VisionSizes | None = None,
 ) -> Backbone:
     """Load a frozen backbone by name.
@@ -47,6 +48,7 @@ def load_backbone(
         preprocess: "weights" uses the mean and std of the weights, "unit" feeds [0, 1] pixels.
         size: input side in pixels, if not that of the weights; position embeddings are resampled.
         length: maximum tokens of a text; None for the default of the weights.
+        readout: "cls", "mean" or "cls+mean", see :class:`Backbone`; None for the default of the weights.
         sizes: of the image encoder in the file ``weights``, where known, to avoid asking timm.
 
     Returns:
@@ -59,6 +61,8 @@ def load_backbone(
         raise InputError(f"preprocess must be 'weights' or 'unit', got {preprocess!r}.")
     if size is not None and not 1 <= size <= LARGEST_SIDE:
         raise InputError(f"backbone.size must be from 1 to {LARGEST_SIDE} pixels, got {quoted(size)}.")
+    if readout is not None:
+        check_readout(readout)
     name = name.removeprefix("timm/")  # the hub's prefix of timm's models
     if of_transformers(name, weights):
         backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
@@ -83,6 +87,7 @@ def load_backbone(
         backbone.preprocess = backbone.preprocess.unit()
         backbone.mean.zero_()
         backbone.std.fill_(1.0)
+    backbone.readout = readout or backbone.readout
     return backbone.requires_grad_(False).eval()
 
 

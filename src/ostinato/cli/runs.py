@@ -1,4 +1,4 @@
-"""Training commands: run, resume, learn."""
+"""Training commands: run, resume, learn, merge."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ostinato.cli.app import GoesOn, Json, Options, RunPath, app, running, take
-from ostinato.printing import say_json
+from ostinato.cli.app import GoesOn, Json, Options, RunPath, app, machine_of, running, take
+from ostinato.printing import say, say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +76,37 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
 
         result = learn_more(run, given, reporter, processes)
         show_result(result, console, as_json, processes)
+
+
+@app.command()
+def merge(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Run directories or saved learners. Also backbone.weights=FILE, device=cpu and method=FILE.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the merged learner; a new one in runs/ without.")] = None,
+) -> None:
+    """Join what several runs have learned, without their data, to the same as if one had learned everything.
+
+    Methods that keep sums over samples can be merged. Classes of one name become one class. The result is a saved
+    learner, which 'predict' and 'eval' take.
+
+    Example: ostinato merge runs/mine runs/theirs --out runs/ours
+    """
+    from ostinato.config import parse_overrides
+    from ostinato.learner.merging import merge as join
+    from ostinato.runs.options import free_directory
+    from ostinato.runs.scoring import load_run
+
+    words = [w for w in runs if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
+    where = machine_of(parse_overrides(words))
+    merged = join(*(load_run(run, **where) for run in runs if run not in words), tell=say)
+    folder = out or Path(free_directory(f"merged-{merged.method.name}"))
+    merged.save(folder)
+    say(f"{len(merged.class_names)} classes. Written to {folder}.")
 
 
 def show_result(result: dict[str, Any], console: Console, as_json: bool, processes: ProcessGroup) -> None:

@@ -108,6 +108,7 @@ class Learner:
         if isinstance(backbone, BackboneSpec) and weights is not None:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
         self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
+        self.spec = replace(self.spec, readout=self.spec.readout or cls.default_readout)
         loaded = load_backbone(**vars(self.spec))
         self.options = check_options(cls, options, loaded.arch.depth)
         self.origin = loaded.origin

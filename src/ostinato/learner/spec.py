@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class BackboneSpec:
     size: int | None = None
     preprocess: str = "weights"
     length: int | None = None
+    readout: str | None = None
     sizes: VisionSizes | None = None
 
     def __post_init__(self) -> None:
@@ -34,7 +35,9 @@ class BackboneSpec:
 def sizes_of(backbone: Backbone) -> dict[str, Any] | None:
     """Sizes that build an image encoder without timm; None for other backbones."""
     # Not a subclass: a CLIP model has another encoder beside it.
-    return asdict(backbone.sizes) if type(backbone) is VisionBackbone else None
+    if type(backbone) is not VisionBackbone:
+        return None
+    return TypeAdapter(VisionSizes).dump_python(backbone.sizes, mode="json")  # lists, as records have them
 
 
 def recorded_sizes(about: ArtifactRecord) -> VisionSizes | None:

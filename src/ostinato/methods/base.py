@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,7 @@ class Method(Growing):
         scores_are_logits: whether scores have a meaningful softmax; cosines do not.
         no_effect: per option, another option and its values under which the first has no effect; setting both is an
             error.
+        default_readout: read-out of the backbone if the user names none; None for that of the weights.
         protocol: "sample" if every sample is scored alone; results record it.
     """
 
@@ -172,6 +173,7 @@ class Method(Growing):
     recipe: ClassVar[Recipe] = Recipe()
     needs: ClassVar[type[Backbone]] = Backbone
     data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
+    default_readout: ClassVar[str | None] = None
     protocol: ClassVar[str] = "sample"
     scores_are_logits: ClassVar[bool] = True
     no_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
@@ -273,6 +275,24 @@ class Method(Growing):
         missing = [k for k in missing if not self._pretrained_key(k)]
         if missing or unknown:
             raise InputError(f"The saved state does not fit {self.name}: missing {missing}, unknown {unknown}.")
+
+
+@runtime_checkable
+class Additive(Protocol):
+    """A method whose learned state is sums over samples, so that the states of two learners add."""
+
+    def merge(self, other: Any, labels: Tensor) -> None:
+        """Add the sums of another one, to the same as if the samples of both had been learned at once.
+
+        Args:
+            other: the same method with the same options on the same frozen backbone.
+            labels: (classes of the other,) their numbers here. Numbers of known classes join, further ones continue
+                those known.
+
+        Raises:
+            InputError: if the sums are of different things, such as features by different random projections.
+        """
+        ...
 
 
 B = TypeVar("B", bound=Backbone)

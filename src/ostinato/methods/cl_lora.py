@@ -92,8 +92,9 @@ class CLLoRA(Method):
     ) -> None:
         super().__init__(backbone)
         check_positive(rank=rank)
-        if rank > backbone.dim:
-            raise InputError(f"method.rank must be at most {backbone.dim}, the width of the backbone, got {rank}.")
+        width = backbone.arch.dim
+        if rank > width:
+            raise InputError(f"method.rank must be at most {width}, the width of the backbone, got {rank}.")
         self.shared_layers = check_layers("shared_layers", shared_layers, backbone.arch.depth)
         self.specific_layers = check_layers("specific_layers", specific_layers, backbone.arch.depth)
         if not shared_layers or not specific_layers or max(shared_layers) >= min(specific_layers):
@@ -110,7 +111,7 @@ class CLLoRA(Method):
         self.learns_weights, self.down_init, self.teacher_detached = block_weights, down_init, teacher_detached
         self.entry, self.exit = min(shared_layers), max(shared_layers) + 1
         self.register_buffer("shared_down", self._orthonormal(len(shared_layers)))  # (layers, q and v, r, D)
-        self.shared_up = nn.Parameter(torch.zeros(len(shared_layers), 2, backbone.dim, rank))
+        self.shared_up = nn.Parameter(torch.zeros(len(shared_layers), 2, width, rank))
         self.register_buffer("teacher_up", torch.zeros_like(self.shared_up))
         self.downs, self.ups, self.mu = PerTask(), PerTask(), PerTask()  # (layers, 2, r, D), (.., D, r), (3, layers)
         self.proxy = CosineProxy(backbone.dim)
@@ -119,7 +120,7 @@ class CLLoRA(Method):
     def _orthonormal(self, n_layers: int) -> Tensor:
         """Matrices P (layers, 2, r, D) with P P^T = I."""
         draw = torch.rand if self.down_init == "uniform" else torch.randn
-        columns = draw(n_layers, 2, self.backbone.dim, self.rank, device=self.device)
+        columns = draw(n_layers, 2, self.backbone.arch.dim, self.rank, device=self.device)
         return torch.linalg.qr(columns).Q.mT.contiguous()
 
     def begin_task(self, task: LearnTask) -> None:
@@ -128,7 +129,7 @@ class CLLoRA(Method):
         n = len(self.specific_layers)
         self.teacher_up = self.shared_up.detach().clone()
         self.downs.add(self._orthonormal(n))
-        self.ups.add(torch.zeros(n, 2, self.backbone.dim, self.rank, device=self.device))
+        self.ups.add(torch.zeros(n, 2, self.backbone.arch.dim, self.rank, device=self.device))
         if self.learns_weights:
             self.mu.add(torch.empty(3, n, device=self.device).uniform_(0.5, 1.5))
         self.proxy.reset(len(task.classes))

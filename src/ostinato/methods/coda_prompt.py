@@ -66,7 +66,8 @@ class CODAPrompt(Method):
         """Add components orthogonal to the earlier ones, and rows of the head."""
         super().begin_task(task)
         d = self.backbone.dim
-        for bank, width in ((self.prompts, self.length * d), (self.keys, d), (self.attention, d)):
+        widths = ((self.prompts, self.length * self.backbone.arch.dim), (self.keys, d), (self.attention, d))
+        for bank, width in widths:
             old = bank.joined().detach() if len(bank) else torch.empty(0, len(self.layers), width, device=self.device)
             bank.add(self._orthogonal(old))
         self.head.grow(len(task.classes), device=self.device)
@@ -97,7 +98,7 @@ class CODAPrompt(Method):
         dots = torch.einsum("bd,mld->blm", query, attention * keys)
         norms = torch.einsum("bd,mld->blm", query.square(), attention.square()).clamp(min=1e-24).sqrt()
         prompts = torch.einsum("blm,mlw->blw", dots / norms, self.prompts.joined())
-        return prompts.unflatten(-1, (2, self.length // 2, self.backbone.dim))
+        return prompts.unflatten(-1, (2, self.length // 2, self.backbone.arch.dim))
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) under the assembled prefixes."""

@@ -53,7 +53,7 @@ class L2P(Method):
     def __init__(self, backbone: Backbone, **pool: Annotated[Any, PoolOptions()]) -> None:
         super().__init__(backbone)
         self.pool = Pool(backbone, built(PoolOptions(), "method", pool))
-        self.head = TaskHeads(backbone.dim)
+        self.head = TaskHeads(self.pool.dim)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add the task's rows of the head."""

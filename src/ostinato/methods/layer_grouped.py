@@ -164,7 +164,7 @@ class LayerGrouped(Method):
         align: Annotated[Part, ALIGNMENT] = "gaussians",
     ) -> None:
         super().__init__(backbone)
-        d, depth = backbone.dim, backbone.arch.depth
+        d, width, depth = backbone.dim, backbone.arch.dim, backbone.arch.depth
         self.layers = tuple(sorted(check_layers("layers", layers, depth)))
         if not self.layers:
             raise InputError("method.layers must name at least one layer; leave it out for all.")
@@ -186,14 +186,14 @@ class LayerGrouped(Method):
         n = len(self.layers)
         self.places = {layer: (i, i * groups // n) for i, layer in enumerate(self.layers)}
         # Trained, for the current task.
-        shape = (2, length, d)
+        shape = (2, length, width)
         self.root = nn.Parameter(torch.zeros(shape if root else (groups, *shape)))  # without a root: S itself
-        self.generator = Generator(groups, d, bottleneck) if root else None
+        self.generator = Generator(groups, width, bottleneck) if root else None
         self.alpha = nn.Parameter(torch.zeros(2), requires_grad=position)
         # Constants of earlier tasks.
         self.register_buffer("prompts", torch.zeros(0, groups, *shape))
         self.register_buffer("alphas", torch.zeros(0, 2))
-        self.register_buffer("encoding", sinusoids(self.layers, d), persistent=False)
+        self.register_buffer("encoding", sinusoids(self.layers, width), persistent=False)
         self.means = ClassMeans(d)
         chosen = ALIGNMENT.read(align, "method.align")
         self.alignment = Alignment(d, chosen) if isinstance(chosen, AlignmentOptions) else None

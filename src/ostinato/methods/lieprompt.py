@@ -141,7 +141,7 @@ class LiEPrompt(TaskInferring):
         readout: Literal["linear", "proto"] = "linear",
     ) -> None:
         super().__init__(backbone)
-        depth, d = backbone.arch.depth, backbone.dim
+        depth, d, width = backbone.arch.depth, backbone.dim, backbone.arch.dim
         check_positive(pool_size=pool_size, length=length, add_num=add_num)
         if not 0 <= top_k <= pool_size:
             raise InputError(f"method.top_k must lie in [0, pool_size = {pool_size}], got {top_k}.")
@@ -156,7 +156,9 @@ class LiEPrompt(TaskInferring):
         self.test_gate, self.off, self.match, self.restrict = test_gate, off, query, restrict
         self.readout = readout
         self.scores_are_logits = readout == "linear"  # pyright: ignore[reportAttributeAccessIssue] - of this object
-        self.pools = nn.ModuleList(PromptPool(pool_size, length, d) for _ in range(depth))
+        self.pools = nn.ModuleList(
+            PromptPool(pool_size, length, width, keys=d if query == "frozen" else width) for _ in range(depth)
+        )
         # T routers (layers, D) and (layers,), of which the newest trains.
         self.router_weight, self.router_bias = PerTask(), PerTask()
         self.noise_std = nn.Parameter(torch.tensor(0.1))

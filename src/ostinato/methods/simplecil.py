@@ -43,6 +43,10 @@ class SimpleCIL(Method):
         """Average the features of the task's training images."""
         self.class_means.update(*task.extract_features(self.query))
 
+    def merge(self, other: SimpleCIL, labels: Tensor) -> None:
+        """Add the sums of another one, see :class:`ostinato.methods.base.Additive`."""
+        self.class_means.merge(other.class_means, labels)
+
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) with every class mean."""
         return cosine(self.query(x), self.class_means.means())

@@ -37,6 +37,7 @@ class ZeroShot(Method):
 
     def __init__(self, backbone: ClipBackbone, *, templates: tuple[str, ...] = ("a photo of a {}.",)) -> None:
         super().__init__(backbone)
+        backbone.check_joint("zero_shot")
         if not templates or any("{}" not in template for template in templates):
             raise InputError(f"method.templates must be sentences with {{}} for the class, got {list(templates)}.")
         self.templates = templates

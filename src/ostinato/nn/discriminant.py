@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans
+from ostinato.nn.statistics import ClassMeans, joined_scatter
 
 
 class LinearDiscriminant(Growing):
@@ -56,6 +56,23 @@ class LinearDiscriminant(Growing):
         means = self.class_means.sums / self.class_means.counts[:, None]
         centred = features.double() - means[labels]
         self.scatter = self.scatter + centred.T @ centred
+        self._fit(means)
+
+    @torch.no_grad()
+    def merge(self, other: LinearDiscriminant, labels: Tensor) -> None:
+        """Add the sums of another one.
+
+        Args:
+            other: of the same width.
+            labels: (classes of the other,) their numbers here; numbers beyond ``len(self)`` are new classes.
+        """
+        between = joined_scatter(self.class_means, other.class_means, labels).sum(0)
+        self.class_means.merge(other.class_means, labels)
+        self.scatter = self.scatter + other.scatter + between
+        self._fit(self.class_means.sums / self.class_means.counts[:, None])
+
+    def _fit(self, means: Tensor) -> None:
+        """Solve for the weights, given the means (C, D) in fp64."""
         weight = torch.linalg.solve(self.covariance(), means.T).T
         self.weight, self.bias = weight.float(), (-0.5 * (weight * means).sum(1)).float()
 

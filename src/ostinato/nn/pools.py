@@ -19,17 +19,18 @@ class PromptPool(Growing):
         size: initial prompts, all trainable.
         length: positions P of a prompt.
         dim: width D.
+        keys: width of keys and queries; None for D.
     """
 
     frozen_prompts: Tensor
     frozen_keys: Tensor
 
-    def __init__(self, size: int, length: int, dim: int) -> None:
+    def __init__(self, size: int, length: int, dim: int, keys: int | None = None) -> None:
         super().__init__()
         self.register_buffer("frozen_prompts", torch.zeros(0, 2, length, dim))
-        self.register_buffer("frozen_keys", torch.zeros(0, dim))
+        self.register_buffer("frozen_keys", torch.zeros(0, keys or dim))
         self.prompts = nn.Parameter(torch.empty(size, 2, length, dim).uniform_(-1, 1))
-        self.keys = nn.Parameter(torch.empty(size, dim).uniform_(-1, 1))
+        self.keys = nn.Parameter(torch.empty(size, keys or dim).uniform_(-1, 1))
         self.register_load_state_dict_pre_hook(resize_parameters)
 
     def __len__(self) -> int:

@@ -84,13 +84,14 @@ class GradientProjection(nn.ModuleList):
 
     Args:
         shares: of the energy of old rows that updates must avoid, in (0, 1], per parameter; none switches it off.
-        dim: width D of each parameter and of its rows.
+        dim: width D of each parameter and of its rows; one for all, or one each.
         blocks: of a row, see :class:`Covariance`.
     """
 
-    def __init__(self, shares: Sequence[float], dim: int, *, blocks: int = 1) -> None:
-        super().__init__(Subspace(dim) for _ in shares)
-        self.shares, self.dim, self.blocks = tuple(shares), dim, blocks
+    def __init__(self, shares: Sequence[float], dim: int | Sequence[int], *, blocks: int = 1) -> None:
+        dims = (dim,) * len(shares) if isinstance(dim, int) else tuple(dim)
+        super().__init__(Subspace(width) for width in dims)
+        self.shares, self.dims, self.blocks = tuple(shares), dims, blocks
 
     @property
     def on(self) -> bool:
@@ -108,7 +109,7 @@ class GradientProjection(nn.ModuleList):
         sums: list[Covariance] = []
         for x in batches:
             found = list(rows(x))
-            sums = sums or [Covariance(self.dim, device=part.device, blocks=self.blocks) for part in found]
+            sums = sums or [Covariance(width, device=x.device, blocks=self.blocks) for width in self.dims]
             for covariance, part in zip(sums, found, strict=True):
                 covariance.add(part)
         for space, covariance, share in zip(self, sums, self.shares, strict=True):

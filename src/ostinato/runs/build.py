@@ -142,7 +142,7 @@ def make_learner(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) ->
     """Make the untrained learner of a configuration."""
     of, options = config.backbone, config.method.options()
     check_options(get_method(config.method.name), options)  # none of them may be an argument of the learner
-    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length)
+    spec = BackboneSpec(of.name, of.weights, of.size, config.preprocess, of.length, of.readout)
     return _configured(Learner, config.method.name, config, processes, backbone=spec, **options)
 
 

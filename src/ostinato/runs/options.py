@@ -37,7 +37,11 @@ def new_run(
 
 def directory_for(config: RunConfig) -> str:
     """Name the directory of a run by method, data and time, with a number if it exists."""
-    source = Path(config.data.path).name or "data"
-    name = f"runs/{Path(config.method.name).stem}-{source}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    return free_directory(f"{Path(config.method.name).stem}-{Path(config.data.path).name or 'data'}")
+
+
+def free_directory(stem: str) -> str:
+    """Name a directory in ``runs/`` that does not exist, by a stem and the time, with a number if it exists."""
+    name = f"runs/{stem}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     names = chain([name], (f"{name}-{i}" for i in count(2)))
     return next(free for free in names if not Path(free).exists())

@@ -59,15 +59,21 @@ class Pool(Prompts):
             raise InputError(f"{where}.top_k ({options.top_k}) must lie in [1, pool_size = {m}].")
         if pgp_keys is not None and not pgp:
             raise InputError(f"{where}.pgp_keys has no effect with {where}.pgp=0; set {where}.pgp as well.")
-        super().__init__(backbone, [pgp, PGP_KEYS if pgp_keys is None else pgp_keys] if pgp else [])
+        shares = [pgp, PGP_KEYS if pgp_keys is None else pgp_keys] if pgp else []
+        super().__init__(backbone, shares, widths=[backbone.arch.dim, backbone.dim][: len(shares)])
         self.top_k, self.weight, self.readout = options.top_k, options.pull, options.readout
-        self.prompts = nn.Parameter(torch.empty(m, options.length, backbone.dim).uniform_(-1, 1))
+        self.prompts = nn.Parameter(torch.empty(m, options.length, backbone.arch.dim).uniform_(-1, 1))
         self.keys = nn.Parameter(torch.empty(m, backbone.dim).uniform_(-1, 1))
 
     @property
     def first(self) -> int:
         """Prompts are tokens."""
         return -1
+
+    @property
+    def dim(self) -> int:
+        """The width of tokens: the read-out is the pool's own."""
+        return self.backbone.arch.dim
 
     def select(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Select prompts by q(x), (B, D): ids (B, k), and their cosines (B, k), differentiable in the keys (eq. 3)."""

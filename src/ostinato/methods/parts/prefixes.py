@@ -48,7 +48,7 @@ class Prefixes(Prompts):
     """General and expert prefixes; errors name options under ``where``."""
 
     def __init__(self, backbone: Backbone, options: PrefixOptions, where: str = "method") -> None:
-        depth, dim = backbone.arch.depth, backbone.dim
+        depth, dim = backbone.arch.depth, backbone.arch.dim
         g_layers = check_layers("g_layers", options.g_layers, depth, where)
         e_layers = check_layers("e_layers", options.e_layers, depth, where)
         if shared := set(g_layers) & set(e_layers):

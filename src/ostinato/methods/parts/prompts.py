@@ -55,6 +55,7 @@ class Prompts(nn.Module):
         backbone: the frozen encoder.
         shares: of the energy of old rows that updates of each of :meth:`protected` must avoid; none switches it off.
         blocks: of a row, see :class:`ostinato.nn.projection.Covariance`.
+        widths: of each of :meth:`protected`; none for the width of tokens.
 
     Attributes:
         task_layers: layers whose prefixes differ between tasks.
@@ -66,15 +67,22 @@ class Prompts(nn.Module):
     registered_after: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[int] = 256
 
-    def __init__(self, backbone: Backbone, shares: Sequence[float] = (), *, blocks: int = 1) -> None:
+    def __init__(
+        self, backbone: Backbone, shares: Sequence[float] = (), *, blocks: int = 1, widths: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.task_layers: tuple[int, ...] = ()
-        self.projection = GradientProjection(shares, backbone.dim, blocks=blocks)
+        self.projection = GradientProjection(shares, widths or backbone.arch.dim, blocks=blocks)
 
     def make_head(self) -> nn.Module:
         """A classifier of the features, with the interface of :class:`Head`."""
-        return LinearHead(self.backbone.dim)
+        return LinearHead(self.dim)
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features that :meth:`read` returns."""
+        return self.backbone.dim
 
     @property
     def first(self) -> int:

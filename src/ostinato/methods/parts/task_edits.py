@@ -144,7 +144,7 @@ class TaskEdits(TaskInferring):
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the edits of ``tasks``, in one pass per task."""
         states = self.shared(x)
-        features = torch.empty(len(x), self.backbone.dim, device=x.device)
+        features = torch.empty(len(x), self.prompts.dim, device=x.device)
         for task in tasks.unique().tolist():
             rows = (tasks == task).nonzero().flatten()
             plan = edited(self.prompts.under(task), self.linear(task))

@@ -42,9 +42,10 @@ class Words(Prompts):
     backbone: ClipBackbone
 
     def __init__(self, backbone: ClipBackbone, options: WordOptions) -> None:
+        backbone.check_joint("clip_pgp")
         super().__init__(backbone, [options.pgp] if options.pgp else [])
         self.context = options.context
-        self.prompt = nn.Parameter(torch.randn(options.length, backbone.dim) * 0.02)
+        self.prompt = nn.Parameter(torch.randn(options.length, backbone.arch.dim) * 0.02)
 
     def make_head(self) -> ClassTexts:
         """Classifier of class texts."""

@@ -1,0 +1,163 @@
+"""Duet: ridge regression on the plain encoder beside one that the first task has adapted.
+
+A method of this project, from published parts. It trains where training was found to pay, and is closed-form elsewhere:
+
+1. First-session adaptation (Panos, Kobe, Reino, Aljundi, Turner: "First Session Adaptation: A Strong Replay-Free
+   Baseline for Class-Incremental Learning", ICCV 2023, https://arxiv.org/abs/2303.13199): low-rank updates ``B A`` of
+   queries and values in the upper half of the layers (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) learn the
+   first task, through a cosine classifier that starts at the class means, and are then frozen. In training a random
+   share of the patches is left out.
+2. Both encoders are read: ``f = [phi(x; 0); phi(x; B A)]``, each part of length 1. Without ``backbone.readout``, phi
+   joins the first token and the mean (cls+mean).
+3. Ridge regression on random features of f, as in RanPAC (McDonnell et al., NeurIPS 2023,
+   https://arxiv.org/abs/2307.02251), with a penalty by generalised cross-validation; see ``nn/ridge.py``.
+
+After the first task nothing is trained, so that the cost of a task depends on its images alone, and the order of later
+tasks has no influence.
+
+Differences from the paper: there is none of this combination. First-session adaptation has no plain encoder beside the
+adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, with larger updates and crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.errors import InputError
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.nn import ClassMeans
+from ostinato.nn.proxy import CosineProxy
+from ostinato.nn.ridge import RandomRidge, random_width
+from ostinato.registry import register
+
+MAPS = ("q", "v")
+KEEP = 0.5
+"""Default share of patches in a training step."""
+
+SCALE = 20.0
+"""Of the cosine classifier at the start."""
+
+
+@register("duet")
+class Duet(Method):
+    """Ridge regression on the plain and the adapted encoder.
+
+    Args:
+        backbone: the frozen encoder.
+        adapt: whether the first task adapts a second encoder; without, this is RanPAC.
+        layers: layers with updates, from 0; None for the upper half.
+        rank: of an update.
+        keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
+        n_random: random features; None for 10 per number of a feature, 4,000 at most. The Gram matrix takes
+            8 n_random^2 bytes.
+    """
+
+    recipe = Recipe(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", schedule="cosine")
+    default_readout = "cls+mean"
+    scores_are_logits = False
+    no_effect: ClassVar = {option: ("adapt", (False,)) for option in ("layers", "rank", "keep")}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        adapt: bool = True,
+        layers: tuple[int, ...] | None = None,
+        rank: int = 16,
+        keep: float | None = None,
+        n_random: int | None = None,
+    ) -> None:
+        super().__init__(backbone)
+        check_positive(rank=rank)
+        if keep is not None and not 0 < keep <= 1:
+            raise InputError(f"method.keep must lie in (0, 1], got {keep}.")
+        if keep is not None and backbone.modality != "image":
+            raise InputError(f"method.keep={keep} has no effect on texts, which are read whole: leave it out.")
+        depth, dim = backbone.arch.depth, backbone.arch.dim
+        self.layers = check_layers("layers", tuple(range(depth // 2, depth)) if layers is None else layers, depth)
+        if not self.layers:
+            raise InputError("method.layers must name a layer. To adapt none, give method.adapt=false.")
+        self.adapt, self.keep, self.entry = adapt, KEEP if keep is None else keep, min(self.layers)
+        shape = (len(self.layers), len(MAPS)) if adapt else (0, len(MAPS))
+        self.down = nn.Parameter(torch.randn(*shape, rank, dim) * dim**-0.5)  # A
+        self.up = nn.Parameter(torch.zeros(*shape, dim, rank))  # B
+        self.proxy = CosineProxy(backbone.dim)
+        n_features = 2 * backbone.dim if adapt else backbone.dim
+        self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
+
+    def begin_task(self, task: LearnTask) -> None:
+        """Begin the classifier of the first task; freeze the updates in later ones."""
+        super().begin_task(task)
+        adapts = self.adapts_to(task)
+        self.proxy.reset(len(task.classes) if adapts else 0)
+        self._train_updates(adapts)
+
+    def adapts_to(self, task: LearnTask) -> bool:
+        """Whether a task trains: the first one, if it has classes to tell apart."""
+        return self.adapt and task.index == 0 and len(task.classes) > 1
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that the first task trains."""
+        return [self.down, self.up, *self.proxy.parameters()]
+
+    def _train_updates(self, on: bool) -> None:
+        for p in self.trained():
+            p.requires_grad_(on)
+
+    def stages(self, task: LearnTask) -> Iterable[Stage]:
+        """Adapt to the first task; train nothing in later ones."""
+        if not self.adapts_to(task):
+            return []
+        return [Stage(self.loss, name="adapt", params=self.trained(), prepare=lambda: self._begin_at_means(task))]
+
+    def _begin_at_means(self, task: LearnTask) -> None:
+        means = ClassMeans(self.backbone.dim).to(self.device)
+        means.grow(len(task.classes))
+        means.update(*task.extract_features(self.query))
+        self.proxy.weight.copy_(F.normalize(means.means(), dim=-1))
+        self.proxy.scale.fill_(SCALE)
+
+    def adapted(self, tokens: Tokens) -> Tensor:
+        """Features (B, D) under the updates, of states that enter the lowest layer that has one."""
+        edits = {
+            layer: Edit(linear={name: LinearEdit(down=down[j], up=up[j]) for j, name in enumerate(MAPS)})
+            for layer, down, up in zip(self.layers, self.down, self.up, strict=True)
+        }
+        return self.backbone.features(tokens, LayerPlan(edits), start=self.entry)
+
+    def loss(self, x: Tensor, y: Tensor) -> Losses:
+        """Cross-entropy over the first task's classes, of a random share of each batch's patches."""
+        tokens = self.states(x, self.entry)
+        if self.keep < 1 and self.backbone.modality == "image":
+            tokens = some_of(tokens, self.keep)
+        return {"ce": F.cross_entropy(self.proxy(self.adapted(tokens)), y)}
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features f of inputs: (B, 2 D), or (B, D) without adaptation."""
+        plain = F.normalize(self.query(x), dim=-1)
+        if not self.adapt:
+            return plain
+        return torch.cat([plain, F.normalize(self.adapted(self.states(x, self.entry)), dim=-1)], dim=-1)
+
+    def end_task(self, task: LearnTask) -> None:
+        """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
+        self.proxy.reset(0)
+        self._train_updates(False)
+        self.head.add(*task.extract_features(self.features), len(task.classes))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Fitted labels (B, n_seen)."""
+        return self.head(self.features(x))
+
+
+def some_of(tokens: Tokens, share: float) -> Tokens:
+    """The first token and a random share of the others, the same ones for the whole batch."""
+    n = tokens.h.shape[-2] - 1
+    places = 1 + torch.randperm(n, device=tokens.h.device)[: max(1, round(share * n))]
+    return Tokens(torch.cat([tokens.h[..., :1, :], tokens.h[..., places, :]], dim=-2))

@@ -1,0 +1,267 @@
+"""Duet: features, adaptation and classifier, against their parts written out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato import Learner
+from ostinato.backbones import Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.contract.harness import SETTINGS, inputs_of, learn, learn_task_of, make, scores
+from ostinato.contract.tiny_models import tiny_stream
+from ostinato.errors import InputError
+from ostinato.learner import BackboneSpec
+from ostinato.methods.base import Stage
+from ostinato.methods.duet import Duet, some_of
+from ostinato.nn.ridge import random_width
+from ostinato.streams import StreamOptions, TaskStream, open_source
+from ostinato.training.callbacks import Callback
+
+
+class Stages(Callback):
+    """Task and name of every stage that is trained."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    def on_stage_start(self, task: int, stage: Stage, step: int, steps: int) -> None:
+        self.seen.append((task, stage.name))
+
+
+def duet(kind: Any = "image", **options: Any) -> Duet:
+    method = make("duet", kind, **options)
+    assert isinstance(method, Duet)
+    return method
+
+
+def moved(method: Duet) -> Duet:
+    with torch.no_grad():
+        method.up += 0.1 * torch.randn(method.up.shape, generator=torch.Generator().manual_seed(1))
+    return method
+
+
+def images() -> Tensor:
+    return inputs_of(tiny_stream())[:6]
+
+
+# Features
+
+
+def test_the_first_half_of_the_features_is_that_of_the_plain_encoder() -> None:
+    method, x = moved(duet()), images()
+    f = method.features(x)
+    assert f.shape == (6, 32)
+    assert torch.equal(f[:, :16], F.normalize(method.query(x), dim=-1))
+    assert not torch.allclose(f[:, :16], f[:, 16:], atol=1e-2)
+
+
+def test_the_second_half_is_that_of_the_encoder_under_the_updates() -> None:
+    method, x = moved(duet(layers=(7, 2), rank=3)), images()
+    edits = {}
+    for i, layer in enumerate((7, 2)):
+        q, v = (LinearEdit(down=method.down[i, j], up=method.up[i, j]) for j in (0, 1))
+        edits[layer] = Edit(linear={"q": q, "v": v})
+    expected = F.normalize(method.backbone(x, LayerPlan(edits)), dim=-1)
+    assert torch.allclose(method.features(x)[:, 16:], expected, atol=1e-6)
+
+
+def test_updates_start_at_nothing_in_the_upper_half() -> None:
+    method, x = duet(), images()
+    f = method.features(x)
+    assert method.layers == (6, 7, 8, 9, 10, 11)
+    assert torch.allclose(f[:, :16], f[:, 16:], atol=1e-6)
+
+
+# Training
+
+
+def test_the_first_task_alone_trains() -> None:
+    stream, seen = tiny_stream(), Stages()
+    method = duet()
+    start = method.down.detach().clone()
+    learn(method, stream, callback=seen)
+    assert seen.seen == [(0, "adapt")]
+    assert not torch.equal(method.down, start)
+    assert not any(p.requires_grad for p in method.parameters())
+    first = learn(duet(), stream, upto=1)
+    assert torch.equal(method.down, first.down)
+    assert torch.equal(method.up, first.up)
+    assert method.head.weight.shape[0] == 5
+
+
+def test_training_lowers_the_loss_of_the_first_task() -> None:
+    class Losses(Callback):
+        def __init__(self) -> None:
+            self.ce: list[float] = []
+
+        def on_step(self, position: Any, losses: dict[str, float], optimizer: Any, n: int) -> None:
+            self.ce.append(losses["ce"])
+
+    settings, told = replace(SETTINGS, overrides={"epochs": 20, "batch_size": 24, "lr": 1e-2}), Losses()
+    learn(duet(keep=1.0), tiny_stream(), upto=1, settings=settings, callback=told)
+    assert told.ce[-1] < 0.5 * told.ce[0]
+
+
+def test_the_classifier_starts_at_the_class_means() -> None:
+    method, stream = duet(keep=1.0), tiny_stream()
+    task = learn_task_of(method, stream, 0)
+    method.begin_task(task)
+    (stage,) = method.stages(task)
+    assert stage.prepare is not None
+    with torch.no_grad():
+        stage.prepare()
+    x, y = next(iter(task.eval_batches(list(range(24)))))
+    q, labels = task.extract_features(method.query)
+    means = torch.stack([q[labels == c].mean(0) for c in (0, 1)])
+    logits = 20 * F.normalize(method.query(x), dim=1) @ F.normalize(means, dim=1).T
+    assert torch.allclose(method.loss(x, y)["ce"], F.cross_entropy(logits, y), atol=1e-4)
+
+
+def test_a_first_task_of_one_class_trains_nothing() -> None:
+    seen = Stages()
+    method = learn(duet(), tiny_stream(n_classes=3, step=1), callback=seen)
+    assert seen.seen == []
+    assert not bool(method.up.detach().any())
+    assert not any(p.requires_grad for p in method.parameters())
+    assert scores(method, images()).shape == (6, 3)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 4), (0.25, 2), (0.01, 1), (0.9, 7)])
+def test_a_share_of_the_patches_and_the_first_token_are_kept(share: float, kept: int) -> None:
+    h = torch.arange(9.0)[None, :, None] + 100 * torch.arange(2.0)[:, None, None]
+    found = some_of(Tokens(h), share).h[..., 0]
+    assert found.shape == (2, 1 + kept)
+    assert found[:, 0].tolist() == [0, 100]
+    assert torch.equal(found[1] - 100, found[0])
+    assert len(set(found[0, 1:].tolist())) == kept
+    assert min(found[0, 1:].tolist()) >= 1
+
+
+def test_training_leaves_patches_out_and_scoring_reads_all() -> None:
+    lengths: list[int] = []
+
+    class Reads(Duet):
+        def adapted(self, tokens: Tokens) -> Tensor:
+            lengths.append(tokens.h.shape[-2])
+            return super().adapted(tokens)
+
+    stream = tiny_stream()
+    method = learn(make(Reads, keep=0.5), stream, upto=1)
+    assert set(lengths[:6]) == {1 + 2}
+    assert set(lengths[6:]) == {1 + 4}
+    lengths.clear()
+    scores(method, images())
+    assert lengths == [1 + 4]
+
+
+# Classifier
+
+
+def test_without_adaptation_it_is_ranpac() -> None:
+    stream, x = tiny_stream(), images()
+    plain, ranpac = duet(adapt=False, n_random=40), make("ranpac", n_random=40)
+    assert torch.equal(plain.head.projection, ranpac.head.projection)
+    seen = Stages()
+    learn(plain, stream, callback=seen)
+    learn(ranpac, stream)
+    assert seen.seen == []
+    assert float(plain.head.chosen) == float(ranpac.head.chosen)
+    assert torch.allclose(scores(plain, x), scores(ranpac, x), atol=1e-5)
+    assert plain.features(x).shape == (6, 16)
+
+
+def test_scores_solve_the_ridge_regression_on_both_halves() -> None:
+    stream, x = tiny_stream(), images()
+    method = duet(n_random=30)
+    learn(method, stream)
+    f, y = [], []
+    for i in range(len(stream)):
+        rows, labels = learn_task_of(method, stream, i).extract_features(method.features)
+        f.append(rows)
+        y.append(labels)
+
+    def hidden(features: Tensor) -> Tensor:
+        return (20 * F.normalize(features.double(), dim=1) @ method.head.projection.double()).relu()
+
+    h = hidden(torch.cat(f))
+    gram = h.T @ h + float(method.head.chosen) * torch.eye(30, dtype=torch.float64)
+    weight = torch.linalg.solve(gram, h.T @ F.one_hot(torch.cat(y)).double())
+    assert torch.allclose(scores(method, x), (hidden(method.features(x)) @ weight).float(), atol=1e-4)
+
+
+def test_the_order_of_later_tasks_has_no_influence() -> None:
+    source, x = tiny_stream().source, images()
+    found = []
+    for tasks in ([["0", "1"], ["2"], ["3", "4"]], [["0", "1"], ["4", "2", "3"]]):
+        stream = TaskStream(source, StreamOptions(tasks=tasks, validation=0))
+        method = learn(duet(), stream)
+        found.append(scores(method, x)[:, [stream.class_names.index(name) for name in source.class_names]])
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def test_random_features_are_bounded() -> None:
+    assert duet().head.projection.shape == (32, 320)
+    assert duet(adapt=False).head.projection.shape == (16, 160)
+    assert duet(n_random=7).head.projection.shape == (32, 7)
+    assert random_width(1536, None, most=4_000) == 4_000
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("image", {"keep": 0.0}, r"method\.keep must lie in \(0, 1\], got 0\.0"),
+        ("image", {"keep": 1.5}, r"method\.keep must lie in \(0, 1\], got 1\.5"),
+        ("text", {"keep": 0.5}, r"method\.keep=0\.5 has no effect on texts"),
+        ("image", {"layers": ()}, r"method\.layers must name a layer"),
+        ("image", {"rank": 0}, r"method\.rank must be at least 1"),
+        ("image", {"adapt": False, "rank": 4}, r"method\.rank=4 has no effect with method\.adapt=False"),
+        ("image", {"adapt": False, "keep": 0.7}, r"method\.keep=0\.7 has no effect with method\.adapt=False"),
+        ("image", {"adapt": False, "layers": (1,)}, r"has no effect with method\.adapt=False"),
+    ],
+)
+def test_options_without_meaning_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        duet(kind, **options)
+
+
+# Read-out
+
+
+def few_digits() -> TaskStream:
+    return TaskStream(open_source("digits"), StreamOptions(step=5, limit_per_class=4))
+
+
+def test_the_default_read_out_is_that_of_the_method_unless_another_is_named() -> None:
+    learner = Learner("duet", n_random=20)
+    assert learner.spec.readout == learner.method.backbone.readout == "cls+mean"
+    named = Learner("duet", backbone=BackboneSpec(readout="cls"), n_random=20)
+    assert named.spec.readout == named.method.backbone.readout == "cls"
+    other = Learner("ranpac", n_random=20)
+    assert other.spec.readout is None
+    assert other.method.backbone.readout == "cls"
+
+
+@pytest.mark.parametrize(("readout", "expected"), [(None, "cls+mean"), ("mean", "mean")])
+def test_a_saved_learner_keeps_its_read_out(
+    readout: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It also does if the method's default is another one later."""
+    backbone = BackboneSpec(readout=readout)
+    learner = Learner("duet", backbone=backbone, n_random=20, train={"epochs": 1}, precision="fp32")
+    learner.learn(few_digits().task(0))
+    learner.save(tmp_path / "saved")
+    monkeypatch.setattr(Duet, "default_readout", None)
+    loaded = Learner.load(tmp_path / "saved")
+    assert loaded.method.backbone.readout == expected
+    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded.scores(x), learner.scores(x))
+    assert bool(loaded.method.up.detach().any())
