@@ -15,15 +15,15 @@ from ostinato.report.plots import compare_curves
 from ostinato.runs.lifecycle import start
 from ostinato.runs.rundir import RunDir
 
-METHODS = ("finetune", "simplecil", "dualprompt")
+METHODS = ("finetune", "ranpac", "duet")
 
 EXPLANATION = """
 Five tasks of two digits each, learned one after the other, never looking back.
-finetune    changes the whole network for each task and forgets the tasks before.
-simplecil   changes nothing: a class is the mean of its frozen features.
-dualprompt  trains small prompts per task in front of the frozen network.
+finetune  trains the whole network on each task and forgets the tasks before.
+ranpac    trains nothing: ridge regression on random features of the frozen network.
+duet      adapts a second reading of the network to the first task, and puts ridge regression on both.
 Look at {out}/compare.png, then try your own images:
-  ostinato run dualprompt data=FOLDER_OF_CLASS_FOLDERS/ out=runs/mine"""
+  ostinato run data=FOLDER_OF_CLASS_FOLDERS/ out=runs/mine"""
 
 
 MARK = "demo.json"

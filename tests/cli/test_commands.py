@@ -596,10 +596,24 @@ def test_demo_shows_forgetting_and_its_cure(tmp_path):
     assert "not made by the demo" in ostinato("demo", code=2, cwd=tmp_path).stderr
     stale.rmdir()
     summaries = {s["run"]: s for s in json.loads(ostinato("demo", "--json", cwd=tmp_path).stdout)}
-    assert set(summaries) == {"finetune", "simplecil", "dualprompt"}
+    assert set(summaries) == {"finetune", "ranpac", "duet"}
     assert summaries["finetune"]["forgetting"] > 0.5, "sequential fine-tuning must visibly forget"
-    assert summaries["dualprompt"]["last_accuracy"] > summaries["finetune"]["last_accuracy"] + 0.3
+    last = {name: s["last_accuracy"] for name, s in summaries.items()}
+    assert last["ranpac"] > last["finetune"] + 0.3
+    assert last["duet"] >= last["ranpac"], "the default method ends on top"
     assert (tmp_path / "runs/demo/compare.png").stat().st_size > 1000
+
+
+def test_a_run_that_names_no_method_takes_the_default(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}, n=8)
+    done = ostinato("run", "data=photos", "stream.step=2", "train.epochs=1", "out=r", cwd=tmp_path)
+    assert "Method: duet." in done.stdout
+    assert json.loads((tmp_path / "r/artifact/artifact.json").read_text())["method"] == "duet"
+    (tmp_path / "c.toml").write_text('method = "simplecil"\n')
+    ostinato("run", "data=photos", "-c", "c.toml", "out=s", cwd=tmp_path)
+    assert json.loads((tmp_path / "s/artifact/artifact.json").read_text())["method"] == "simplecil"
+    wrong = ostinato("run", "-p", "cifar100", "data=photos", code=2, cwd=tmp_path).stderr
+    assert "-p cifar100 needs a method" in wrong
 
 
 def test_batch_protocols_are_asked_for_by_name_and_stamped(tmp_path):

@@ -80,15 +80,15 @@ def test_what_only_has_the_name_of_a_demos_run_stays(tmp_path, kind):
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
     if kind == "another run":
-        text = (out / "simplecil/config.toml").read_text()
-        (out / "simplecil/config.toml").write_text(text.replace("seed = 0", "seed = 1"))
+        text = (out / "ranpac/config.toml").read_text()
+        (out / "ranpac/config.toml").write_text(text.replace("seed = 0", "seed = 1"))
     else:
-        (out / "simplecil").rename(out / "moved")
+        (out / "ranpac").rename(out / "moved")
         if kind == "a link":
-            (out / "simplecil").symlink_to(elsewhere)
+            (out / "ranpac").symlink_to(elsewhere)
         else:
-            (out / "simplecil").mkdir()
-            (out / "simplecil/precious").write_text("x")
+            (out / "ranpac").mkdir()
+            (out / "ranpac/precious").write_text("x")
     before = files(tmp_path)
     with pytest.raises(InputError, match=r"is no run of the demo\. Move it away"):
         demo.run_demo(out, Reporter())

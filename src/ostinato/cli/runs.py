@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ostinato.cli.app import GoesOn, Json, Options, RunPath, app, machine_of, running, take
+from ostinato.defaults import DEFAULT_METHOD
 from ostinato.printing import say, say_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def run(
-    method: Annotated[str, typer.Argument(help="Name of a method, see 'ostinato list', or its file: my.py.")],
+    method: Annotated[
+        str | None,
+        typer.Argument(help=f"Name of a method, see 'ostinato list', or its file: my.py. Default: {DEFAULT_METHOD}."),
+    ] = None,
     options: Options = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="TOML file of options.")] = None,
     preset: Annotated[
@@ -30,12 +34,15 @@ def run(
 
     Options override the file; the file overrides the preset. 'ostinato reproduce' lists the presets.
 
-    Example: ostinato run dualprompt data=photos/ stream.step=5 out=runs/photos
+    Example: ostinato run data=photos/ stream.step=5 out=runs/photos
     """
     from ostinato.config import parse_overrides, read_toml
     from ostinato.runs.options import directory_for, new_run
 
-    given = parse_overrides(options or [])
+    words = options or []
+    if method is not None and "=" in method and not Path(method).is_file():  # the first option
+        method, words = None, [method, *words]
+    given = parse_overrides(words)
     file = read_toml(config) if config else {}
     out = take(given, "out") or take(file, "out")
     checked = new_run(method, given, file, preset)
@@ -43,6 +50,8 @@ def run(
     with running(as_json, checked.device) as (console, reporter, processes):
         from ostinato.runs.lifecycle import start
 
+        if method is None:
+            console.print(f"Method: {checked.method.name}. 'ostinato list' shows the others.")
         result = start(checked, out, reporter, processes)
         show_result(result, console, as_json, processes)
 

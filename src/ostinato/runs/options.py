@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ostinato.config import RunConfig, build_config
+from ostinato.defaults import DEFAULT_METHOD
 from ostinato.errors import InputError
 from ostinato.presets import DATA, read_preset
 
 
 def new_run(
-    method: str, given: dict[str, Any], file: dict[str, Any] | None = None, preset: str | None = None
+    method: str | None, given: dict[str, Any], file: dict[str, Any] | None = None, preset: str | None = None
 ) -> RunConfig:
     """Build the configuration of a new run.
 
     Args:
-        method: registered name, or the file of a method.
+        method: registered name, or the file of a method. None takes that of the options or the default.
         given: nested options, which override the file.
         file: nested options, which override the preset.
         preset: ``benchmark`` or ``benchmark/variant``.
@@ -27,6 +28,12 @@ def new_run(
         InputError: if an option is wrong, there is no such preset, or a preset lacks the path of its data.
     """
     file, base = file or {}, {}
+    if method is None:
+        tables = [options.get("method", {}) for options in (given, file)]
+        named = [table["name"] for table in tables if isinstance(table, dict) and "name" in table]
+        if preset and not named:
+            raise InputError(f"-p {preset} needs a method: ostinato run METHOD -p {preset} data=PATH.")
+        method = named[0] if named else DEFAULT_METHOD
     if preset:
         published = read_preset(preset, method)
         base = published.options
