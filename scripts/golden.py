@@ -92,7 +92,7 @@ ROWS = (
     Row("fecam, Tukey", "fecam", {"gamma1": 0.7, "gamma2": 0.2, "tukey": 0.5}, on="image"),
     Row("fecam on texts", "fecam", on="text"),
     # Closed form beside an adaptation to the first task
-    Row("duet", "duet", train=FEW),
+    Row("duet", "duet", {"n_random": 500}, train=FEW),
     Row("duet, plain", "duet", {"adapt": False}, on="image"),
     Row("duet, layers", "duet", {"layers": (5, 2), "rank": 4, "keep": 1.0, "n_random": 50}, on="image"),
     Row("duet on texts", "duet", on="text"),
