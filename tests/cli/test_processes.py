@@ -102,7 +102,7 @@ def test_a_numbered_gpu_cannot_be_shared(monkeypatch: pytest.MonkeyPatch):
 
 def test_shares_cover_everything_once():
     for n in (0, 1, 5, 8):
-        parts = [ProcessGroup(rank, 3).share(range(n)) for rank in range(3)]
+        parts = [ProcessGroup(rank, 3).shard(range(n)) for rank in range(3)]
         assert [i for part in parts for i in part] == list(range(n))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
