@@ -606,7 +606,7 @@ def test_demo_shows_forgetting_and_its_cure(tmp_path):
 
 def test_a_run_that_names_no_method_takes_the_default(tmp_path):
     photos(tmp_path / "photos", {"red": RED, "green": GREEN, "blue": BLUE, "white": WHITE}, n=8)
-    done = ostinato("run", "data=photos", "stream.step=2", "train.epochs=1", "out=r", cwd=tmp_path)
+    done = ostinato("run", "data=photos", "stream.step=2", "method.n_random=200", "out=r", cwd=tmp_path)
     assert "Method: duet." in done.stdout
     assert json.loads((tmp_path / "r/artifact/artifact.json").read_text())["method"] == "duet"
     (tmp_path / "c.toml").write_text('method = "simplecil"\n')

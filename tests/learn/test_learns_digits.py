@@ -26,6 +26,9 @@ FASTER = {
 MORE = {"finetune": 60, "dualprompt": 60}
 """Training images per class, where the 40 of the others are too few to tell."""
 
+OPTIONS = {"duet": {"n_random": 500}, "ranpac": {"n_random": 500}}
+"""Fewer random features than for large data."""
+
 ON_IMAGES = [name for name, cls in methods().items() if issubclass(VisionBackbone, cls.needs)]
 
 
@@ -35,7 +38,7 @@ def test_six_digits_in_three_tasks(name):
     stream = TaskStream(
         source, StreamOptions(tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=MORE.get(name, 40))
     )
-    learner = Learner(name, train=FASTER.get(name, {}), precision="fp32")
+    learner = Learner(name, train=FASTER.get(name, {}), precision="fp32", **OPTIONS.get(name, {}))
     after = []
     for task in stream:
         learner.learn(task, augment=source.augment)

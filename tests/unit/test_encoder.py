@@ -577,7 +577,7 @@ def test_backbone_options_are_checked():
     arch = Arch(dim=D, depth=1, heads=H, mlp_dim=D)
     with pytest.raises(InputError, match="size 9 must be a multiple of the patch side 4"):
         VisionBackbone(arch, patch=4, preprocess=Preprocess(9, (0.0,) * 3, (1.0,) * 3))
-    with pytest.raises(InputError, match="'cls' or 'mean', got 'max'"):
+    with pytest.raises(InputError, match=r"must be one of \['cls', 'mean', 'cls\+mean'\], got 'max'"):
         VisionBackbone(arch, patch=4, preprocess=Preprocess(8, (0.0,) * 3, (1.0,) * 3), readout="max")
 
 

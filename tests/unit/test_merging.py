@@ -42,7 +42,8 @@ def taught(name: str, tasks: Sequence[Sequence[int]], rows: np.ndarray | None = 
     names = sorted({c for task in tasks for c in task})
     source = arrays(IMAGES[mine], np.searchsorted(names, LABELS[mine]), class_names=[f"digit {c}" for c in names])
     options = StreamOptions(tasks=[[f"digit {c}" for c in task] for task in tasks], validation=0)
-    learner = Learner(name, **(BOTH | more))
+    fewer = {"n_random": 200} if name == "ranpac" else {}
+    learner = Learner(name, **(BOTH | fewer | more))
     for task in TaskStream(source, options):
         learner.learn(task)
     return learner
