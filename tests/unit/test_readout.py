@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import ostinato
@@ -106,28 +107,26 @@ def test_the_readout_is_chosen_by_name() -> None:
         load_backbone(readout="max")
 
 
+def saved_and_loaded(method: str, spec: BackboneSpec, folder: Path) -> tuple[Learner, Learner, Tensor]:
+    """A learner of five digits, the same one loaded from its folder, and images (4, 3, 32, 32)."""
+    learner = Learner(method, backbone=spec)
+    learner.learn(TaskStream(open_source("digits"), StreamOptions(step=5, limit_per_class=4)).task(0))
+    learner.save(folder)
+    return learner, Learner.load(folder), torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+
+
 def test_an_artifact_keeps_its_readout(tmp_path: Path) -> None:
-    stream = TaskStream(open_source("digits"), StreamOptions(step=5, limit_per_class=4))
-    learner = Learner("simplecil", backbone=BackboneSpec(readout="mean"))
-    learner.learn(stream.task(0))
-    learner.save(tmp_path / "saved")
-    loaded = Learner.load(tmp_path / "saved")
+    learner, loaded, x = saved_and_loaded("simplecil", BackboneSpec(readout="mean"), tmp_path / "saved")
     assert loaded.method.backbone.readout == "mean"
-    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(loaded.scores(x), learner.scores(x))
-    plain = Learner("simplecil")
-    plain.learn(stream.task(0))
+    plain, _, _ = saved_and_loaded("simplecil", BackboneSpec(), tmp_path / "plain")
     assert not torch.allclose(plain.scores(x), learner.scores(x))
 
 
 def test_an_artifact_of_a_weights_file_keeps_its_readout(tmp_path: Path) -> None:
     """It records the sizes of the encoder beside the read-out that was chosen."""
     weights = Path(ostinato.__file__).parent / "assets/vit_mini_patch8_32.glyphs.safetensors"
-    stream = TaskStream(open_source("digits"), StreamOptions(step=5, limit_per_class=4))
-    learner = Learner("slda", backbone=BackboneSpec(weights=str(weights), readout="cls+mean"))
-    learner.learn(stream.task(0))
-    learner.save(tmp_path / "saved")
-    loaded = Learner.load(tmp_path / "saved")
+    spec = BackboneSpec(weights=str(weights), readout="cls+mean")
+    learner, loaded, x = saved_and_loaded("slda", spec, tmp_path / "saved")
     assert loaded.method.backbone.readout == "cls+mean"
-    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(loaded.scores(x), learner.scores(x))
