@@ -18,7 +18,7 @@ from ostinato.methods.base import Additive
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.mahalanobis import ClassMahalanobis
 from ostinato.nn.ridge import PENALTIES, SCALE, RandomRidge
-from ostinato.nn.statistics import ClassMeans, joined_scatter
+from ostinato.nn.statistics import ClassMeans, between
 from ostinato.streams import StreamOptions, TaskStream
 
 D, C = 6, 4
@@ -186,21 +186,22 @@ def test_random_features_follow_the_width_of_features() -> None:
 # Sums
 
 
-def test_joined_scatter_is_that_of_all_samples() -> None:
+def test_joined_classes_scatter_as_all_their_samples() -> None:
     x, y = samples(50)
     one, other = ClassMeans(D), ClassMeans(D)
     one.grow(C)
     one.update(x[:30], y[:30])
     other.grow(2)
     other.update(x[30:][y[30:] < 2], y[30:][y[30:] < 2])
-    between = joined_scatter(one, other, torch.tensor([1, C]))  # its class 0 is 1 here, its class 1 is new
+    apart, weights = between(one, other, torch.tensor([1, C]))  # its class 0 is 1 here, its class 1 is new
     a, b = x[:30][y[:30] == 1].double(), x[30:][y[30:] == 0].double()
 
     def scatter(rows: Tensor) -> Tensor:
         return (rows - rows.mean(0)).T @ (rows - rows.mean(0))
 
-    assert torch.allclose(between[0], scatter(torch.cat([a, b])) - scatter(a) - scatter(b))
-    assert torch.equal(between[1], torch.zeros_like(between[1]))
+    added = scatter(torch.cat([a, b])) - scatter(a) - scatter(b)
+    assert torch.allclose(weights[0] * torch.outer(apart[0], apart[0]), added)
+    assert float(weights[1]) == 0
 
 
 @pytest.mark.parametrize("make_part", [ridge, lambda: LinearDiscriminant(D), lambda: ClassMahalanobis(D)])

@@ -20,6 +20,11 @@ from ostinato.streams.base import Samples
 
 Losses = dict[str, Tensor]
 
+NOTHING_REFINES = (
+    "no part of this method learns more samples of a known class, as they would train it anew without the samples of "
+    "the other classes."
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -253,6 +258,58 @@ class Method(Growing):
 
     def end_task(self, task: LearnTask) -> None:
         """Close a task: compute prototypes and statistics."""
+
+    @property
+    def refines(self) -> str | None:
+        """Part that more samples of known classes refine, in words such as "the class means"; None if there is none."""
+        return None
+
+    def refine(self, task: LearnTask) -> None:  # noqa: ARG002 - overrides read the task
+        """Learn more samples of known classes; methods whose ``refines`` names a part override it.
+
+        It is called in evaluation mode and without gradients, and begins no task.
+
+        Args:
+            task: samples of known classes; its own ``classes`` are empty.
+
+        Raises:
+            InputError: if no part of the method can learn from them.
+        """
+        raise InputError(f"{self.name}: {NOTHING_REFINES}")
+
+    def relabel(self, labels: Tensor) -> None:  # noqa: ARG002 - overrides read the numbers
+        """Give every class a new number, by which classes are joined or dropped; closed-form methods override it.
+
+        The caller sets ``task_sizes`` afterwards.
+
+        Args:
+            labels: (n_seen,) new numbers from 0, without gaps; classes of one number are joined, -1 drops a class.
+
+        Raises:
+            InputError: if the method's state cannot be taken apart by class.
+        """
+        raise InputError(
+            f"{self.name} has trained its classes together, so that none can be removed or merged. Start a run on the "
+            "classes to keep; methods in closed form, such as 'duet' and 'ranpac', can do without."
+        )
+
+    @property
+    def shares(self) -> str | None:
+        """Sum over samples of all classes, in words, in which a dropped class stays; None if there is none."""
+        return None
+
+    def forget(self, task: LearnTask) -> None:
+        """Subtract all training samples of a class from what :attr:`shares` names, before the class is dropped.
+
+        It is called in evaluation mode and without gradients; methods with a shared sum override it.
+
+        Args:
+            task: the samples; its own ``classes`` are empty.
+
+        Raises:
+            InputError: if they are not the samples learned.
+        """
+        raise InputError(f"{self.name} has no sum from which {len(task.train)} samples could be subtracted.")
 
     def scores(self, x: Tensor) -> Tensor:
         """Scores (B, n_seen) of inputs; row i depends on input i alone."""

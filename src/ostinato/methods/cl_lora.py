@@ -217,6 +217,19 @@ class CLLoRA(Method):
         self.class_means.update(*task.extract_features(features))
         self.proxy.reset(0)
 
+    @property
+    def refines(self) -> str:
+        """The class means."""
+        return "its class means; the adapters stay as they are"
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the class means, each under the adapters of its class's task."""
+        found, labels = task.extract_features(lambda x: self.features(x).movedim(0, 1).flatten(1))
+        under = found.unflatten(1, (self.n_tasks, -1))
+        self.class_means.update(
+            under[torch.arange(len(labels), device=labels.device), self.task_of_class[labels]], labels
+        )
+
     def features(self, x: Tensor) -> Tensor:
         """Features (T, B, D) of images under the adapters of every task; the layers below run once."""
         first = min(self.specific_layers)

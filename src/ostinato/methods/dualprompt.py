@@ -106,6 +106,17 @@ class DualPrompt(TaskInferring):
         """With ``pgp``, collect the directions of the task's queries under its trained prompts."""
         self.prompts.end_task(task)
 
+    @property
+    def refines(self) -> str | None:
+        """The keys, if they are sums."""
+        return "the Gaussians of its keys; prompts and head stay as they are" if self.keys.adds else None
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the keys."""
+        if self.refines is None:
+            super().refine(task)
+        self.keys.refine(*task.extract_features(self.query))
+
     def task_scores(self, x: Tensor) -> Tensor:
         """Evidence (B, T) of the keys for q(x)."""
         return self.keys.match(self.query(x), self.task_sizes.tolist())

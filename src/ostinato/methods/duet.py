@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.parts.closed_form import forget_class, shared_by
 from ostinato.nn import ClassMeans
 from ostinato.nn.proxy import CosineProxy
 from ostinato.nn.ridge import RandomRidge, random_width
@@ -150,6 +151,28 @@ class Duet(Method):
         self.proxy.reset(0)
         self._train_updates(False)
         self.head.add(*task.extract_features(self.features), len(task.classes))
+
+    @property
+    def refines(self) -> str:
+        """The ridge regression."""
+        return "its ridge regression, exactly; the adapted encoder stays as the first task left it"
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the sums of the ridge regression."""
+        self.head.add(*task.extract_features(self.features), 0)
+
+    def relabel(self, labels: Tensor) -> None:
+        """Join and drop the sums of classes."""
+        self.head.relabel(labels)
+
+    @property
+    def shares(self) -> str | None:
+        """The Gram matrix."""
+        return shared_by(self.head)
+
+    def forget(self, task: LearnTask) -> None:
+        """Subtract a class from the Gram matrix; the updates that the first task has trained stay."""
+        forget_class(self.head, *task.extract_features(self.features))
 
     def scores(self, x: Tensor) -> Tensor:
         """Fitted labels (B, n_seen)."""

@@ -233,6 +233,19 @@ class LayerGrouped(Method):
         self.means.grow(len(task.classes))
         self.means.update(*task.extract_features(self.query))
 
+    @property
+    def refines(self) -> str | None:
+        """The class means, if they mix the prompts."""
+        if self.fusion != "soft_query":
+            return None
+        return "the class means that mix its prompts; prompts and head stay as they are"
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the class means."""
+        if self.refines is None:
+            super().refine(task)
+        self.means.update(*task.extract_features(self.query))
+
     def _collect_gaussians(self, task: LearnTask, alignment: Alignment) -> None:
         """Add the Gaussians of the newest classes, under weights that are the same for every sample."""
         if self.fusion in ("uniform", "sum"):

@@ -255,6 +255,15 @@ class LiEPrompt(TaskInferring):
         if task.index == 0:
             self._collect_gaussians(task)
 
+    @property
+    def refines(self) -> str:
+        """The class means of q(x)."""
+        return "the class means by which it infers the task; prompts, routers and head stay as they are"
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the class means."""
+        self._collect_means(task)
+
     # Test
 
     def task_scores(self, x: Tensor) -> Tensor:

@@ -47,6 +47,19 @@ class SimpleCIL(Method):
         """Add the sums of another one, see :class:`ostinato.methods.base.Additive`."""
         self.class_means.merge(other.class_means, labels)
 
+    @property
+    def refines(self) -> str:
+        """The class means."""
+        return "its class means, to the same as if all had been learned at once"
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the means."""
+        self.class_means.update(*task.extract_features(self.query))
+
+    def relabel(self, labels: Tensor) -> None:
+        """Join and drop class means."""
+        self.class_means.relabel(labels)
+
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) with every class mean."""
         return cosine(self.query(x), self.class_means.means())

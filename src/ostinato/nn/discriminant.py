@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans, joined_scatter
+from ostinato.nn.statistics import ClassMeans, apart_when_joined, between, sums_of
 
 
 class LinearDiscriminant(Growing):
@@ -21,6 +21,7 @@ class LinearDiscriminant(Growing):
         dim: width D of the features.
     """
 
+    shared = "covariance"
     scatter: Tensor
     weight: Tensor
     bias: Tensor
@@ -44,19 +45,43 @@ class LinearDiscriminant(Growing):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
-        """Append the next ``n_classes`` classes.
+        """Add samples, and the next ``n_classes`` classes.
 
         Args:
-            features: (n, D) of their samples.
-            labels: (n,) among all classes; the first new one is ``len(self)``. Each class needs a sample.
-            n_classes: number of new classes.
+            features: (n, D) of the samples.
+            labels: (n,) among all classes, known and new; the first new one is ``len(self)``.
+            n_classes: number of new classes, each with a sample.
         """
+        total = len(self) + n_classes
+        added = sums_of(features, labels, total)
+        centred = features.double() - (added.sums / added.counts.clamp(min=1)[:, None])[labels]
+        apart, weights = between(self.class_means, added, torch.arange(total, device=labels.device))
         self.class_means.grow(n_classes)
         self.class_means.update(features, labels)
-        means = self.class_means.sums / self.class_means.counts[:, None]
-        centred = features.double() - means[labels]
-        self.scatter = self.scatter + centred.T @ centred
-        self._fit(means)
+        self.scatter = self.scatter + centred.T @ centred + apart.T @ (weights[:, None] * apart)
+        self._fit()
+
+    @torch.no_grad()
+    def forget(self, features: Tensor, label: int) -> None:
+        """Subtract the scatter of a class within itself, given the features (n, D) of all its samples.
+
+        Raises:
+            InputError: if they are not those learned.
+        """
+        self.class_means.check_all(label, features)
+        centred = features.double() - features.double().mean(0)
+        self.scatter = self.scatter - centred.T @ centred
+
+    @torch.no_grad()
+    def relabel(self, labels: Tensor) -> None:
+        """Give every class a new number, (C,) in [0, C) or -1; classes of one number are joined, -1 drops a class.
+
+        The scatter of a dropped class within itself stays in the shared covariance, unless :meth:`forget` took it away.
+        """
+        apart = apart_when_joined(self.class_means, labels)
+        self.scatter = self.scatter + apart.T @ (self.class_means.counts[:, None] * apart)
+        self.class_means.relabel(labels)
+        self._fit()
 
     @torch.no_grad()
     def merge(self, other: LinearDiscriminant, labels: Tensor) -> None:
@@ -66,13 +91,14 @@ class LinearDiscriminant(Growing):
             other: of the same width.
             labels: (classes of the other,) their numbers here; numbers beyond ``len(self)`` are new classes.
         """
-        between = joined_scatter(self.class_means, other.class_means, labels).sum(0)
+        apart, weights = between(self.class_means, other.class_means, labels)
         self.class_means.merge(other.class_means, labels)
-        self.scatter = self.scatter + other.scatter + between
-        self._fit(self.class_means.sums / self.class_means.counts[:, None])
+        self.scatter = self.scatter + other.scatter + apart.T @ (weights[:, None] * apart)
+        self._fit()
 
-    def _fit(self, means: Tensor) -> None:
-        """Solve for the weights, given the means (C, D) in fp64."""
+    def _fit(self) -> None:
+        """Solve for the weights."""
+        means = self.class_means.sums / self.class_means.counts[:, None]
         weight = torch.linalg.solve(self.covariance(), means.T).T
         self.weight, self.bias = weight.float(), (-0.5 * (weight * means).sum(1)).float()
 

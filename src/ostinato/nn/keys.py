@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.choices import Choice, Options
+from ostinato.errors import InputError
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.growing import PerTask
 from ostinato.nn.matching import cosine, nearest_per_task
@@ -26,9 +27,11 @@ class TaskKeys(nn.Module):
 
     Attributes:
         learned: whether keys are trained by gradients; otherwise :meth:`fit` sets them before a task is trained.
+        adds: whether keys are sums, to which :meth:`refine` adds more samples of known classes.
     """
 
     learned: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -43,6 +46,10 @@ class TaskKeys(nn.Module):
 
     def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:
         """Set the newest task's keys from q(x), (n, D), and labels (n,) of all its samples."""
+
+    def refine(self, query: Tensor, labels: Tensor) -> None:  # noqa: ARG002 - of sums alone
+        """Add q(x), (n, D), and labels (n,) of more samples of known classes, if keys are sums."""
+        raise InputError(f"method.keys={type(self).__name__} are no sums, to which samples can be added.")
 
     def pull(self, x: Tensor, query: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:  # noqa: ARG002 - of learned ones
         """Loss terms that pull the newest key towards the frozen features of its samples.
@@ -126,6 +133,8 @@ class ClassKeys(TaskKeys):
 class GaussianKeys(TaskKeys):
     """A Gaussian of normalised features per class with a shared covariance; a task scores as its likeliest class."""
 
+    adds = True
+
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
         self.discriminant = LinearDiscriminant(dim)
@@ -134,6 +143,10 @@ class GaussianKeys(TaskKeys):
     def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:
         """Append the classes to the discriminant."""
         self.discriminant.add(F.normalize(query.double(), dim=-1), labels, len(classes))
+
+    def refine(self, query: Tensor, labels: Tensor) -> None:
+        """Add more samples of known classes."""
+        self.discriminant.add(F.normalize(query.double(), dim=-1), labels, 0)
 
     def match(self, query: Tensor, sizes: Sequence[int]) -> Tensor:
         """Log-likelihood in the likeliest class of every task."""

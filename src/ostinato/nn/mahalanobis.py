@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans, joined_scatter
+from ostinato.nn.statistics import ClassMeans, apart_when_joined, between, sums_of
 
 ROUNDING = 1e-9
 """On the diagonal of correlation matrices, so that one without variance in some direction is still factored."""
@@ -45,20 +45,35 @@ class ClassMahalanobis(Growing):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
-        """Append the next ``n_classes`` classes.
+        """Add samples, and the next ``n_classes`` classes.
 
         Args:
-            features: (n, D) of their samples.
-            labels: (n,) among all classes; the first new one is ``len(self)``. Each has a sample.
+            features: (n, D) of the samples.
+            labels: (n,) among all classes, known and new; the first new one is ``len(self)``.
             n_classes: how many classes are added.
         """
-        first = len(self)
+        total = len(self) + n_classes
+        added = sums_of(features, labels, total)
+        means = added.sums / added.counts.clamp(min=1)[:, None]
+        apart, weights = between(self.class_means, added, torch.arange(total, device=labels.device))
         self.class_means.grow(n_classes)
         self.class_means.update(features, labels)
-        means = self.class_means.sums / self.class_means.counts[:, None]
-        new = [features[labels == c].double() - means[c] for c in range(first, first + n_classes)]
-        self.scatter = torch.cat([self.scatter, torch.stack([rows.T @ rows for rows in new])])
+        self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(n_classes, *self.scatter.shape[1:])])
+        for c in labels.unique().tolist():
+            rows = features[labels == c].double() - means[c]
+            self.scatter[c] += rows.T @ rows + weights[c] * torch.outer(apart[c], apart[c])
         self._whitening = None
+
+    @torch.no_grad()
+    def relabel(self, labels: Tensor) -> None:
+        """Give every class a new number, (C,) in [0, C) or -1; classes of one number are joined, -1 drops a class."""
+        apart = apart_when_joined(self.class_means, labels)
+        scatter = self.scatter.new_zeros(int(labels.max()) + 1, *self.scatter.shape[1:])
+        for c, label in enumerate(labels.tolist()):
+            if label >= 0:
+                scatter[label] += self.scatter[c] + self.class_means.counts[c] * torch.outer(apart[c], apart[c])
+        self.class_means.relabel(labels)
+        self.scatter, self._whitening = scatter, None
 
     @torch.no_grad()
     def merge(self, other: ClassMahalanobis, labels: Tensor) -> None:
@@ -68,11 +83,12 @@ class ClassMahalanobis(Growing):
             other: of the same width.
             labels: (classes of the other,) their numbers here; numbers beyond ``len(self)`` are new classes.
         """
-        between = joined_scatter(self.class_means, other.class_means, labels)
+        apart, weights = between(self.class_means, other.class_means, labels)
+        joined = weights[:, None, None] * apart[:, :, None] * apart[:, None, :]
         self.class_means.merge(other.class_means, labels)
         added = self.scatter.new_zeros(len(self.class_means.counts), *self.scatter.shape[1:])
         added[: len(self)] = self.scatter
-        self.scatter = added.index_add(0, labels, other.scatter + between)
+        self.scatter = added.index_add(0, labels, other.scatter + joined)
         self._whitening = None
 
     def correlations(self) -> Tensor:

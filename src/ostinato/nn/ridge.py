@@ -58,6 +58,7 @@ class RandomRidge(Growing):
         chosen: penalty of the weights; 0 before any.
     """
 
+    shared = "Gram matrix"
     projection: Tensor
     gram: Tensor
     weight: Tensor
@@ -83,11 +84,11 @@ class RandomRidge(Growing):
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
-        """Append the next ``n_classes`` classes.
+        """Add samples, and the next ``n_classes`` classes.
 
         Args:
-            features: (n, D) of their samples.
-            labels: (n,) among all classes; the first new one is ``len(self)``.
+            features: (n, D) of the samples.
+            labels: (n,) among all classes, known and new; the first new one is ``len(self)``.
             n_classes: how many classes are added.
         """
         self.classes.grow(n_classes)
@@ -116,6 +117,27 @@ class RandomRidge(Growing):
             )
         self.classes.merge(other.classes, labels)
         self.gram = self.gram + other.gram
+        self.fit()
+
+    @torch.no_grad()
+    def forget(self, features: Tensor, label: int) -> None:
+        """Subtract a class from the Gram matrix, given the features (n, D) of all its samples.
+
+        Raises:
+            InputError: if they are not those learned.
+        """
+        h = self.hidden(features.double())
+        self.classes.check_all(label, h)
+        self.gram = self.gram - h.T @ h
+
+    @torch.no_grad()
+    def relabel(self, labels: Tensor) -> None:
+        """Give every class a new number, (C,) in [0, C) or -1; classes of one number are joined, -1 drops a class.
+
+        The samples of a dropped class stay in the Gram matrix with the target 0, unless :meth:`forget` took them away.
+        Cross-validation does not count them.
+        """
+        self.classes.relabel(labels)
         self.fit()
 
     def fit(self) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ostinato.errors import InputError
 from ostinato.nn.growing import Growing
+
+ROUNDING = 1e-5
+"""Largest difference of two sums of the same fp32 features, relative to the sum of their lengths."""
 
 
 class ClassMeans(Growing):
@@ -48,29 +52,77 @@ class ClassMeans(Growing):
         self.sums = self.sums.index_add(0, labels, other.sums)
         self.counts = self.counts.index_add(0, labels, other.counts)
 
+    @torch.no_grad()
+    def relabel(self, labels: Tensor) -> None:
+        """Give every class a new number, (C,) in [0, C) or -1; classes of one number are joined, -1 drops a class."""
+        kept, n = labels >= 0, int(labels.max()) + 1
+        self.sums = self.sums.new_zeros(n, self.sums.shape[1]).index_add(0, labels[kept], self.sums[kept])
+        self.counts = self.counts.new_zeros(n).index_add(0, labels[kept], self.counts[kept])
+
+    def check_all(self, label: int, features: Tensor) -> None:
+        """Make sure that features (n, D) are of all samples of a class.
+
+        Raises:
+            InputError: if their number or their sum differs.
+        """
+        n, known = len(features), int(self.counts[label])
+        if n != known:
+            raise InputError(f"The samples to forget must be all {known} that were learned of the class, got {n}.")
+        apart = float((features.double().sum(0) - self.sums[label]).norm())
+        if apart > ROUNDING * float(features.double().norm(dim=1).sum()):
+            raise InputError(f"The {n} samples to forget must be those that were learned; their mean is another one.")
+
     def means(self) -> Tensor:
         """Class means (C, D) in fp32; zero for a class without samples."""
         return (self.sums / self.counts.clamp(min=1)[:, None]).float()
 
 
-def joined_scatter(one: ClassMeans, other: ClassMeans, labels: Tensor) -> Tensor:
-    """The scatter that classes of two statistics have about their joined means beyond the scatters about their own.
+def sums_of(features: Tensor, labels: Tensor, n_classes: int) -> ClassMeans:
+    """Sums of features (n, D) with labels (n,) in [0, n_classes)."""
+    found = ClassMeans(features.shape[1]).to(features.device)
+    found.grow(n_classes)
+    found.update(features, labels)
+    return found
 
-    ``n m / (n + m) (a - b) (a - b)^T`` for n and m samples with the means a and b: Chan, Golub, LeVeque: "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+
+def between(one: ClassMeans, other: ClassMeans, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences d and weights w of the means of the same classes in two statistics.
+
+    About its joined mean, a class scatters by ``w d d^T`` beyond its scatters about both means, with
+    ``w = n m / (n + m)`` for n and m samples: Chan, Golub, LeVeque: "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979.
 
     Args:
         one: statistics before the other are added.
         other: of the same width D.
-        labels: (classes of the other,) their numbers in ``one``; numbers beyond those known are new classes.
+        labels: (C,) numbers of the other's classes in ``one``; numbers beyond those known are new classes.
 
     Returns:
-        (classes of the other, D, D) in fp64; 0 for a class that only one of both has samples of.
+        d (C, D) and w (C,) in fp64; w is 0 for a class that only one of both has samples of.
     """
     n, m = one.counts.new_zeros(len(labels)), other.counts
     sums = torch.zeros_like(other.sums)
     known = labels < len(one.counts)
     n[known], sums[known] = one.counts[labels[known]], one.sums[labels[known]]
     apart = sums / n.clamp(min=1)[:, None] - other.sums / m.clamp(min=1)[:, None]
-    shares = n.double() * m / (n + m).clamp(min=1)
-    return shares[:, None, None] * apart[:, :, None] * apart[:, None, :]
+    return apart, n.double() * m / (n + m).clamp(min=1)
+
+
+def apart_when_joined(means: ClassMeans, labels: Tensor) -> Tensor:
+    """Differences (C, D) of the class means to those of the classes that a relabelling joins them into.
+
+    A joined class scatters by ``sum n d d^T`` beyond the scatters of its parts, with n the samples of a part and d its
+    difference. It is 0 for a class that joins no other, and for one that is dropped.
+
+    Args:
+        means: before the relabelling.
+        labels: as in :meth:`ClassMeans.relabel`.
+    """
+    kept = labels >= 0
+    joined = means.sums.new_zeros(int(labels.max()) + 1, means.sums.shape[1]).index_add(
+        0, labels[kept], means.sums[kept]
+    )
+    counts = means.counts.new_zeros(len(joined)).index_add(0, labels[kept], means.counts[kept])
+    apart = torch.zeros_like(means.sums)
+    apart[kept] = means.sums[kept] / means.counts[kept, None] - (joined / counts[:, None])[labels[kept]]
+    return apart

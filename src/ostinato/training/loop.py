@@ -106,6 +106,30 @@ def learn_task(
     return time.perf_counter() - began
 
 
+def update(method: Method, by: Callable[[LearnTask], None], task: LearnTask, settings: Settings) -> float:
+    """Update a method between two tasks from samples of known classes.
+
+    Args:
+        method: on its device.
+        by: the method's ``refine`` or ``forget``.
+        task: the samples; its classes are empty.
+        settings: device, precision, seed.
+
+    Returns:
+        Seconds spent.
+
+    Raises:
+        InputError: if the method cannot, or the samples do not fit.
+    """
+    began = time.perf_counter()
+    method.eval()
+    seeds = seeded(settings.device, settings.seed, by.__name__, task.index)
+    with torch.no_grad(), compute(method, settings.device, settings.dtype), seeds:
+        by(task)
+    settings.processes.broadcast(list(method.learned_state().values()))
+    return time.perf_counter() - began
+
+
 def _run_stage(
     method: Method,
     task: LearnTask,

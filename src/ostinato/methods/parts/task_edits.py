@@ -127,6 +127,21 @@ class TaskEdits(TaskInferring):
         self.prompts.end_task(task)
         self.bank.end_task()
 
+    @property
+    def refines(self) -> str | None:
+        """The keys, if they are sums and infer the task."""
+        return (
+            "the Gaussians of its keys; edits and head stay as they are"
+            if self.keys.adds and self.task_id == "prompt_id"
+            else None
+        )
+
+    def refine(self, task: LearnTask) -> None:
+        """Add more samples of known classes to the keys."""
+        if self.refines is None:
+            super().refine(task)
+        self.keys.refine(*task.extract_features(self.query))
+
     # Scoring
 
     @property
