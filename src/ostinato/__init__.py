@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ostinato.nn import ClassGaussians, ClassMeans, PerTask, TaskHeads, cosine, entropy
     from ostinato.registry import register
     from ostinato.streams import LabeledDataset, Source, StreamOptions, Task, TaskStream, arrays, open_source
+    from ostinato.streams.known import Twins
 
     __version__: str
 
@@ -96,16 +97,19 @@ def stream(
     seed: int = 0,
     on_error: str = "raise",
     classes: int | None = None,
+    twins: Twins = "refuse",
     **options: Any,
 ) -> TaskStream:
     """Open data as a stream of tasks.
 
     Args:
         data: name, folder or table for :func:`open_source`, or a :class:`Source` from :func:`arrays`.
-        after: learner of other classes; the stream numbers its classes and tasks after them.
+        after: learner of earlier classes; the stream numbers its classes and tasks after them. Samples of classes that
+            it knows become part of the first task, without those that it has learned from.
         seed: seed of splits and of a seeded class order.
         on_error: "raise", or "skip" to leave out unreadable files.
         classes: number of glyph classes to render, for "glyphs".
+        twins: meaning of a name that is nearly a known one, see :class:`TaskStream`.
         options: fields of :class:`StreamOptions`, such as ``step=5``.
 
     Raises:
@@ -124,6 +128,8 @@ def stream(
         offset_classes=len(known),
         offset_tasks=after.method.n_tasks if after is not None else 0,
         known=known,
+        used=after.used if after is not None else None,
+        twins=twins,
     )
 
 

@@ -143,6 +143,8 @@ def read_about(folder: Path) -> ArtifactRecord:
     about = read_versioned(ArtifactRecord, path, ARTIFACT_FORMAT, _OLDER)
     if sum(about.task_sizes) != len(about.class_names) or not about.class_names:
         raise DataError(f"{path}: task_sizes must add up to the {len(about.class_names)} classes. Restore the file.")
+    if about.samples is not None and len(about.samples) != len(about.class_names):
+        raise DataError(f"{path}: samples must be {len(about.class_names)} numbers, one per class. Restore the file.")
     return about
 
 

@@ -52,7 +52,7 @@ class DataConfig(SplitSection):
     """``data.*``: training data.
 
     ``sets`` names data sets in the folder ``path``, one per task; ``alike`` counts classes of the same name in two sets
-    as one answer.
+    as one answer. For ``learn``, ``twins`` is the meaning of a name that is nearly a known one.
     """
 
     path: Annotated[str, MOVES] = "digits"
@@ -63,6 +63,7 @@ class DataConfig(SplitSection):
     text_column: Annotated[str | None, RELEARNS] = None
     label_column: Annotated[str | None, RELEARNS] = None
     classes: Annotated[int | None, RELEARNS] = None
+    twins: Annotated[Literal["refuse", "known", "new"], RELEARNS] = "refuse"
     augment: Annotated[Literal["auto", "photo", "glyph", "none"], RELEARNS] = "auto"
     crop: Annotated[float, RELEARNS] = Field(1.0, gt=0, le=1)
     workers: Annotated[int, MOVES] = Field(0, ge=0)

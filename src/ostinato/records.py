@@ -101,7 +101,10 @@ class BackboneRecord(Record):
 
 
 class ArtifactRecord(Record):
-    """``artifact.json``: description of a learned model, and its files."""
+    """``artifact.json``: description of a learned model, and its files.
+
+    ``samples`` counts the training samples of each class; it is missing in models of earlier versions.
+    """
 
     format: Literal[5]
     run_id: RunId | None
@@ -114,6 +117,7 @@ class ArtifactRecord(Record):
     label_groups: list[Count] | None
     class_names: list[Text]
     task_sizes: list[Annotated[int, Field(ge=1)]]
+    samples: list[Count] | None = None
     protocol: Text
     seed: Count
     crop: Annotated[float, Field(gt=0, le=1)]
@@ -134,6 +138,14 @@ class TaskRecord(Record):
     digests: dict[str, Sha256]
 
 
+class KnownRecord(Record):
+    """More samples of classes learned before: sample counts and digests by split."""
+
+    classes: list[Text]
+    counts: dict[str, Count]
+    digests: dict[str, Sha256]
+
+
 class StreamRecord(Record):
     """Data of a run."""
 
@@ -143,6 +155,7 @@ class StreamRecord(Record):
     tasks: list[TaskRecord]
     skipped: list[Text]
     notes: list[Text]
+    known: KnownRecord | None = None
 
 
 class OriginRecord(Record):
@@ -282,6 +295,8 @@ class SummaryRecord(BaseModel):
     old_accuracy_before: Fraction | None = None
     old_accuracy_after: Fraction | None = None
     new_accuracy: Fraction | None = None
+    known_accuracy_before: Fraction | None = None
+    known_accuracy_after: Fraction | None = None
     protocol: Text | None = None
     scored_on: Text | None = None
     data_seen: Text | None = None

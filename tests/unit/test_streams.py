@@ -182,9 +182,72 @@ def test_wrong_options_are_refused(options, message):
         TaskStream(toy([2] * 5), StreamOptions(**options))
 
 
-def test_known_classes_are_refused_all_at_once():
-    with pytest.raises(DataError, match=r"2 that are known already:\n  'class 0'\n  'class 2'"):
-        TaskStream(toy([2] * 3), StreamOptions(), offset_classes=4, known=["class 2", "x", "class 0", "y"])
+KNOWN = ["class 2", "x", "class 0", "y"]
+
+
+def after(source, known=KNOWN, **more):
+    options = {key: more.pop(key) for key in ("step", "tasks", "validation", "order") if key in more}
+    return TaskStream(source, StreamOptions(**options), offset_classes=len(known), offset_tasks=2, known=known, **more)
+
+
+def test_samples_of_known_classes_come_with_the_first_task_under_their_labels():
+    stream = after(toy([4, 5, 6, 7], test=2), step=1, validation=0.2)
+    assert stream.class_names == ["class 1", "class 3"]
+    assert stream.known_names == ["class 2", "class 0"], "in order of their labels"
+    first, second = stream
+    assert (first.classes, second.classes) == (range(4, 5), range(5, 6))
+    assert first.known.labels.tolist() == [0] * 5 + [2] * 3
+    assert [first.known.raw(i).getpixel((0, 0))[0] for i in range(8)] == [2] * 5 + [0] * 3
+    assert first.known_validation.labels.tolist() == [0, 2]
+    assert stream.known_test().labels.tolist() == [0, 0, 2, 2]
+    assert second.known is None
+    described = json.loads(json.dumps(stream.describe()))["known"]
+    assert described["classes"] == ["class 2", "class 0"]
+    assert described["counts"] == {"train": 8, "validation": 2, "test": 4}
+    assert set(described["digests"]) == {"train", "validation", "test"}
+
+
+def test_a_stream_of_known_classes_alone_has_a_task_without_classes():
+    (task,) = after(toy([3, 3], names=["x", "y"]), validation=0)
+    assert (task.classes, task.n_seen, task.index, len(task.train)) == (range(4, 4), 4, 2, 0)
+    assert task.known.labels.tolist() == [1] * 3 + [3] * 3
+
+
+def test_tasks_by_name_choose_the_known_classes_too():
+    stream = after(toy([3] * 4), tasks=[["class 2"], ["class 3"]], validation=0)
+    assert (stream.class_names, stream.known_names, len(stream)) == (["class 3"], ["class 2"], 1)
+
+
+def test_what_was_learned_before_is_left_out_of_known_classes():
+    images = np.arange(8 * 48, dtype=np.uint8).reshape(8, 4, 4, 3)
+    source = arrays(images, [0, 1] * 4, class_names=["x", "new"])
+    used = np.sort(LabeledDataset(source.train, np.array([0, 1, 4]), np.zeros(3), seed=0).fingerprints())
+    stream = after(source, used=used, validation=0)
+    assert stream.repeated == 2
+    assert stream.task(0).known.names() == ["train row 2", "train row 6"]
+    assert len(stream.task(0).train) == 4, "a new class may share samples with others"
+    everything = np.sort(LabeledDataset(source.train, np.arange(8), np.zeros(8), seed=0).fingerprints())
+    only = arrays(images[::2], [0] * 4, class_names=["x"])
+    with pytest.raises(DataError, match="all 4 of arrays are of known classes and were learned before"):
+        after(only, used=everything)
+
+
+@pytest.mark.parametrize("name", ["X", " x", "\uff58"])
+def test_a_near_twin_of_a_known_name_takes_a_choice(name):
+    source = toy([3, 3], names=[name, "new"])
+    with pytest.raises(DataError, match=rf"(?s){name!r} beside 'x'.*data\.twins=known.*data\.twins=new"):
+        after(source)
+    assert after(source, twins="new").class_names == [name, "new"]
+    stream = after(source, twins="known", validation=0)
+    assert (stream.class_names, stream.known_names) == (["new"], ["x"])
+    assert stream.task(0).known.labels.tolist() == [1] * 3
+
+
+def test_a_twin_stands_for_one_class():
+    with pytest.raises(DataError, match="'X' of toy must stand for one class, but 'x' is there, too"):
+        after(toy([3, 3], names=["X", "x"]), twins="known")
+    with pytest.raises(DataError, match="'DAISY' of toy must stand for one class, but 'Daisy' and 'daisy' are"):
+        after(toy([3], names=["DAISY"]), ["Daisy", "daisy"], twins="known")
 
 
 def test_one_class_is_too_few_unless_others_are_known():

@@ -73,9 +73,9 @@ def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None
 
 @app.command(cls=GoesOn)
 def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
-    """Teach a finished run new classes from a folder of their samples.
+    """Teach a finished run a folder of new classes, of more samples of known ones, or of both.
 
-    Example: ostinato learn runs/photos data=more_classes/ eval=old_test_photos/
+    Example: ostinato learn runs/photos data=more_photos/ eval=old_test_photos/
     """
     from ostinato.config import parse_overrides
 
@@ -135,6 +135,11 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
             console.print(
                 f"Earlier classes: {percent(result['old_accuracy_before'])} % before, "
                 f"{percent(result['old_accuracy_after'])} % after."
+            )
+        if result.get("known_accuracy_before") is not None:
+            console.print(
+                f"Known classes, on test samples of the new data: {percent(result['known_accuracy_before'])} % before, "
+                f"{percent(result['known_accuracy_after'])} % after."
             )
         if result["new_accuracy"] is not None:
             console.print(f"New classes: {percent(result['new_accuracy'])} %.")

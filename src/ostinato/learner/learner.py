@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,15 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ostinato import artifact, crash
+from ostinato import artifact
 from ostinato.backbones import TextBackbone, VisionBackbone
 from ostinato.backbones.cache import StateCache
 from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
-from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
-from ostinato.learner.predicting import Prediction, Predictor, batch_of
+from ostinato.evaluation.evaluator import (
+    BatchProtocol,
+    Evaluation,
+    check_scores,
+    check_shape,
+    evaluate,
+    not_finite,
+)
+from ostinato.learner.damage import explaining_damage
+from ostinato.learner.learning import check_refines, counted, parts_of, passes
+from ostinato.learner.predicting import Prediction, Predictor
 from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
 from ostinato.learner.spec import BackboneSpec
 from ostinato.lookup import file_of, get_method
@@ -31,8 +40,7 @@ from ostinato.registry import check_options
 from ostinato.streams import EvalTransform, LabeledDataset, Task, TaskStream, TextTransform, TrainTransform, Transform
 from ostinato.training.callbacks import Callback, Position
 from ostinato.training.compiling import compile_layers
-from ostinato.training.loader import fixed_batches
-from ostinato.training.loop import Settings, learn_task
+from ostinato.training.loop import Settings, learn_task, update
 from ostinato.training.precision import choose_precision, compute, prepare, resolve_device
 from ostinato.training.recipes import check_effect, check_recipe
 from ostinato.training.seeding import seeded
@@ -70,6 +78,7 @@ class Learner:
             :meth:`ostinato.streams.LabeledDataset.fingerprints`; other samples of their classes may be scored.
         label_groups: group number of each class, below the list's length; classes of one group are the same answer, and
             classes beyond the list differ from all. None if all classes differ.
+        samples: training samples of each class so far; None for a model of an earlier version, which did not count.
 
     Raises:
         InputError: for unknown names or options, with the closest known ones.
@@ -120,6 +129,7 @@ class Learner:
         self.class_names: list[str] = []
         self.used = np.empty(0, np.uint64)
         self.label_groups: list[int] | None = None
+        self.samples: list[int] | None = []
         self.precision, self.precision_reason = precision, chosen.reason
         self._history: list[LabeledDataset] = []
         self._loaded_from: Path | None = None
@@ -164,10 +174,10 @@ class Learner:
         callback: Callback | None = None,
         resume: tuple[Position, dict[str, Tensor]] | None = None,
     ) -> float:
-        """Learn the classes of a task.
+        """Learn the classes of a task, after more samples of known classes if the task has some.
 
         Args:
-            task: the next task of a stream.
+            task: the next task of a stream; one without classes brings samples of known classes alone.
             augment: "photo", "glyph" or "none"; None for the default of the task's source.
             callback: called after every training step, and every batch of a pass without training.
             resume: position and optimiser state of a checkpoint whose state the learner holds.
@@ -176,30 +186,42 @@ class Learner:
             Seconds spent.
 
         Raises:
-            InputError: if the task does not continue what was learned.
+            InputError: if the task does not continue what was learned, or no part of the method can learn more
+                samples of known classes.
         """
         callback = callback or Callback()
+        seconds = 0.0
         if resume is None:
             self._check_whole()
-        self._remember(task)
-        samples = LabeledDataset.concat(self._history) if self.method.data_seen == "all" else task.train
-        plain = samples.with_transform(self.eval_transform)
-
-        settings = self.settings
-
-        def batches(rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-            for x, y in fixed_batches(
-                plain, settings.eval_batch_size, device=settings.device, order=rows, workers=settings.workers
-            ):
-                yield x, y
-                callback.on_batch(len(y))
-
-        train = samples.with_transform(self.train_transform(augment or task.augment))
-        work = LearnTask(task.index, task.classes, train, batches, settings.processes, task.class_names)
-        seconds = learn_task(self.method, work, settings, callback, resume=resume)
+            if task.known is not None:
+                seconds = self._refine(task.known, callback)
+        if task.classes:
+            seconds += self._learn_classes(task, augment, callback, resume)
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
         self._note_used(task)
         return seconds
+
+    def _refine(self, known: LabeledDataset, callback: Callback) -> float:
+        """Learn more samples of known classes; return the seconds spent."""
+        check_refines(self.method, [self.class_names[label] for label in known.labels.unique().tolist()])
+        return self.update_from(known, self.method.refine, callback)
+
+    def update_from(self, known: LabeledDataset, by: Callable[[LearnTask], None], callback: Callback) -> float:
+        """Update the method by its ``refine`` or ``forget`` from samples of known classes; return the seconds spent."""
+        n, batches = self.method.n_seen, passes(known, self.eval_transform, self.settings, callback)
+        work = LearnTask(self.method.n_tasks, range(n, n), known, batches, self.settings.processes)
+        return update(self.method, by, work, self.settings)
+
+    def _learn_classes(
+        self, task: Task, augment: str | None, callback: Callback, resume: tuple[Position, dict[str, Tensor]] | None
+    ) -> float:
+        """Learn the new classes of a task; return the seconds spent."""
+        self._remember(task)
+        samples = LabeledDataset.concat(self._history) if self.method.data_seen == "all" else task.train
+        settings, batches = self.settings, passes(samples, self.eval_transform, self.settings, callback)
+        train = samples.with_transform(self.train_transform(augment or task.augment))
+        work = LearnTask(task.index, task.classes, train, batches, settings.processes, task.class_names)
+        return learn_task(self.method, work, settings, callback, resume=resume)
 
     def _check_whole(self) -> None:
         """Raise InputError if :meth:`learn` was interrupted inside a task."""
@@ -210,9 +232,12 @@ class Learner:
             )
 
     def _note_used(self, task: Task) -> None:
+        """Count the training samples of each class, and keep the fingerprints of all samples."""
+        if self.samples is not None:
+            self.samples = counted(self.samples, task)
         if not self.settings.processes.is_main:  # fingerprints read every sample, and only the main process saves
             return
-        for part in (task.train, task.validation):
+        for part in chain(*parts_of(task)):
             self.used = np.union1d(self.used, part.fingerprints())
 
     def _remember(self, task: Task) -> None:
@@ -256,7 +281,9 @@ class Learner:
         self._check_whole()
         if isinstance(groups, TaskStream):
             learned = self.method.n_tasks - groups.offset_tasks
+            known = groups.known_test()
             groups = [groups.test(i) for i in range(min(len(groups), learned))]
+            groups = groups if known is None else [known, *groups]
         same = self.answers() if label_groups is None else label_groups
         seen = [group.with_transform(self.eval_transform) for group in groups]
         with self._explaining_damage():
@@ -291,31 +318,11 @@ class Learner:
         check_shape(scores, len(x), self.method)
         return scores
 
-    @contextmanager
-    def _explaining_damage(self) -> Iterator[None]:
-        """Raise DataError for a failure of loaded tensors, which then cannot score a blank input either."""
-        try:
-            yield
-        except OstinatoError:
-            raise
-        except Exception as error:  # of any kind: methods use tensors of wrong shapes anywhere
-            from_file = file_of(type(self.method)) is not None  # its author needs the original error
-            if from_file or self._loaded_from is None or self._scores_something():
-                raise
-            raise DataError(
-                f"{self._loaded_from}: the learned tensors do not fit {self.method.name}. Restore the artifact from a "
-                f"copy. If it is whole: {crash.report(error, sys.argv)}"
-            ) from error
-
-    def _scores_something(self) -> bool:
-        transform = self.eval_transform
-        sample: Any = "a" if transform.modality == "text" else Image.new("RGB", (8, 8))
-        try:
-            with torch.inference_mode():
-                self._scores(batch_of(transform, [transform(sample)]))
-        except Exception:  # of any kind, as above
-            return False
-        return True
+    def _explaining_damage(self) -> AbstractContextManager[None]:
+        """Raise DataError for a failure of loaded tensors."""
+        from_file = file_of(type(self.method)) is not None  # its author needs the original error
+        loaded_from = None if from_file else self._loaded_from
+        return explaining_damage(self.method.name, loaded_from, self.eval_transform, self._scores)
 
     def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
         """Predict the best classes of images or texts, each scored alone, in order.
@@ -415,6 +422,7 @@ class Learner:
                 f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact."
             )
         learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
+        learner.samples = saved.about.samples
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:

@@ -103,5 +103,11 @@ def _join(first: Learner, other: Learner) -> None:
     method = first.method
     cast(Additive, method).merge(other.method, torch.tensor(labels, device=method.device))
     method.task_sizes = torch.cat([method.task_sizes, sizes[sizes > 0].to(method.device)])
+    if first.samples is not None and other.samples is not None:
+        first.samples += [0] * (len(numbers) - len(first.samples))
+        for label, n in zip(labels, other.samples, strict=True):
+            first.samples[label] += n
+    else:
+        first.samples = None
     first.class_names = list(numbers)
     first.used = np.union1d(first.used, other.used)

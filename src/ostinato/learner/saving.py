@@ -106,6 +106,7 @@ def save(learner: Learner, path: Path, run_id: str | None) -> None:
         "label_groups": learner.label_groups,
         "class_names": learner.class_names,
         "task_sizes": learner.method.task_sizes.tolist(),
+        "samples": learner.samples,
         "protocol": learner.method.protocol,
         "seed": learner.settings.seed,
         "crop": learner.crop,

@@ -12,7 +12,7 @@ import numpy as np
 from ostinato.config import DataConfig, RunConfig, data_config
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
-from ostinato.learner import BackboneSpec, Learner
+from ostinato.learner import BackboneSpec, Learner, check_refines
 from ostinato.lookup import get_method
 from ostinato.paths import user_path
 from ostinato.registry import check_options
@@ -75,10 +75,15 @@ def options_for(path: str, known: DataConfig) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
+def make_stream(config: RunConfig, before: Before | None, used: np.ndarray | None = None) -> TaskStream:
     """Make the stream of a configuration; that of a continuation numbers its classes and tasks after the run's.
 
-    A continuation learns all its classes as one task unless ``stream`` says otherwise.
+    A continuation learns all its new classes as one task unless ``stream`` says otherwise.
+
+    Args:
+        config: configuration of the run.
+        before: state before a continuation; None for other runs.
+        used: fingerprints of the samples learned before; those of known classes are left out.
     """
     data, stream = config.data, config.stream.model_dump()
     source = open_data(data, seed=config.seed, task_folders=True if stream["tasks"] == "folders" else None)
@@ -92,7 +97,9 @@ def make_stream(config: RunConfig, before: Before | None) -> TaskStream:
     if before is None:
         return TaskStream(source, options)
     known = before.class_names
-    return TaskStream(source, options, offset_classes=len(known), offset_tasks=before.tasks, known=known)
+    return TaskStream(
+        source, options, offset_classes=len(known), offset_tasks=before.tasks, known=known, used=used, twins=data.twins
+    )
 
 
 def samples_to_score(
@@ -185,6 +192,8 @@ class Work:
         augment: augmentation of training images.
         tests: test samples per task; empty if a continuation has too few samples to hold any out.
         old: samples of earlier classes, the first group of every evaluation; may be empty.
+        known: test samples of the known classes that a continuation brings more samples of, the next group; may be
+            empty.
         before: state before a continuation; None for other runs.
         split: split of ``tests``, "test" or "validation".
         checkpoint_every: steps between checkpoints within a task; 0 for none.
@@ -195,6 +204,7 @@ class Work:
     augment: str
     tests: list[LabeledDataset]
     old: list[LabeledDataset]
+    known: list[LabeledDataset]
     before: Before | None
     split: str
     checkpoint_every: int
@@ -213,7 +223,9 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
         InputError: if there is nothing to score, or an option does not fit the data or the backbone.
         DataError: if the data cannot be used.
     """
-    stream = make_stream(config, before)
+    stream = make_stream(config, before, learner.used)
+    if stream.known_names:
+        check_refines(learner.method, stream.known_names)
     augment = stream.source.augment if config.data.augment == "auto" else config.data.augment
     if config.data.alike:
         if before is not None or stream.label_groups is None:
@@ -224,13 +236,14 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
         learner.label_groups = stream.label_groups.tolist()
     old = _old_samples(config, learner, before, tell)
     tests = [_held_out(config, stream, before, i).with_transform(learner.eval_transform) for i in range(len(stream))]
+    known = [group.with_transform(learner.eval_transform) for group in _known_held_out(config, stream)]
     learner.train_transform(augment)  # raise errors before anything is written
     if before is None and not len(tests[0]):
         raise InputError(
             f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
             f"samples, learn other classes first, or raise data.validation (now {config.data.validation})."
         )
-    return Work(learner, stream, augment, tests, old, before, config.eval.split, config.checkpoint.every)
+    return Work(learner, stream, augment, tests, old, known, before, config.eval.split, config.checkpoint.every)
 
 
 def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> LabeledDataset:
@@ -241,6 +254,12 @@ def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: i
     if before is not None and stream.source.test is None:
         return task.train.subset([])
     return stream.test(i)
+
+
+def _known_held_out(config: RunConfig, stream: TaskStream) -> list[LabeledDataset]:
+    """Held-out samples of known classes with more samples as one group; none without any."""
+    found = stream.task(0).known_validation if config.eval.split == "validation" else stream.known_test()
+    return [found] if found is not None and len(found) else []
 
 
 def _old_samples(

@@ -48,6 +48,8 @@ def start(
         raise InputError(
             "eval.data and eval.unknown need 'learn'; 'run' scores the test split of its data. Leave them out."
         )
+    if config.data.twins != "refuse":
+        raise InputError("data.twins needs 'learn', which compares names with known ones. Leave it out.")
     config = absolute(config)
     dirs = RunDir(processes.broadcast_object(str(out)), writes=processes.is_main)
     dirs.check_free()
@@ -89,13 +91,13 @@ def resume(
 
 def _unfinished(root: RunDir) -> list[RunDir]:
     """List the run and its continuations that are unfinished."""
-    return [dirs for dirs in (root, *_continuations(root)) if not dirs.summary.exists()]
+    return [dirs for dirs in (root, *continuations(root)) if not dirs.summary.exists()]
 
 
 def _already_done(root: RunDir, reporter: Reporter) -> dict[str, Any]:
     """Read the results of a finished run, and remove checkpoints that a kill left behind."""
     reporter.message(f"{root.root} is finished; there is nothing to resume.")
-    for dirs in (root, *_continuations(root)):
+    for dirs in (root, *continuations(root)):
         if dirs.writes:
             shutil.rmtree(dirs.checkpoints, ignore_errors=True)
     return root.read_summary() | {"run": str(root.root)}
@@ -132,6 +134,7 @@ def _finish(
     if before is not None and not fresh:
         earlier = artifact.read(_base_artifact(dirs))
         learner.used, learner.label_groups = earlier.used, earlier.about.label_groups
+        learner.samples = earlier.about.samples
     session = Session(dirs, resolve(config, learner, before, reporter.message), reporter, run_id=record.run_id)
     if not processes.broadcast_object(processes.is_main and _same_data(record.stream, session.stream.describe())):
         raise InputError(
@@ -151,14 +154,14 @@ def _finish(
 def learn_more(
     path: str | Path, overrides: dict[str, Any], reporter: Reporter, processes: ProcessGroup = SINGLE_PROCESS
 ) -> dict[str, Any]:
-    """Teach a finished run new classes from their data alone.
+    """Teach a finished run new classes, and more samples of known ones, from their data alone.
 
     The continuation is a run directory ``learn-NNN`` inside the run, and can be resumed. Its artifact replaces that of
     the run, which is kept in the continuation as ``artifact_before``.
 
     Args:
         path: directory of a finished run.
-        overrides: options that :func:`ostinato.config.changeable` lists: ``data.path`` with the new classes is
+        overrides: options that :func:`ostinato.config.changeable` lists: ``data.path`` with the samples is
             required; ``eval.data`` is a labelled folder of classes learned earlier.
         reporter: shows progress.
         processes: processes that share the run.
@@ -169,14 +172,10 @@ def learn_more(
     dirs = RunDir(path, writes=processes.is_main)
     parent = dirs.read_config()
     with dirs.held():
-        if unfinished := _unfinished(dirs):
-            # A continuation that keeps the old artifact may hold the only copy.
-            kept = unfinished[0] is dirs or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
-            drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
-            raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {dirs.root}'{drop}.")
+        check_finished(dirs)
         check_changes("learn", overrides)
         if "path" not in overrides.get("data", {}):
-            raise InputError("learn needs the new classes, for example data=more_classes/.")
+            raise InputError("learn needs samples to learn, for example data=more_photos/.")
         base = parent.to_dict()
         carried = (*SplitSection.model_fields, "crop", "augment")
         keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
@@ -185,7 +184,7 @@ def learn_more(
         weights = artifact.read_about(dirs.artifact).backbone.weights
         moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
         config = absolute(build_config(base | {"data": keep, "stream": {}}, moved, overrides))
-        number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in _continuations(dirs)), default=0) + 1
+        number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in continuations(dirs)), default=0) + 1
         sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
         before = _before(sub)
         learner = taught_learner(_base_artifact(sub), config, processes, overrides.get("method", {}).get("name"))
@@ -198,10 +197,21 @@ def learn_more(
         return session.execute()
 
 
+def check_finished(root: RunDir) -> None:
+    """Raise InputError unless a run and its continuations are finished."""
+    if unfinished := _unfinished(root):
+        # A continuation that keeps the old artifact may hold the only copy.
+        kept = unfinished[0] is root or artifact.exists(unfinished[0].root / ARTIFACT_BEFORE)
+        drop = "" if kept else f", or delete {unfinished[0].root} to drop it"
+        raise InputError(f"{unfinished[0].root} is not finished; first run 'ostinato resume {root.root}'{drop}.")
+
+
 def _same_data(recorded: StreamRecord, found: dict[str, Any]) -> bool:
     """Compare two descriptions of a stream by samples and tasks, not by paths."""
     known = recorded.model_dump()
-    return all(known[key] == found[key] for key in ("tasks", "class_order", "options"))
+    return all(known[key] == found[key] for key in ("tasks", "class_order", "options")) and (
+        known["known"] == found.get("known")
+    )
 
 
 def _base_artifact(continuation: RunDir) -> Path:
@@ -217,14 +227,14 @@ def _before(continuation: RunDir) -> Before:
 
 def taught_since(run: Path) -> str | None:
     """Describe the finished continuations of a run in a sentence; None if there are none."""
-    done = [sub.root.name for sub in _continuations(RunDir(run)) if sub.summary.exists()]
+    done = [sub.root.name for sub in continuations(RunDir(run)) if sub.summary.exists()]
     if not done:
         return None
     n = len(artifact.read_about(run / "artifact").class_names)
     return f"{run} was continued by {', '.join(done)}; its model now has {n} classes."
 
 
-def _continuations(dirs: RunDir) -> list[RunDir]:
+def continuations(dirs: RunDir) -> list[RunDir]:
     """List continuations by number, without those that were killed before their configuration was written."""
     found = [p for p in dirs.root.glob(f"{CONTINUATION}*") if re.fullmatch(r"[0-9]{3,9}", p.name[len(CONTINUATION) :])]
     subs = [RunDir(p, writes=dirs.writes) for p in sorted(found, key=lambda p: int(p.name[len(CONTINUATION) :]))]

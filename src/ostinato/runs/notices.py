@@ -8,6 +8,8 @@ import numpy as np
 
 from ostinato.backbones import TextBackbone
 from ostinato.defaults import DEFAULT_BACKBONE
+from ostinato.evaluation.evaluator import SHOWN
+from ostinato.learner import check_refines
 from ostinato.runs.build import Work
 from ostinato.streams import LabeledDataset
 from ostinato.streams.source import plain_name
@@ -25,6 +27,7 @@ def notices(work: Work) -> Iterator[str]:
         )
     yield from _cut_texts(work)
     yield from _similar_names(work)
+    yield from _known_classes(work)
     if work.learner.settings.processes.is_main:  # it reads all data
         yield from _repeated_samples(work)
 
@@ -52,10 +55,22 @@ def _similar_names(work: Work) -> Iterator[str]:
             yield f"class {name!r} is learned as another class than {similar!r}"
 
 
+def _known_classes(work: Work) -> Iterator[str]:
+    """Tell which part of the method more samples of known classes refine, and how many samples are none."""
+    stream, names = work.stream, work.stream.known_names
+    if stream.repeated:
+        yield f"{stream.repeated} training samples of known classes were learned before and are left out"
+    if names:
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        yield f"more samples of {shown} refine {check_refines(work.learner.method, names)}"
+
+
 def _repeated_samples(work: Work) -> Iterator[str]:
     """Warn about test samples among the training samples, and training samples that were learned before."""
-    train = LabeledDataset.concat([work.stream.task(i).train for i in range(len(work.stream))]).fingerprints()
-    tests = np.concatenate([test.fingerprints() for test in work.tests])
+    tasks = [work.stream.task(i) for i in range(len(work.stream))]
+    known = [tasks[0].known] if tasks[0].known is not None else []
+    train = LabeledDataset.concat([*known, *(task.train for task in tasks)]).fingerprints()
+    tests = np.concatenate([test.fingerprints() for test in (*work.known, *work.tests)])
     if n := int(np.isin(tests, train).sum()):
         yield (
             f"{n} of the {len(tests)} test samples have the same content as a training sample: the data have duplicates"

@@ -122,7 +122,7 @@ class Session:
         self._report_start(resumed is not None)
         with stop_on_signal() as stop:
             if self.before is not None and self.progress.task == 0 and self.progress.phase == "begin" and not resumed:
-                if self.work.old:
+                if self.work.old or self.work.known:
                     self._evaluate(-1, stop)
                 self._checkpoint()
             while self.progress.task < len(self.stream):
@@ -140,9 +140,11 @@ class Session:
 
     def _report_start(self, resumed: bool) -> None:
         stream, learner = self.stream, self.learner
+        known = f"more samples of {len(stream.known_names)} known classes, " if stream.known_names else ""
+        new = f"{len(stream.class_names)} classes in {len(stream)} tasks, " if stream.class_names else ""
         self.reporter.message(
             f"{'resuming ' if resumed else ''}{learner.method.name} on {stream.source.name}: "
-            f"{len(stream.class_names)} classes in {len(stream)} tasks, {learner.spec.name}, "
+            f"{known}{new}{learner.spec.name}, "
             f"{learner.settings.device}, {precision_name(learner.settings.dtype)}"
         )
         if (own := file_of(type(learner.method))) is not None and not resumed:
@@ -177,14 +179,17 @@ class Session:
             seen = Seen(**self.progress.seen) if self.progress.seen else Seen()
             at = (Position(self.progress.stage, self.progress.step, seen), resumed.optimizer)
         callback = _RunCallback(self, stop, f"task {index + 1}/{len(self.stream)}")
-        self.reporter.begin(f"task {index + 1}/{len(self.stream)}: features", len(task.train))
+        self.reporter.begin(
+            f"task {index + 1}/{len(self.stream)}: features",
+            len(task.train) + (len(task.known) if task.known is not None else 0),
+        )
         seconds = self.learner.learn(task, augment=self.work.augment, callback=callback, resume=at)
         # The checkpoint already counts time and images before a restart.
         self.progress.train_seconds += seconds
         self.progress.train_images += callback.images
 
     def _evaluate(self, index: int, stop: StopRequest) -> None:
-        groups = [*self.work.old, *self.work.tests[: index + 1]]
+        groups = [*self.work.old, *self.work.known, *self.work.tests[: index + 1]]
         if not sum(len(group) for group in groups):
             self.reporter.message("There are no samples to score; the classes are learned without.")
             return
@@ -263,7 +268,11 @@ class Session:
         if not self.processes.is_main:
             return result | {"run": str(self.dirs.root)}
         title = f"{result['method']} on {result['stream']}"
-        labels = [*(["earlier classes"] if self.work.old else []), *(str(i) for i in range(len(self.stream)))]
+        labels = [
+            *(["earlier classes"] if self.work.old else []),
+            *(["known classes"] if self.work.known else []),
+            *(str(i) for i in range(len(self.stream))),
+        ]
         incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
         if self.matrix.n_rows:
             accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
@@ -311,7 +320,11 @@ class Session:
             values = self.matrix.values() if self.matrix.n_rows else None
             result["old_accuracy_before"] = float(values[0, 0]) if self.work.old and values is not None else None
             result["old_accuracy_after"] = float(values[-1, 0]) if self.work.old and values is not None else None
-            result["new_accuracy"] = _mean_over_new(self.matrix, skip=len(self.work.old))
+            skip = len(self.work.old)
+            if self.work.known and values is not None:
+                result["known_accuracy_before"] = float(values[0, skip])
+                result["known_accuracy_after"] = float(values[-1, skip])
+            result["new_accuracy"] = _mean_over_new(self.matrix, skip=skip + len(self.work.known))
         return result
 
 

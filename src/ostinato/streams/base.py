@@ -8,7 +8,7 @@ train and validate on the same samples.
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from ostinato.errors import DataError, InputError, did_you_mean
 from ostinato.sections import SplitSection, StreamSection
 from ostinato.streams.dataset import LabeledDataset, Samples, Transform
+from ostinato.streams.known import KnownSamples, Twins, known_labels
 from ostinato.streams.source import Source, Split, allotted, held_out_count, listed, shuffled
 from ostinato.validation import describe_validation
 
@@ -68,6 +69,8 @@ class Task:
         train: training samples.
         validation: samples for model selection; may be empty.
         augment: training augmentation that suits the source: "photo", "glyph" or "none".
+        known: more training samples of classes of earlier tasks, learned before the classes of the task; None without.
+        known_validation: more samples of these for model selection.
     """
 
     index: int
@@ -77,21 +80,34 @@ class Task:
     train: LabeledDataset
     validation: LabeledDataset
     augment: str = "photo"
+    known: LabeledDataset | None = None
+    known_validation: LabeledDataset | None = None
 
 
 class TaskStream:
     """A source cut into tasks, with the class order, the labels and, for the evaluator, the test data.
+
+    A stream that continues another may bring more samples of the classes learned before. They belong to its first task
+    as :attr:`Task.known`, which has no classes of its own where all are known.
 
     Args:
         source: the samples.
         options: how to cut them.
         offset_classes: classes learned before, where this stream continues another: labels start here.
         offset_tasks: tasks learned before.
-        known: names of the classes learned before.
+        known: names of the classes learned before, by label.
+        used: sorted fingerprints of samples learned before; those of known classes are left out.
+        twins: meaning of a name that differs from a known one in case, spaces or forms of characters alone: "refuse"
+            it, or take it as the "known" class or a "new" one.
+
+    Attributes:
+        class_names: names of the new classes, in order.
+        known_names: names of the known classes with more samples, in order of their labels.
+        repeated: number of samples of known classes that were left out.
 
     Raises:
         InputError: if the options do not fit the source.
-        DataError: if a class is known already, has no training image, or is the only one.
+        DataError: if a class has no training image or is the only one, a name is nearly a known one, or nothing is new.
     """
 
     def __init__(
@@ -102,25 +118,39 @@ class TaskStream:
         offset_classes: int = 0,
         offset_tasks: int = 0,
         known: Sequence[str] = (),
+        used: np.ndarray | None = None,
+        twins: Twins = "refuse",
     ):
         self.source = source
         self.options = options
-        self.offset_classes = offset_classes
-        self.offset_tasks = offset_tasks
-        groups = _groups(source, options)
+        self.offset_classes, self.offset_tasks = offset_classes, offset_tasks
+        label_of = known_labels(source.class_names, known, twins, source.name)
+        groups, again = _groups(source, options, label_of)
         self.class_names = [source.class_names[label] for group in groups for label in group]
-        _check_classes(source, self.class_names, offset_classes, known)
+        more = KnownSamples(source, sorted((label_of[source.class_names[i]], i) for i in again), used)
+        self.known_names, self.repeated = [known[label] for label in more.labels], more.repeated
+        _check_classes(source, self.class_names, offset_classes, more)
+        groups = groups or [[]]  # a task for the samples of known classes
         ends = np.cumsum([len(group) for group in groups]).tolist()
         self._ranges = [range(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
         self._order = [label for group in groups for label in group]
-        train: list[np.ndarray] = []
-        self._validation: list[np.ndarray] = []
-        for label, name in zip(self._order, self.class_names, strict=True):
-            rows = shuffled(np.flatnonzero(source.train.labels == label), name, options.seed)
-            n_validation = held_out_count(len(rows), options.validation)
-            self._validation.append(np.sort(rows[:n_validation]))
-            train.append(rows[n_validation:])
+        rows = [np.flatnonzero(source.train.labels == label) for label in self._order]
+        train, self._validation = self._split(rows, self.class_names)
         self._train = [rows for places in self._ranges for rows in self._limited([train[p] for p in places])]
+        self._known = more
+        train, self._known_validation = self._split(more.train, [source.class_names[i] for i in more.places])
+        self._known_train = self._limited(train)
+
+    def _split(self, rows: list[np.ndarray], names: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Shuffled training rows and sorted validation rows of classes."""
+        train: list[np.ndarray] = []
+        validation: list[np.ndarray] = []
+        for of_class, name in zip(rows, names, strict=True):
+            mixed = shuffled(of_class, name, self.options.seed)
+            n = held_out_count(len(mixed), self.options.validation)
+            validation.append(np.sort(mixed[:n]))
+            train.append(mixed[n:])
+        return train, validation
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -132,6 +162,7 @@ class TaskStream:
         """Task ``i`` of this stream, with the index and labels of the whole sequence."""
         places = self._places(i)
         start = self.offset_classes
+        first = i == 0 and bool(self.known_names)
         return Task(
             index=self.offset_tasks + i,
             classes=range(start + places.start, start + places.stop),
@@ -140,7 +171,17 @@ class TaskStream:
             train=self._dataset(self.source.train, places, [self._train[p] for p in places]),
             validation=self._dataset(self.source.train, places, [self._validation[p] for p in places]),
             augment=self.source.augment,
+            known=self._known_dataset(self.source.train, self._known_train) if first else None,
+            known_validation=self._known_dataset(self.source.train, self._known_validation) if first else None,
         )
+
+    def known_test(self) -> LabeledDataset | None:
+        """Test samples of the known classes with more samples; None without any, or without a test split."""
+        if not self.known_names or self.source.test is None:
+            return None
+        names = [self.source.class_names[i] for i in self._known.places]
+        rows = [shuffled(rows, name, seed=0, salt=_TEST) for rows, name in zip(self._known.test, names, strict=True)]
+        return self._known_dataset(self.source.test, self._limited(rows, "test_"))
 
     def test(self, i: int) -> LabeledDataset:
         """All test samples of the classes of task ``i``; for the evaluator alone.
@@ -173,7 +214,19 @@ class TaskStream:
                     "digests": {key: part.digest() for key, part in parts.items()},
                 }
             )
-        return {
+        known = {}
+        if self.known_names:
+            first = self.task(0)
+            found = {"train": first.known, "validation": first.known_validation, "test": self.known_test()}
+            parts = {key: part for key, part in found.items() if part is not None}
+            known = {
+                "known": {
+                    "classes": list(self.known_names),
+                    "counts": {key: len(part) for key, part in parts.items()},
+                    "digests": {key: part.digest() for key, part in parts.items()},
+                }
+            }
+        return known | {
             "source": self.source.name,
             "class_order": list(self.class_names),
             "options": self.options.model_dump(),
@@ -209,19 +262,34 @@ class TaskStream:
         return self._ranges[i]
 
     def _dataset(self, split: Split, places: range, rows: list[np.ndarray]) -> LabeledDataset:
-        labels = np.repeat(self.offset_classes + np.asarray(places), [len(part) for part in rows])
-        return LabeledDataset(split, np.concatenate(rows), labels, seed=self.options.seed)
+        return self._labeled(split, self.offset_classes + np.asarray(places, np.int64), rows)
+
+    def _known_dataset(self, split: Split, rows: list[np.ndarray]) -> LabeledDataset:
+        return self._labeled(split, np.asarray(self._known.labels), rows)
+
+    def _labeled(self, split: Split, labels: np.ndarray, rows: list[np.ndarray]) -> LabeledDataset:
+        found = np.concatenate([np.empty(0, np.int64), *rows])
+        return LabeledDataset(split, found, np.repeat(labels, [len(part) for part in rows]), seed=self.options.seed)
 
 
-def _groups(source: Source, options: StreamOptions) -> list[list[int]]:
-    """The source's labels, task by task, in stream order."""
+def _groups(source: Source, options: StreamOptions, known: Mapping[str, int]) -> tuple[list[list[int]], list[int]]:
+    """The source's labels of new classes, task by task, in stream order, and those of known classes."""
     if options.tasks is not None:
-        return _named_groups(source, options)
-    n = len(source.class_names)
-    step = options.step or (10 if n >= 50 else math.ceil(n / 5))
+        named = _named_groups(source, options)
+        again = [label for group in named for label in group if source.class_names[label] in known]
+        fresh = [[label for label in group if source.class_names[label] not in known] for group in named]
+        return [group for group in fresh if group], again
+    again = [label for label, name in enumerate(source.class_names) if name in known]
+    new = [label for label, name in enumerate(source.class_names) if name not in known]
+    n = len(new)
+    step = options.step or (10 if n >= 50 else max(1, math.ceil(n / 5)))
     first = options.first or step
     if options.first is not None and options.first > n:
-        raise InputError(f"first must be at most the {n} classes of {source.name}, not {options.first}.")
+        raise InputError(
+            f"first must be at most the {n} {'new ' if known else ''}classes of {source.name}, not {options.first}."
+        )
+    if not n:
+        return [], again
     order = list(range(n))
     if options.order == "seeded":
         rng = np.random.default_rng([options.seed, zlib.crc32(b"class order")])
@@ -229,7 +297,7 @@ def _groups(source: Source, options: StreamOptions) -> list[list[int]]:
     elif options.order == "seed1993":
         order = np.random.RandomState(1993).permutation(n).tolist()
     starts = [0, *range(first, n, step)]
-    return [order[start:stop] for start, stop in zip(starts, [*starts[1:], n], strict=True)]
+    return [[new[i] for i in order[start:stop]] for start, stop in zip(starts, [*starts[1:], n], strict=True)], again
 
 
 def _named_groups(source: Source, options: StreamOptions) -> list[list[int]]:
@@ -253,12 +321,11 @@ def _named_groups(source: Source, options: StreamOptions) -> list[list[int]]:
     return [[label_of[name] for name in task] for task in tasks]
 
 
-def _check_classes(source: Source, names: list[str], offset: int, known: Sequence[str]) -> None:
-    again = [name for name in names if name in set(known)]
-    if again:
+def _check_classes(source: Source, names: list[str], offset: int, more: KnownSamples) -> None:
+    if not names and not more.labels:
         raise DataError(
-            f"A class can be learned once, but {source.name} brings {len(again)} that are known already:"
-            f"{listed(map(repr, again), limit=len(again))}\nRemove or rename them."
+            f"There must be a sample to learn, but all {more.repeated} of {source.name} are of known classes and were "
+            "learned before. Add new ones."
         )
     if offset + len(names) < 2:
         raise DataError(f"Telling classes apart takes at least two, but {source.name} holds only {names}.")
