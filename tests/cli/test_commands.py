@@ -26,6 +26,7 @@ from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_b
 
 from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
+from ostinato.runs.session import Session
 
 
 def test_help_names_every_command():
@@ -38,6 +39,9 @@ def test_help_names_every_command():
         "check",
         "learn",
         "merge",
+        "classes",
+        "history",
+        "rollback",
         "report",
         "list",
         "show",
@@ -218,8 +222,7 @@ def test_learn_more_classes_months_later(photo_run):
     kept = json.loads((photo_run / "runs/photos/learn-001/artifact_before/artifact.json").read_text())
     assert kept == before
     text = ostinato("learn", "runs/photos", "data=more", code=3, cwd=photo_run).stderr
-    assert "'cyan'" in text, "a class that is known already must be named"
-    assert "known already" in text
+    assert "are of known classes and were learned before" in text
 
 
 def test_merged_runs_predict_and_are_scored(tmp_path):
@@ -254,12 +257,125 @@ def test_learn_twice_from_elsewhere_with_one_image_a_class(photo_run, tmp_path):
     assert json.loads(ostinato("predict", run, file, "--json").stdout)[0]["classes"] == ["black"]
 
 
-def test_a_new_class_called_nearly_as_a_known_one_is_pointed_out(tmp_path):
-    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
-    photos(tmp_path / "more", {"Red ": WHITE, "green": GREEN}, n=4)
+def test_learn_more_photos_of_known_and_new_classes_and_change_them(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=5)
+    photos(tmp_path / "more", {"red": RED, "green": GREEN}, n=10, seed=1)
+    shutil.copy(tmp_path / "photos/red/0.jpg", tmp_path / "more/red/again.jpg")
+    ostinato("run", "slda", "data=photos", "data.validation=0", "out=r", cwd=tmp_path)
+    result = json.loads(ostinato("learn", "r", "data=more", "--json", cwd=tmp_path).stdout)
+    assert (result["classes"], result["tasks"]) == (3, 3)
+    assert (result["known_accuracy_before"], result["known_accuracy_after"], result["new_accuracy"]) == (1, 1, 1)
+    record = json.loads((tmp_path / "r/learn-001/record.json").read_text())["stream"]
+    assert (record["class_order"], record["known"]["classes"]) == (["green"], ["red"])
+    said = " ".join(ostinato("learn", "r", "data=more", code=3, cwd=tmp_path).stderr.split())
+    assert "are of known classes and were learned before. Add new ones." in said
+    photos(tmp_path / "last", {"blue": BLUE}, n=5, seed=2)
+    said = " ".join(ostinato("learn", "r", "data=last", cwd=tmp_path).stdout.split())
+    assert "more samples of blue refine its sums over samples" in said
+    assert "Known classes, on test samples of the new data: 100" in said
+    found = json.loads(ostinato("classes", "r", "--json", cwd=tmp_path).stdout)
+    assert [(one["name"], one["task"]) for one in found] == [("blue", 1), ("red", 2), ("green", 3)]
+    samples = {one["name"]: one["samples"] for one in found}
+    assert (samples["blue"], samples["green"]) == (8, 8), "of five, one is for testing"
+    assert "task 3       8 samples  green\n" in ostinato("classes", "r", cwd=tmp_path).stdout
+
+    assert "called 'lime' now" in ostinato("classes", "r", "rename", "green", "lime", cwd=tmp_path).stdout
+    said = ostinato("classes", "r", "remove", "lime", "data=photos", code=3, cwd=tmp_path).stderr
+    assert "has no class 'lime'" in said
+    (tmp_path / "more/green").rename(tmp_path / "more/lime")
+    said = ostinato("classes", "r", "remove", "lime", "data=more", cwd=tmp_path).stdout
+    assert said == "'lime' is removed, and nothing of its samples stays.\n"
+    answers = json.loads(ostinato("predict", "r", "more/lime", "--topk", "3", "--json", cwd=tmp_path).stdout)
+    assert all(sorted(one["classes"]) == ["blue", "red"] for one in answers)
+    again = json.loads(ostinato("learn", "r", "data=more", "--json", cwd=tmp_path).stdout)
+    assert (again["classes"], again["new_accuracy"]) == (3, 1)
+    assert "'lime' is 'blue' now" in ostinato("classes", "r", "merge", "blue", "lime", cwd=tmp_path).stdout
+    said = ostinato("classes", "r", "remove", "red", code=2, cwd=tmp_path).stderr
+    assert "at least 2 classes must stay" in said
+    said = ostinato("classes", "r", "rename", "red", code=2, cwd=tmp_path).stderr
+    assert "'rename OLD NEW'" in said
+
+
+def test_a_learn_is_listed_and_undone(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=5)
+    photos(tmp_path / "more", {"red": RED, "green": GREEN}, n=5, seed=1)
     ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path)
-    done = ostinato("learn", "r", "data=more", cwd=tmp_path)
-    assert "'Red ' is learned as another class than 'red'" in " ".join(done.stdout.split("\n"))
+    assert "nothing to undo" in ostinato("rollback", "r", code=2, cwd=tmp_path).stderr
+    before = (tmp_path / "r/artifact/artifact.json").read_bytes()
+    ostinato("learn", "r", "data=more", cwd=tmp_path)
+    steps = json.loads(ostinato("history", "r", "--json", cwd=tmp_path).stdout)
+    assert [(one["name"], one["new"], one["known"]) for one in steps] == [
+        ("r", ["blue", "red"], []), ("learn-001", ["green"], ["red"]),
+    ]  # fmt: skip
+    assert ostinato("history", "r", cwd=tmp_path).stdout.endswith("1 new: green; more of red\n")
+    said = ostinato("rollback", "r", cwd=tmp_path).stdout
+    assert said == "learn-001 is undone and kept as undone-001; the model has 2 classes.\n"
+    assert (tmp_path / "r/artifact/artifact.json").read_bytes() == before
+    result = json.loads(ostinato("learn", "r", "data=more", "--json", cwd=tmp_path).stdout)
+    assert (result["classes"], Path(result["run"]).name) == (3, "learn-001")
+    ostinato("classes", "r", "rename", "green", "lime", cwd=tmp_path)
+    said = ostinato("rollback", "r", cwd=tmp_path).stdout
+    assert "kept as undone-001-2" in said
+    assert "Changes of classes since then are undone, too." in said
+    assert len(json.loads(ostinato("history", "r", "--json", cwd=tmp_path).stdout)) == 1
+    assert json.loads(ostinato("classes", "r", "--json", cwd=tmp_path).stdout)[1]["samples"] == 3
+
+
+def test_known_classes_of_a_method_that_cannot_are_refused_before_anything_is_written(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
+    photos(tmp_path / "more", {"red": RED, "green": GREEN}, n=4, seed=1)
+    ostinato("run", "l2p", "data=photos", "train.epochs=1", "out=r", cwd=tmp_path)
+    said = ostinato("learn", "r", "data=more", code=2, cwd=tmp_path).stderr
+    assert "l2p knows 'red', and no part of this method learns more samples" in said
+    assert not (tmp_path / "r/learn-001").exists()
+
+
+def test_a_name_that_is_nearly_a_known_one_takes_a_choice(tmp_path):
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
+    photos(tmp_path / "more", {"Red ": RED, "green": GREEN}, n=4, seed=1)
+    ostinato("run", "simplecil", "data=photos", "out=r", cwd=tmp_path)
+    said = ostinato("learn", "r", "data=more", code=3, cwd=tmp_path).stderr
+    assert "'Red ' beside 'red'" in said
+    assert "data.twins=known" in said
+    assert not (tmp_path / "r/learn-001").exists()
+    assert (
+        json.loads(ostinato("learn", "r", "data=more", "data.twins=known", "--json", cwd=tmp_path).stdout)["classes"]
+        == 3
+    )
+    wrong = ostinato("run", "simplecil", "data=photos", "data.twins=new", "out=s", code=2, cwd=tmp_path).stderr
+    assert "data.twins needs 'learn'" in wrong
+
+
+def test_a_killed_learn_of_known_classes_is_resumed_to_the_same_model(tmp_path, monkeypatch):
+    """The kill comes after the known classes were learned, in the training of the new ones."""
+    photos(tmp_path / "photos", {"red": RED, "blue": BLUE}, n=4)
+    photos(tmp_path / "more", {"red": RED, "green": GREEN, "white": WHITE}, n=6, seed=1)
+    words = ("method.keys=gaussians", "train.epochs=2", "train.batch_size=4", "checkpoint.every=1")
+    ostinato("run", "dualprompt", "data=photos", *words, "out=a", cwd=tmp_path)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    ostinato("learn", "a", "data=more", cwd=tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    inside = Session.checkpoint_inside
+
+    def killed(self, position, *rest):
+        inside(self, position, *rest)
+        if position.step == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "checkpoint_inside", killed)
+        with pytest.raises(Killed):
+            ostinato("learn", "b", "data=more", cwd=tmp_path)
+    assert "not finished" in ostinato("classes", "b", "rename", "red", "rot", code=2, cwd=tmp_path).stderr
+    ostinato("resume", "b", cwd=tmp_path)
+    one, two = (json.loads((tmp_path / r / "artifact/artifact.json").read_text()) for r in "ab")
+    for key in ("class_names", "samples", "task_sizes"):
+        assert one[key] == two[key]
+    assert one["learned"]["sha256"] == two["learned"]["sha256"]
+    assert one["used"]["sha256"] == two["used"]["sha256"]
 
 
 def test_duplicates_and_what_was_learned_before_are_pointed_out(tmp_path):

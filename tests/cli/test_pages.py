@@ -49,6 +49,7 @@ def everything(tmp_path_factory) -> Path:
     photos(root / "photos_of_june", {"red": RED, "violet": (160, 30, 200)}, n=2, seed=4)
     photos(root / "old_test_photos", {"red": RED, "cyan": CYAN}, n=2, seed=2)
     photos(root / "more_classes", {"grey": (128, 128, 128), "black": (10, 10, 10)}, n=6, seed=3)
+    photos(root / "more_photos", {"red": RED, "grey": (128, 128, 128), "black": (10, 10, 10)}, n=6, seed=3)
     photos(root / "mine", {"red": RED, "green": GREEN}, n=6)
     photos(root / "theirs", {"green": GREEN, "blue": BLUE}, n=6, seed=5)
     photos(root / "test_photos", {"red": RED, "green": GREEN, "blue": BLUE}, n=2, seed=6)
