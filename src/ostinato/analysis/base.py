@@ -91,7 +91,8 @@ class Subject:
         if stream.class_names != known[: len(stream.class_names)]:
             raise InputError(
                 f"{self.run}: the classes of data={config.data.path} must be the ones that the run learned, in their "
-                "order. Give the path of its data as data=PATH; for a continuation, analyse the run that it continues."
+                "order, none renamed, removed or merged since. Give the path of its data as data=PATH; for a "
+                "continuation, analyse the run that it continues."
             )
         split = config.eval.split
         groups = [stream.task(i).validation if split == "validation" else stream.test(i) for i in range(len(stream))]
