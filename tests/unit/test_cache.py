@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
+from ostinato.backbones.cache import PLAIN, FeatureCache, FeatureFile, StateCache
 from ostinato.contract.tiny_models import random_backbone, random_clip_backbone
 from ostinato.errors import InputError
 
@@ -102,6 +102,29 @@ def test_passes_over_more_images_than_fit_still_find_some():
             cache.features(backbone, x[i : i + 4])
     assert len(cache) == 20
     assert backbone.images < 40 + 5 * 36
+
+
+def test_features_under_edits_are_kept_by_the_edits_and_on_disk_without_them(tmp_path):
+    backbone, x, cache = Counting(), images(4), FeatureCache()
+    cache.persist(tmp_path)
+    asked = []
+
+    def compute(new):
+        asked.append(len(new))
+        return [backbone(new), 2 * backbone(new)]
+
+    plain = Counting()(x)
+    backbone.state_dict, backbone.settings, backbone.dim = dict, tuple, 4
+    backbone.dtype, backbone.parameters = torch.float32, lambda: iter([x])
+    cache.features(backbone, x[:1])
+    for _ in range(2):
+        rows = cache.under(backbone, x, [PLAIN, b"a"], compute)
+        assert torch.equal(rows[0], plain)
+        assert torch.equal(rows[1], 2 * plain)
+    assert asked == [4]
+    other = cache.under(backbone, x[:2], [b"b"], lambda new: [3 * backbone(new)])
+    assert torch.equal(other[0], 3 * plain[:2])
+    assert len(cache._file) == 4
 
 
 def test_states_of_all_layers_share_one_budget():

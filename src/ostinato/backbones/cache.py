@@ -6,6 +6,7 @@ import hashlib
 import random
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from ostinato.errors import DataError
 from ostinato.paths import user_path
 
 KEY_BYTES = 16
+
+PLAIN = b""
+"""Name of no edit."""
 
 
 class FeatureCache:
@@ -66,25 +70,52 @@ class FeatureCache:
         """
         if not len(images):
             return backbone(images)
+        (rows,) = self.under(backbone, images, [PLAIN], lambda new: [backbone(new)], passing=passing)
+        return rows
+
+    def under(
+        self,
+        backbone: Backbone,
+        images: Tensor,
+        edits: Sequence[bytes],
+        compute: Callable[[Tensor], Sequence[Tensor]],
+        *,
+        passing: bool = False,
+    ) -> list[Tensor]:
+        """Features (B, D) of images under each of several edits.
+
+        Args:
+            backbone: the same at every call.
+            images: pixels as they enter it, at least one.
+            edits: a name of each, which no other edit has; ``PLAIN`` for none. Only plain features are kept on disk.
+            compute: features under all edits of images that are unknown under one of them.
+            passing: images that may never come again, such as augmented ones; kept in memory only.
+        """
         if self._folder is not None and self._file is None:
             self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
-        file = self._file
         keys = keys_of(backbone, images)
-        rows = [self._find(key, file) for key in keys]
-        if new := [i for i, row in enumerate(rows) if row is None]:
-            computed = backbone(images[new]).cpu()
-            for i, row in zip(new, computed, strict=True):
-                rows[i] = row
-                (self._passing if passing else self._kept).put(keys[i], row.clone())
-            if file is not None and not passing:
-                file.append({keys[i]: row for i, row in zip(new, computed, strict=True)})
-        return torch.stack([row for row in rows if row is not None]).to(images.device)
+        found = [[self._find(key, edit) for key in keys] for edit in edits]
+        if new := [i for i in range(len(keys)) if any(rows[i] is None for rows in found)]:
+            for rows, edit, computed in zip(found, edits, compute(images[new]), strict=True):
+                self._keep(rows, edit, {i: row for i, row in zip(new, computed.cpu(), strict=True)}, keys, passing)
+        return [torch.stack([row for row in rows if row is not None]).to(images.device) for rows in found]
 
-    def _find(self, key: bytes, file: FeatureFile | None) -> Tensor | None:
+    def _keep(
+        self, rows: list[Tensor | None], edit: bytes, computed: dict[int, Tensor], keys: list[bytes], passing: bool
+    ) -> None:
+        """Fill the unknown rows with computed ones, by position, and keep these."""
+        unknown = {i: row for i, row in computed.items() if rows[i] is None}
+        for i, row in unknown.items():
+            rows[i] = row
+            (self._passing if passing else self._kept).put(keys[i] + edit, row.clone())
+        if self._file is not None and not passing and edit == PLAIN:
+            self._file.append({keys[i]: row for i, row in unknown.items()})
+
+    def _find(self, key: bytes, edit: bytes) -> Tensor | None:
         for rows in (self._kept, self._passing):
-            if (row := rows.get(key)) is not None:
+            if (row := rows.get(key + edit)) is not None:
                 return row
-        return file.get(key) if file is not None else None
+        return self._file.get(key) if self._file is not None and edit == PLAIN else None
 
 
 def keys_of(backbone: Backbone, x: Tensor) -> list[bytes]:
