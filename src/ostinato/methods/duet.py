@@ -3,7 +3,7 @@
 A method of this project, from published parts. It trains where training was found to pay, and is closed-form elsewhere:
 
 1. First-session adaptation (Panos, Kobe, Reino, Aljundi, Turner: "First Session Adaptation: A Strong Replay-Free
-   Baseline for Class-Incremental Learning", ICCV 2023, https://arxiv.org/abs/2303.13199): low-rank updates ``8 B A`` of
+   Baseline for Class-Incremental Learning", ICCV 2023, https://arxiv.org/abs/2303.13199): low-rank updates ``B A`` of
    queries and values in the upper half of the layers (Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685) learn the
    first task, through a cosine classifier that starts at the class means, and are then frozen. In training a random
    share of the patches is left out.
@@ -40,9 +40,6 @@ from ostinato.registry import register
 MAPS = ("q", "v")
 KEEP = 0.5
 """Default share of patches in a training step."""
-
-UPDATE_SCALE = 8.0
-"""Factor on B A."""
 
 SCALE = 20.0
 """Of the cosine classifier at the start."""
@@ -88,7 +85,8 @@ class Duet(Method):
         if not self.layers:
             raise InputError("method.layers must name a layer. To adapt none, give method.adapt=false.")
         self.adapt, self.keep, self.entry = adapt, KEEP if keep is None else keep, min(self.layers)
-        self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, UPDATE_SCALE)
+        # A is large beside its steps, so that B learns on random directions.
+        self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, 1.0, bound=(3 / backbone.arch.dim) ** 0.5)
         self.proxy = CosineProxy(backbone.dim)
         n_features = 2 * backbone.dim if adapt else backbone.dim
         self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
