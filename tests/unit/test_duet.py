@@ -80,6 +80,14 @@ def test_the_second_half_is_that_of_the_encoder_under_the_updates() -> None:
     assert torch.allclose(method.features(x)[:, 16:], expected, atol=1e-6)
 
 
+def test_the_adapted_encoder_alone_is_the_second_half() -> None:
+    both, adapted, x = moved(duet()), moved(duet(encoders="adapted")), images()
+    adapted.bank.load_state_dict(both.bank.state_dict())
+    f = adapted.features(x)
+    assert f.shape == (6, 16)
+    assert torch.equal(f, both.features(x)[:, 16:])
+
+
 def test_updates_start_at_nothing_in_the_upper_half() -> None:
     method, x = duet(), images()
     method.bank.begin_task(torch.device("cpu"))
@@ -187,7 +195,7 @@ def test_an_image_passes_the_encoders_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_adaptation_it_is_ranpac() -> None:
     stream, x = tiny_stream(), images()
-    plain, ranpac = duet(adapt=False, n_random=40), make("ranpac", n_random=40)
+    plain, ranpac = duet(encoders="plain", n_random=40), make("ranpac", n_random=40)
     assert torch.equal(plain.head.projection, ranpac.head.projection)
     seen = Stages()
     learn(plain, stream, callback=seen)
@@ -229,7 +237,7 @@ def test_the_order_of_later_tasks_has_no_influence() -> None:
 
 def test_random_features_are_bounded() -> None:
     assert duet().head.projection.shape == (32, 320)
-    assert duet(adapt=False).head.projection.shape == (16, 160)
+    assert duet(encoders="plain").head.projection.shape == (16, 160)
     assert duet(n_random=7).head.projection.shape == (32, 7)
     assert random_width(1536, None, most=4_000) == 4_000
 
@@ -245,9 +253,9 @@ def test_random_features_are_bounded() -> None:
         ("text", {"keep": 0.5}, r"method\.keep=0\.5 has no effect on texts"),
         ("image", {"layers": ()}, r"method\.layers must name a layer"),
         ("image", {"rank": 0}, r"method\.rank must be at least 1"),
-        ("image", {"adapt": False, "rank": 4}, r"method\.rank=4 has no effect with method\.adapt=False"),
-        ("image", {"adapt": False, "keep": 0.7}, r"method\.keep=0\.7 has no effect with method\.adapt=False"),
-        ("image", {"adapt": False, "layers": (1,)}, r"has no effect with method\.adapt=False"),
+        ("image", {"encoders": "plain", "rank": 4}, r"method\.rank=4 has no effect with method\.encoders=plain"),
+        ("image", {"encoders": "plain", "keep": 0.7}, r"method\.keep=0\.7 has no effect with method\.encoders=plain"),
+        ("image", {"encoders": "plain", "layers": (1,)}, r"has no effect with method\.encoders=plain"),
     ],
 )
 def test_options_without_meaning_are_refused(kind: Any, options: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ class Duet(Method):
 
     Args:
         backbone: the frozen encoder.
-        adapt: whether the first task adapts a second encoder; without, this is RanPAC.
+        encoders: encoders that are read: "both"; "adapted" alone, which is RanPAC with its first phase; or "plain" alone,
+            which is RanPAC without it.
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
         keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
@@ -62,13 +63,13 @@ class Duet(Method):
     recipe = Recipe(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", schedule="cosine")
     default_readout = "cls+mean"
     scores_are_logits = False
-    no_effect: ClassVar = {option: ("adapt", (False,)) for option in ("layers", "rank", "keep")}
+    no_effect: ClassVar = {option: ("encoders", ("plain",)) for option in ("layers", "rank", "keep")}
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        adapt: bool = True,
+        encoders: Literal["both", "adapted", "plain"] = "both",
         layers: tuple[int, ...] | None = None,
         rank: int = 16,
         keep: float | None = None,
@@ -83,18 +84,18 @@ class Duet(Method):
         depth = backbone.arch.depth
         self.layers = check_layers("layers", tuple(range(depth // 2, depth)) if layers is None else layers, depth)
         if not self.layers:
-            raise InputError("method.layers must name a layer. To adapt none, give method.adapt=false.")
-        self.adapt, self.keep, self.entry = adapt, KEEP if keep is None else keep, min(self.layers)
+            raise InputError("method.layers must name a layer. To adapt none, give method.encoders=plain.")
+        self.encoders, self.keep, self.entry = encoders, KEEP if keep is None else keep, min(self.layers)
         # A is large beside its steps, so that B learns on random directions.
         self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, 1.0, bound=(3 / backbone.arch.dim) ** 0.5)
         self.proxy = CosineProxy(backbone.dim)
-        n_features = 2 * backbone.dim if adapt else backbone.dim
+        n_features = 2 * backbone.dim if encoders == "both" else backbone.dim
         self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
 
     def begin_task(self, task: LearnTask) -> None:
         """Begin the classifier of the first task; freeze the updates in later ones."""
         super().begin_task(task)
-        if self.adapt and task.index == 0:
+        if self.encoders != "plain" and task.index == 0:
             self.bank.begin_task(self.device)
         adapts = self.adapts_to(task)
         self.proxy.reset(len(task.classes) if adapts else 0)
@@ -102,7 +103,7 @@ class Duet(Method):
 
     def adapts_to(self, task: LearnTask) -> bool:
         """Whether a task trains: the first one, if it has classes to tell apart."""
-        return self.adapt and task.index == 0 and len(task.classes) > 1
+        return self.encoders != "plain" and task.index == 0 and len(task.classes) > 1
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that the first task trains."""
@@ -137,11 +138,10 @@ class Duet(Method):
         return {"ce": F.cross_entropy(self.proxy(self.backbone.features(tokens, self.updates(), start=self.entry)), y)}
 
     def features(self, x: Tensor) -> Tensor:
-        """Features f of inputs: (B, 2 D), or (B, D) without adaptation."""
-        if not self.adapt:
-            return F.normalize(self.query(x), dim=-1)
-        both = self.features_under(x, [None, self.updates()], self.entry)
-        return torch.cat([F.normalize(f, dim=-1) for f in both], dim=-1)
+        """Features f of inputs: (B, 2 D), or (B, D) of one encoder."""
+        plans = {"both": [None, self.updates], "adapted": [self.updates], "plain": [None]}[self.encoders]
+        read = self.features_under(x, [plan and plan() for plan in plans], self.entry)
+        return torch.cat([F.normalize(f, dim=-1) for f in read], dim=-1)
 
     def end_task(self, task: LearnTask) -> None:
         """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
