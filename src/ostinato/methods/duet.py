@@ -51,8 +51,8 @@ class Duet(Method):
 
     Args:
         backbone: the frozen encoder.
-        encoders: encoders that are read: "both"; "adapted" alone, which is RanPAC with its first phase; or "plain" alone,
-            which is RanPAC without it.
+        encoders: which encoders are read: "both"; "adapted" alone, RanPAC with its first phase; "plain" alone, RanPAC
+            without it.
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
         keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
