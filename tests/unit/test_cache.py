@@ -139,6 +139,19 @@ def test_states_of_all_layers_share_one_budget():
     assert len(cache._rows) == 3
 
 
+def test_a_state_is_right_while_others_take_its_memory():
+    """Of a batch with known and unknown images, and the same one twice, under a budget of two states."""
+    backbone, x = random_backbone(depth=3), images(6)
+    cache = StateCache(2 * (backbone.embed(x).h[0].nbytes + 200))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        some = x[torch.randint(0, 6, (4,), generator=draw)]
+        torch.testing.assert_close(cache.states(backbone, some, 1).h, backbone.run(backbone.embed(some), stop=1).h)
+    assert len(cache._rows) == 2
+    (free,) = cache._slots._free.values()
+    assert len({row.data_ptr() for row in [*free, *cache._rows._rows.values()]}) == len(free) + 2, "no slot twice"
+
+
 def test_a_file_of_features_has_every_image_once_however_little_memory_there_is(tmp_path):
     backbone, x = random_backbone(depth=2), images(9)
     want = backbone(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import random
 import struct
 import zlib
@@ -19,6 +20,9 @@ from ostinato.errors import DataError
 from ostinato.paths import user_path
 
 KEY_BYTES = 16
+
+_BLOCK = 2**22
+"""Bytes that are asked for at once."""
 
 PLAIN = b""
 """Name of no edit."""
@@ -134,23 +138,26 @@ class StateCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._rows = _Rows(max_bytes)
+        self._slots = _Slots()
+        self._rows = _Rows(max_bytes, self._slots.release)
 
     @torch.no_grad()
     def states(self, backbone: Backbone, images: Tensor, layer: int) -> Tokens:
         """States (B, N, D) that enter ``layer``; the backbone runs on unknown images only."""
         keys = [key + layer.to_bytes(2) for key in keys_of(backbone, images)]
         rows = [self._rows.get(key) for key in keys]
-        if new := [i for i, row in enumerate(rows) if row is None]:
+        new = [i for i, row in enumerate(rows) if row is None]
+        if new:
             computed = backbone.run(backbone.embed(images[new]), stop=layer)
             seen = None if computed.mask is None else computed.mask.sum(1).tolist()
             for j, i in enumerate(new):
-                row = computed.h[j] if seen is None else computed.h[j, : seen[j]]
-                # A copy outside inference mode: training may be the next to use it.
-                with torch.inference_mode(False):
-                    rows[i] = kept = torch.empty_like(row).copy_(row)
-                self._rows.put(keys[i], kept)
-        return _together([row for row in rows if row is not None])
+                rows[i] = computed.h[j] if seen is None else computed.h[j, : seen[j]]
+        found = [row for row in rows if row is not None]
+        # Joined before rows are kept, which may overwrite others.
+        tokens = _together(found)
+        for i in new:
+            self._rows.put(keys[i], self._slots.copy(found[i]))
+        return tokens
 
 
 def _together(rows: list[Tensor]) -> Tokens:
@@ -162,15 +169,47 @@ def _together(rows: list[Tensor]) -> Tokens:
     return Tokens(h, (torch.arange(h.shape[1]) < sizes[:, None]).to(h.device))
 
 
+class _Slots:
+    """Memory for rows of token states outside the allocator's heap.
+
+    Rows kept between the large temporaries of a pass leave holes in the heap that no temporary fits: ten times the
+    memory of the rows was lost.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def copy(self, row: Tensor) -> Tensor:
+        """A copy of a row, which training may use, too."""
+        with torch.inference_mode(False):
+            if row.device.type != "cpu":
+                return torch.empty_like(row).copy_(row)
+            free = self._free.setdefault((row.shape, row.dtype), [])
+            if not free:
+                n = max(1, _BLOCK // row.nbytes)
+                block = torch.frombuffer(mmap.mmap(-1, n * row.nbytes), dtype=row.dtype)
+                free.extend(block.view(n, *row.shape))
+            return free.pop().copy_(row)
+
+    def release(self, row: Tensor) -> None:
+        """Take back a row that is no longer used."""
+        if row.device.type == "cpu":
+            self._free[row.shape, row.dtype].append(row)
+
+
 class _Rows:
     """Feature rows by key within a budget.
 
     The dropped row is drawn at random: repeated passes over more images than fit still find some, whereas the oldest
     row would always be the next one needed.
+
+    Args:
+        max_bytes: the budget.
+        dropped: called with every dropped row.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self._bytes = max_bytes, 0
+    def __init__(self, max_bytes: int, dropped: Callable[[Tensor], None] | None = None) -> None:
+        self.max_bytes, self._bytes, self._dropped = max_bytes, 0, dropped
         self._rows: dict[bytes, Tensor] = {}
         self._keys: list[bytes] = []
         self._draw = random.Random(0)
@@ -183,12 +222,17 @@ class _Rows:
 
     def put(self, key: bytes, row: Tensor) -> None:
         if key in self._rows:  # the same image twice in one batch
+            if self._dropped is not None:
+                self._dropped(row)
             return
         # An entry also holds its key and the tensor object, roughly 200 bytes.
         while self._rows and self._bytes + row.nbytes + 200 * (len(self._rows) + 1) > self.max_bytes:
             at = self._draw.randrange(len(self._keys))
             self._keys[at], self._keys[-1] = self._keys[-1], self._keys[at]
-            self._bytes -= self._rows.pop(self._keys.pop()).nbytes
+            old = self._rows.pop(self._keys.pop())
+            self._bytes -= old.nbytes
+            if self._dropped is not None:
+                self._dropped(old)
         self._rows[key] = row
         self._keys.append(key)
         self._bytes += row.nbytes
