@@ -148,7 +148,7 @@ def test_a_state_is_right_while_others_take_its_memory():
         some = x[torch.randint(0, 6, (4,), generator=draw)]
         torch.testing.assert_close(cache.states(backbone, some, 1).h, backbone.run(backbone.embed(some), stop=1).h)
     assert len(cache._rows) == 2
-    (free,) = cache._slots._free.values()
+    (free,) = cache._rows._slots._free.values()
     assert len({row.data_ptr() for row in [*free, *cache._rows._rows.values()]}) == len(free) + 2, "no slot twice"
 
 
@@ -176,10 +176,13 @@ def test_a_batch_larger_than_the_memory_is_still_right():
 
 
 def test_a_remembered_row_does_not_keep_its_whole_batch_alive():
-    """A view would, and the bound on memory would mean nothing."""
-    cache = FeatureCache()
-    cache.features(Counting(), images(8))
-    assert {row.untyped_storage().nbytes() for row in cache._kept._rows.values()} == {16}
+    """A view of the batch would, and the bound on memory would mean nothing."""
+    cache, batches = FeatureCache(), []
+    for seed in range(3):
+        cache.under(Counting(), images(4, seed), [PLAIN], lambda x: [batches.append(Counting()(x)) or batches[-1]])
+    kept = {row.untyped_storage().data_ptr() for row in cache._kept._rows.values()}
+    assert len(kept) == 1, "all rows stand in one block"
+    assert not kept & {batch.untyped_storage().data_ptr() for batch in batches}
 
 
 def test_what_is_remembered_does_not_share_memory_with_what_was_given():

@@ -99,21 +99,23 @@ class FeatureCache:
             self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
         keys = keys_of(backbone, images)
         found = [[self._find(key, edit) for key in keys] for edit in edits]
-        if new := [i for i in range(len(keys)) if any(rows[i] is None for rows in found)]:
-            for rows, edit, computed in zip(found, edits, compute(images[new]), strict=True):
-                self._keep(rows, edit, {i: row for i, row in zip(new, computed.cpu(), strict=True)}, keys, passing)
-        return [torch.stack([row for row in rows if row is not None]).to(images.device) for rows in found]
+        new = [i for i in range(len(keys)) if any(rows[i] is None for rows in found)]
+        fresh = [computed.cpu() for computed in compute(images[new])] if new else []
+        unknown = [[i for i in new if rows[i] is None] for rows in found]
+        for rows, computed in zip(found, fresh, strict=False):
+            for i, row in zip(new, computed, strict=True):
+                rows[i] = row if rows[i] is None else rows[i]
+        # Joined before rows are kept, which may overwrite others.
+        joined = [torch.stack([row for row in rows if row is not None]) for rows in found]
+        for edit, missing, features in zip(edits, unknown, joined, strict=True):
+            self._keep(edit, {keys[i]: features[i] for i in missing}, passing)
+        return [features.to(images.device) for features in joined]
 
-    def _keep(
-        self, rows: list[Tensor | None], edit: bytes, computed: dict[int, Tensor], keys: list[bytes], passing: bool
-    ) -> None:
-        """Fill the unknown rows with computed ones, by position, and keep these."""
-        unknown = {i: row for i, row in computed.items() if rows[i] is None}
-        for i, row in unknown.items():
-            rows[i] = row
-            (self._passing if passing else self._kept).put(keys[i] + edit, row.clone())
-        if self._file is not None and not passing and edit == PLAIN:
-            self._file.append({keys[i]: row for i, row in unknown.items()})
+    def _keep(self, edit: bytes, rows: dict[bytes, Tensor], passing: bool) -> None:
+        for key, row in rows.items():
+            (self._passing if passing else self._kept).put(key + edit, row)
+        if self._file is not None and not passing and edit == PLAIN and rows:
+            self._file.append(rows)
 
     def _find(self, key: bytes, edit: bytes) -> Tensor | None:
         for rows in (self._kept, self._passing):
@@ -138,8 +140,7 @@ class StateCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._slots = _Slots()
-        self._rows = _Rows(max_bytes, self._slots.release)
+        self._rows = _Rows(max_bytes)
 
     @torch.no_grad()
     def states(self, backbone: Backbone, images: Tensor, layer: int) -> Tokens:
@@ -156,7 +157,7 @@ class StateCache:
         # Joined before rows are kept, which may overwrite others.
         tokens = _together(found)
         for i in new:
-            self._rows.put(keys[i], self._slots.copy(found[i]))
+            self._rows.put(keys[i], found[i])
         return tokens
 
 
@@ -170,10 +171,10 @@ def _together(rows: list[Tensor]) -> Tokens:
 
 
 class _Slots:
-    """Memory for rows of token states outside the allocator's heap.
+    """Memory for rows outside the allocator's heap.
 
-    Rows kept between the large temporaries of a pass leave holes in the heap that no temporary fits: ten times the
-    memory of the rows was lost.
+    Rows that are kept between the large temporaries of a pass leave holes in the heap that no temporary fits: a run
+    lost ten times the memory of its rows.
     """
 
     def __init__(self) -> None:
@@ -198,21 +199,18 @@ class _Slots:
 
 
 class _Rows:
-    """Feature rows by key within a budget.
+    """Rows by key within a budget.
 
     The dropped row is drawn at random: repeated passes over more images than fit still find some, whereas the oldest
-    row would always be the next one needed.
-
-    Args:
-        max_bytes: the budget.
-        dropped: called with every dropped row.
+    row would always be the next one needed. A dropped row may be overwritten: use a found one before the next is put.
     """
 
-    def __init__(self, max_bytes: int, dropped: Callable[[Tensor], None] | None = None) -> None:
-        self.max_bytes, self._bytes, self._dropped = max_bytes, 0, dropped
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self._bytes = max_bytes, 0
         self._rows: dict[bytes, Tensor] = {}
         self._keys: list[bytes] = []
         self._draw = random.Random(0)
+        self._slots = _Slots()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -221,9 +219,8 @@ class _Rows:
         return self._rows.get(key)
 
     def put(self, key: bytes, row: Tensor) -> None:
+        """Keep a copy of a row."""
         if key in self._rows:  # the same image twice in one batch
-            if self._dropped is not None:
-                self._dropped(row)
             return
         # An entry also holds its key and the tensor object, roughly 200 bytes.
         while self._rows and self._bytes + row.nbytes + 200 * (len(self._rows) + 1) > self.max_bytes:
@@ -231,9 +228,8 @@ class _Rows:
             self._keys[at], self._keys[-1] = self._keys[-1], self._keys[at]
             old = self._rows.pop(self._keys.pop())
             self._bytes -= old.nbytes
-            if self._dropped is not None:
-                self._dropped(old)
-        self._rows[key] = row
+            self._slots.release(old)
+        self._rows[key] = self._slots.copy(row)
         self._keys.append(key)
         self._bytes += row.nbytes
 
