@@ -34,6 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ranpac": {"n_random": 200},
     "duet": {"n_random": 200, "train": {"epochs": 1}},
 }
+PLAIN = {"encoders": "plain", "n_random": 200}
+"""Options of duet without training."""
+
 HALF = np.arange(len(LABELS)) % 2 == 0
 
 
@@ -115,9 +118,9 @@ def everything(source: ostinato.Source) -> LabeledDataset:
     return LabeledDataset(source.train, np.arange(len(source.train)), source.train.labels, seed=0)
 
 
-def taught(name: str, *parts: tuple[list[int], np.ndarray], **more: Any) -> Learner:
+def taught(name: str, *parts: tuple[list[int], np.ndarray], options: dict[str, Any] | None = None) -> Learner:
     """A learner of digits in tasks, each of some classes and rows."""
-    learner = Learner(name, precision="fp32", **(OPTIONS.get(name, {}) | more))
+    learner = Learner(name, precision="fp32", **(OPTIONS[name] if options is None else options))
     for classes, rows in parts:
         for task in ostinato.stream(named(classes, rows), after=learner, step=len(classes), validation=0):
             learner.learn(task, augment="none")
@@ -156,7 +159,7 @@ def test_a_learner_that_went_on_is_saved_with_its_counts(tmp_path: Path) -> None
 
 
 def test_what_learns_nothing_more_says_so_and_stays_as_it_is() -> None:
-    learner = taught("l2p", ([0, 1], HALF), train={"epochs": 1})
+    learner = taught("l2p", ([0, 1], HALF), options={"train": {"epochs": 1}})
     before = learner.scores(inputs())
     stream = ostinato.stream(named([1, 2], ~HALF), after=learner, validation=0)
     with pytest.raises(InputError, match=r"l2p knows 'digit 1', and no part of this method.*'duet' and 'ranpac'"):
@@ -168,10 +171,13 @@ def test_what_learns_nothing_more_says_so_and_stays_as_it_is() -> None:
 # Changes of classes
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_a_removed_class_is_as_if_it_had_never_been_learned(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "options"), (OPTIONS | {"duet": PLAIN}).items())
+def test_a_removed_class_is_as_if_it_had_never_been_learned(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     first = ([0, 1], ALL)
-    learner, wanted = taught(name, first, ([3, 2], ALL)), taught(name, first, ([2], ALL))
+    learner, wanted = (
+        taught(name, first, ([3, 2], ALL), options=options),
+        taught(name, first, ([2], ALL), options=options),
+    )
     shares = learner.method.shares
     assert remove_class(learner, "digit 3", everything(named([3], ALL))) is None
     assert (learner.class_names, learner.samples) == (["digit 0", "digit 1", "digit 2"], [20] * 3)
@@ -181,7 +187,7 @@ def test_a_removed_class_is_as_if_it_had_never_been_learned(name: str, tmp_path:
     learner.save(tmp_path / "a")
     assert torch.equal(ostinato.load(str(tmp_path / "a")).scores(inputs()), learner.scores(inputs()))
     # Without its samples, the class is gone, and what stays is named.
-    learner = taught(name, first, ([3], ALL))
+    learner = taught(name, first, ([3], ALL), options=options)
     assert remove_class(learner, "digit 3") == shares
     assert learner.scores(inputs()).shape[1] == 2
     assert learner.method.task_sizes.tolist() == [2]
@@ -222,7 +228,7 @@ def test_a_class_gets_a_name_that_no_other_is_nearly_called() -> None:
 
 
 def test_what_was_trained_together_stays_together() -> None:
-    learner = taught("l2p", ([0, 1, 2], HALF), train={"epochs": 1})
+    learner = taught("l2p", ([0, 1, 2], HALF), options={"train": {"epochs": 1}})
     for change in (lambda: remove_class(learner, "digit 1"), lambda: merge_classes(learner, "digit 1", "digit 0")):
         with pytest.raises(InputError, match="l2p has trained its classes together"):
             change()
