@@ -73,6 +73,9 @@ FEW = {"batch_size": 16}
 ALIGN = {"align": {"epochs": 3, "samples": 24}}
 """A short alignment."""
 
+KEPT = {"memory": {"size": 20}}
+"""A small memory."""
+
 SHORT = {"steps": 3, "neighbours": 4}
 """A short local adaptation."""
 
@@ -245,7 +248,32 @@ ROWS = (
     Row("slm, one key", "slm", {"layers": (9, 11), "keys": 2, "rank": 2, "top_k": 1, "scale": 2.0}, on="image"),
     Row("slm, all keys", "slm", {"keys": 2, "top_k": 8, "temperature": 1.0}, on="image"),
     Row("slm on texts", "slm", on="text"),
+    # Regularisation of a trained encoder
+    Row("ewc", "ewc", {"fisher_samples": 20}, train=FEW),
+    Row("ewc, online", "ewc", {"online": True, "gamma": 0.5, "weight": 10.0}, on="image"),
+    Row("ewc on texts", "ewc", {"fisher_samples": 8}, on="text"),
+    Row("lwf", "lwf", train=FEW),
+    Row("lwf, weak", "lwf", {"weight": 0.5, "temperature": 1.0}, on="image"),
+    Row("lwf on texts", "lwf", on="text"),
+    Row("slca", "slca", ALIGN, train=FEW),
+    Row("slca, shared", "slca", {"align": ALIGN["align"] | {"covariance": "shared"}}, on="image"),
+    Row("slca on texts", "slca", ALIGN, on="text"),
     # Replay
+    Row("er", "er", KEPT, train=FEW),
+    Row("er, herding", "er", {"memory": {"name": "herding", "size": 3, "per": "class"}}, on="image"),
+    Row("er on texts", "er", KEPT, on="text"),
+    Row("der", "der", KEPT, train=FEW),
+    Row("der, ++", "der", KEPT | {"alpha": 0.1, "beta": 0.5}, on="image"),
+    Row("der on texts", "der", {"memory": {"name": "random", "size": 10}}, on="text"),
+    Row("icarl", "icarl", KEPT, train=FEW),
+    Row("icarl, random", "icarl", {"memory": {"name": "random", "size": 2, "per": "class"}}, on="image"),
+    Row("icarl on texts", "icarl", KEPT, on="text"),
+    Row("bic", "bic", KEPT, train=FEW),
+    Row("bic, random", "bic", {"memory": {"name": "random", "size": 4, "per": "class"}, "held_out": 0.5}, on="image"),
+    Row("bic on texts", "bic", KEPT, on="text"),
+    Row("gdumb", "gdumb", KEPT),
+    Row("gdumb, per class", "gdumb", {"memory": {"size": 3, "per": "class"}}, on="image"),
+    Row("gdumb on texts", "gdumb", KEPT, on="text"),
     Row("idbr", "idbr", on="text"),
     Row("idbr, often", "idbr", {"replay_every": 1, "memory": 0.5, "width": 12}, on="text"),
     Row("idbr, weights", "idbr",

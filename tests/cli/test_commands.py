@@ -71,7 +71,9 @@ def test_list_and_show():
         assert f"{option.rpartition('.')[2]}:" in shown
         assert f"method.{option}=" in shown
     assert "simplecil" in json.loads(ostinato("list", "--json").stdout)["methods"]
+    assert "gradients and optimiser take 8 bytes per weight, 0.7 GB" in ostinato("show", "er").stdout
     text = ostinato("show", "l2p").stdout
+    assert "bytes per weight" not in text
     assert "method.top_k=5" in text
     assert "train.lr=" in text
     assert "Differences from the paper" in text

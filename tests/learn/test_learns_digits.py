@@ -20,6 +20,8 @@ FASTER = {
     "cl_lora": {"epochs": 4, "batch_size": 16},
     "layer_grouped": {"epochs": 4, "batch_size": 32, "lr": 0.005},
     "coda_prompt": {"epochs": 4, "batch_size": 32, "lr": 0.005},
+    "gdumb": {"epochs": 3},
+    "slca": {"epochs": 4, "batch_size": 16},
 }
 """Shorter recipes than the papers' where those are made for larger data."""
 

@@ -71,6 +71,25 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
     say("Recipe")
     for key, value in about.recipe.items():
         say(f"  train.{key}={_written(value)}")
+    if note := _memory_of_training(name, about.recipe):
+        say(f"Memory\n  {note}")
+
+
+def _memory_of_training(name: str, recipe: dict[str, Any]) -> str | None:
+    """Say how much memory gradients and optimiser take if a method trains the backbone by default."""
+    from ostinato.contract import kinds_of
+    from ostinato.contract.harness import make
+    from ostinato.lookup import get_method
+
+    method = get_method(name)
+    if not make(method, kinds_of(method)[0]).trains_backbone:
+        return None
+    moments = int(recipe["momentum"] > 0) if recipe["optimizer"] == "sgd" else 2
+    size = 4 * (1 + moments)
+    return (
+        f"It trains the backbone: gradients and optimiser take {size} bytes per weight, {size * 86 / 1000:.1f} GB for "
+        "the 86 million of a ViT-B/16, beside the activations."
+    )
 
 
 @app.command()

@@ -34,7 +34,8 @@ from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
 from ostinato.nn import ClassMeans, PerTask, cosine
-from ostinato.nn.proxy import CosineProxy, distillation
+from ostinato.nn.distillation import distillation
+from ostinato.nn.proxy import CosineProxy
 from ostinato.registry import register
 
 BUDGET = 2**25

@@ -56,3 +56,38 @@ class Exemplars(Growing):
     def draw(self, n: int) -> Tensor:
         """Positions (n,) drawn with replacement from torch's global generator."""
         return torch.randint(len(self), (n,)).to(self.y.device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep the samples at positions (n,) alone, in this order."""
+        self.x, self.y, self.tasks = self.x[rows], self.y[rows], self.tasks[rows]
+
+
+def first_of_each_class(labels: Tensor, n: int) -> Tensor:
+    """Ascending positions of the first ``n`` samples of every class among labels (m,)."""
+    order = labels.argsort(stable=True)
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[labels[order]]
+    return order[rank < n].sort().values
+
+
+@torch.no_grad()
+def herding(features: Tensor, n: int) -> Tensor:
+    """Positions of up to ``n`` samples whose mean comes near the mean of all, the most important one first.
+
+    Rebuffi, Kolesnikov, Sperl, Lampert: "iCaRL", CVPR 2017, algorithm 4. The k-th sample minimises
+    ``|mu - (f(x) + sum of the k - 1 chosen) / k|``, where mu is the mean of all features f, each of length 1.
+
+    Args:
+        features: (m, D) of the samples of one class.
+        n: samples to choose; m if there are fewer.
+    """
+    features = F.normalize(features.double(), dim=-1)
+    goal, total = features.mean(0), torch.zeros_like(features[0])
+    left = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    chosen: list[int] = []
+    for k in range(1, min(n, len(features)) + 1):
+        far = (goal - (total + features) / k).norm(dim=1)
+        chosen.append(int(torch.where(left, far, torch.inf).argmin()))
+        left[chosen[-1]] = False
+        total = total + features[chosen[-1]]
+    return torch.tensor(chosen, dtype=torch.int64, device=features.device)

@@ -1,10 +1,9 @@
-"""Temporary cosine classifier of one task, and distillation."""
+"""Temporary cosine classifier of one task."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ostinato.nn.growing import resize_parameters
 from ostinato.nn.matching import cosine
@@ -33,14 +32,3 @@ class CosineProxy(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, classes of the task) of features (B, D)."""
         return self.scale * cosine(features, self.weight)
-
-
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of softened predictions, the scalar ``-mean_b sum_c p_c log q_c``, without a factor of tau^2.
-
-    Args:
-        student: logits (B, C) of q.
-        teacher: logits (B, C) of p; detach them to keep gradients out of this branch.
-        temperature: tau, divides both.
-    """
-    return F.cross_entropy(student / temperature, (teacher / temperature).softmax(-1))
