@@ -12,8 +12,10 @@ import numpy as np
 from ostinato.config import DataConfig, RunConfig, data_config
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
+from ostinato.evaluation.evaluator import BatchProtocol
 from ostinato.learner import BackboneSpec, Learner
 from ostinato.lookup import get_method
+from ostinato.methods.base import Method, TaskInferring
 from ostinato.paths import user_path
 from ostinato.registry import check_options
 from ostinato.sections import SplitSection
@@ -187,6 +189,7 @@ class Work:
         old: samples of earlier classes, the first group of every evaluation; may be empty.
         before: state before a continuation; None for other runs.
         split: split of ``tests``, "test" or "validation".
+        protocol: scores the same samples once more in batches of one task; None for per sample alone.
         checkpoint_every: steps between checkpoints within a task; 0 for none.
     """
 
@@ -197,6 +200,7 @@ class Work:
     old: list[LabeledDataset]
     before: Before | None
     split: str
+    protocol: BatchProtocol | None
     checkpoint_every: int
 
 
@@ -213,6 +217,11 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
         InputError: if there is nothing to score, or an option does not fit the data or the backbone.
         DataError: if the data cannot be used.
     """
+    protocol = protocol_of(config, type(learner.method))
+    if protocol is not None and before is not None:
+        raise InputError(
+            "eval.protocol=batch needs 'run', since 'learn' scores earlier tasks as one group. Leave it out."
+        )
     stream = make_stream(config, before)
     augment = stream.source.augment if config.data.augment == "auto" else config.data.augment
     if config.data.alike:
@@ -230,7 +239,19 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
             f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
             f"samples, learn other classes first, or raise data.validation (now {config.data.validation})."
         )
-    return Work(learner, stream, augment, tests, old, before, config.eval.split, config.checkpoint.every)
+    return Work(learner, stream, augment, tests, old, before, config.eval.split, protocol, config.checkpoint.every)
+
+
+def protocol_of(config: RunConfig, method: type[Method]) -> BatchProtocol | None:
+    """The batch protocol of a configuration; None scores every sample alone.
+
+    Raises:
+        InputError: if an option has no effect, or the method infers no task.
+    """
+    protocol = BatchProtocol.of(config.eval.protocol, config.eval.batch, config.eval.shots)
+    if protocol is not None and not issubclass(method, TaskInferring):
+        raise InputError(f"eval.protocol=batch needs a method that infers tasks; {method.name} does not.")
+    return protocol
 
 
 def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> LabeledDataset:
