@@ -94,10 +94,14 @@ class CheckpointConfig(Section):
 class EvalConfig(Section):
     """``eval.*``: the split to score, and for ``learn`` a folder of earlier classes, ``data``.
 
-    ``unknown`` refuses or skips classes in the folder that were not learned.
+    ``unknown`` refuses or skips classes in the folder that were not learned. The protocol "batch" also scores batches
+    of ``batch`` samples of one task, of which the first ``shots`` choose the task (0: a vote of all).
     """
 
     split: Annotated[Literal["test", "validation"], RELEARNS] = "test"
+    protocol: Annotated[Literal["sample", "batch"], RELEARNS] = "sample"
+    batch: Annotated[int | None, RELEARNS] = Field(None, ge=1)
+    shots: Annotated[int | None, RELEARNS] = Field(None, ge=0)
     batch_size: Annotated[int, RELEARNS] = Field(64, ge=1)
     data: Annotated[str | None, MOVES] = None
     unknown: Annotated[Literal["refuse", "skip"], RELEARNS] = "refuse"

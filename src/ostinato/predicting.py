@@ -11,6 +11,7 @@ from ostinato.errors import DataError, InputError, did_you_mean
 from ostinato.paths import open_file
 from ostinato.streams.readers import MAX_ROW_BYTES, SUFFIXES, read_table
 from ostinato.streams.tables import TEXT_NAMES
+from ostinato.streams.text_sets import columns_of_text, join_columns
 from ostinato.streams.texts import unfit
 
 Given = tuple[str, str | DataError]
@@ -51,7 +52,7 @@ def texts_of(texts: list[str], files: list[Path], column: str | None, learned: s
     Args:
         texts: texts.
         files: tables (csv, tsv, jsonl, parquet), or UTF-8 files with a text a line.
-        column: text column of the tables; None finds it by its name.
+        column: text column of the tables; None finds it by its name, or joins the columns of a public set.
         learned: name of the text column in training, tried first if ``column`` is None.
 
     Yields:
@@ -99,6 +100,8 @@ def _rows(file: Path, column: str | None, learned: str | None) -> Iterator[Given
     import pyarrow as pa
 
     table = read_table(file)
+    if column is None and learned is None and (joined := columns_of_text(table.schema)):
+        table = join_columns(table, joined)
     names = table.column_names
     found = column or next((name for name in (learned, *TEXT_NAMES) if name in names), None)
     if found is None:

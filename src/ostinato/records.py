@@ -186,6 +186,7 @@ class RunRecord(Record):
     options: dict[str, Any]
     recipe: dict[str, Any]
     protocol: Text
+    batch_protocol: Text | None = None
     data_seen: str
     scored_on: Literal["test", "validation"]
     backbone: OriginRecord | None
@@ -219,6 +220,8 @@ class ScoreRecord(Record):
     task_incremental_accuracy: Fraction
     task_id_accuracy: Fraction | None
     oracle_id_accuracy: Fraction | None
+    batch_accuracy: Fraction | None = None
+    batch_task_id_accuracy: Fraction | None = None
 
 
 class SeenRecord(Record):
@@ -240,6 +243,7 @@ class ProgressRecord(Record):
         seen: state of the divergence check, for "inside".
         matrix: counts of correct answers.
         task_incremental: the same among the classes of the true task.
+        batch_matrix: counts of correct answers in batches of one task.
         evaluations: other accuracies per evaluation.
         events: size of the event log in bytes.
         trainable: number of parameters trained in the latest task.
@@ -253,6 +257,7 @@ class ProgressRecord(Record):
     seen: SeenRecord | None = None
     matrix: MatrixRecord | None = None
     task_incremental: MatrixRecord | None = None
+    batch_matrix: MatrixRecord | None = None
     evaluations: list[ScoreRecord] = []
     events: Count = 0
     trainable: Count = 0
@@ -292,12 +297,20 @@ class SummaryRecord(BaseModel):
     task_id_accuracy: Fraction | None = None
     oracle_id_accuracy: Fraction | None = None
     task_incremental_accuracy: Fraction | None = None
+    task_incremental_forgetting: Fraction | None = None
     old_accuracy_before: Fraction | None = None
     old_accuracy_after: Fraction | None = None
     new_accuracy: Fraction | None = None
     known_accuracy_before: Fraction | None = None
     known_accuracy_after: Fraction | None = None
     protocol: Text | None = None
+    batch_protocol: Text | None = None
+    batch_last_accuracy: Fraction | None = None
+    batch_average_accuracy: Fraction | None = None
+    batch_mean_task_accuracy: Fraction | None = None
+    batch_forgetting: Fraction | None = None
+    batch_bwt: Annotated[float, Field(ge=-1, le=1)] | None = None
+    batch_task_id_accuracy: Fraction | None = None
     scored_on: Text | None = None
     data_seen: Text | None = None
     trainable_parameters: Count | None = None

@@ -752,7 +752,7 @@ def test_batch_protocols_are_asked_for_by_name_and_stamped(tmp_path):
     assert text.startswith("before")
     assert text.endswith("after\n")
 
-    words = ("eval", "r", "data=photos", "eval.protocol=batch", "eval.batch_size=3", "eval.shots=2", "--json")
+    words = ("eval", "r", "data=photos", "eval.protocol=batch", "eval.batch=3", "eval.shots=2", "--json")
     result = json.loads(ostinato(*words, cwd=tmp_path).stdout)
     assert result["protocol"] == "batch(3), 2 shots"
     assert 0 <= result["task_id_accuracy"] <= 1

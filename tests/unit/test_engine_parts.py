@@ -125,6 +125,8 @@ def test_seeded_blocks_are_reproducible_and_leave_no_trace():
     [
         ("constant", {0: 1, 5: 1, 9: 1}),
         ("cosine", {0: 1, 5: 0.5, 9: (1 + math.cos(0.9 * math.pi)) / 2}),
+        # Two steps in each of five epochs.
+        ("cosine_per_epoch", {0: 1, 1: 1, 2: (1 + math.cos(0.2 * math.pi)) / 2, 7: (1 + math.cos(0.6 * math.pi)) / 2}),
         ("quarter_cosine", {0: 1, 5: math.sqrt(0.5), 9: math.sin(0.05 * math.pi)}),
         ("multistep", {0: 1, 2: 1, 3: 0.1, 6: 0.1, 7: 0.01, 9: 0.01}),
     ],
@@ -135,7 +137,7 @@ def test_schedules(schedule, want):
         assert lr_factor(recipe, step, 10) == pytest.approx(factor, abs=1e-12), step
     values = [lr_factor(recipe, s, 1000) for s in range(1000)]
     assert values == sorted(values, reverse=True)
-    if "cosine" in schedule:
+    if schedule in ("cosine", "quarter_cosine"):
         assert 0 < values[-1] < 2e-3
     assert lr_factor(recipe, 0, 1) == 1
 
@@ -345,6 +347,15 @@ def test_steps_learning_rates_and_reports():
     assert not method.training
 
 
+def test_a_cosine_per_epoch_changes_with_the_epochs_of_ragged_batches():
+    """Ten samples in batches of four are three steps per epoch, the last one smaller."""
+    method = Probe()
+    watch = Watch(method)
+    settings = replace(SETTINGS, overrides={"schedule": "cosine_per_epoch", "lr": 0.2, "epochs": 3})
+    learn_task(method, task(), settings, watch)
+    assert watch.lrs == pytest.approx([0.2] * 3 + [0.15] * 3 + [0.05] * 3)
+
+
 def test_first_step_of_sgd_is_the_gradient_of_the_first_batch():
     method, twin = Probe(), Probe()
     settings = replace(SETTINGS, overrides={"optimizer": "sgd", "lr": 0.3, "weight_decay": 0.1})
@@ -362,11 +373,12 @@ def test_first_step_of_sgd_is_the_gradient_of_the_first_batch():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("schedule", ["quarter_cosine", "cosine_per_epoch"])
 @pytest.mark.parametrize("cut", [1, 3, 5, 6])
-def test_a_resumed_stage_takes_the_same_steps(tmp_path, optimizer, cut):
+def test_a_resumed_stage_takes_the_same_steps(tmp_path, optimizer, schedule, cut):
     """The state goes through the files of a checkpoint; noise in the loss shows that the seeds go on as well."""
     settings = replace(
-        SETTINGS, overrides={"optimizer": optimizer, "weight_decay": 0.05, "schedule": "quarter_cosine", "clip": 0.5}
+        SETTINGS, overrides={"optimizer": optimizer, "weight_decay": 0.05, "schedule": schedule, "clip": 0.5}
     )
     whole = Probe(noise=0.1)
     learn_task(whole, task(), settings)

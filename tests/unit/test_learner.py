@@ -212,3 +212,11 @@ def test_what_is_no_method_is_refused(given):
 def test_options_of_a_class_are_checked():
     with pytest.raises(InputError, match=r"method.lenght: unknown key"):
         Learner(SimpleCIL, lenght=2)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_training_without_augmentation_sees_what_the_test_sees(crop):
+    learner = Learner("simplecil", crop=crop)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    trained, tested = learner.train_transform("none")(image, np.random.default_rng(1)), learner.eval_transform(image)
+    assert torch.equal(trained, tested)

@@ -558,7 +558,7 @@ def test_alignment_recipe():
     fit, align = method.stages(task_of(1, range(2, 5)))
     assert fit.recipe is None
     assert (align.recipe.epochs, align.recipe.batch_size, align.recipe.lr) == (7, 11, 0.02)
-    assert (align.recipe.optimizer, align.recipe.momentum, align.recipe.schedule) == ("sgd", 0.9, "cosine")
+    assert (align.recipe.optimizer, align.recipe.momentum, align.recipe.schedule) == ("sgd", 0.9, "cosine_per_epoch")
     assert align.recipe.weight_decay == 0
     assert len(align.data) == 5 * 11
     assert {id(p) for p in align.params} == {id(p) for p in method.head.parameters()}

@@ -81,6 +81,7 @@ def test_values_as_the_sources_state_them():
     cl_lora = options("imagenet_a/cl_lora")
     assert (cl_lora.train.overrides()["lr"], cl_lora.train.overrides()["weight_decay"]) == (0.05, 0.005)
     assert (cl_lora.method.options()["rank"], cl_lora.stream.order) == (10, "seed1993")
+    assert cl_lora.train.overrides()["schedule"] == "cosine_per_epoch"
     soft = options("imagenet_r/soft_tf")
     assert soft.train.overrides()["lr"] == pytest.approx(0.005 * 24 / 256)
     assert (soft.train.overrides()["epochs"], soft.method.options()["base"]["e_length"]) == (50, 20)

@@ -4,16 +4,22 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from contextlib import chdir
 
 import pytest
 from tests.conftest import BLUE, GREEN, RED, WHITE, photos, save_bert, text_tables
 
 from ostinato import reproduce
+from ostinato.analysis.base import Subject
+from ostinato.analysis.protocols import study
 from ostinato.cli import main
 from ostinato.errors import InputError, Interrupted
 from ostinato.evaluation.answers import read_answers
+from ostinato.evaluation.metrics import AccuracyMatrix
+from ostinato.evaluation.metrics import summary as metrics
 from ostinato.evaluation.pairing import paired_difference
+from ostinato.learner import Learner
 from ostinato.presets import table_names
 from ostinato.report.console import Reporter
 from ostinato.reproduce.results import Measured
@@ -34,7 +40,8 @@ published = { last = 90.0, forgetting = 1.5 }
 name = "prompts"
 label = "DualPrompt | short"
 method = "dualprompt"
-options = ["data=photos", "train.epochs=1", "train.batch_size=4", "data.limit_per_class=5", "method.e_layers=5"]
+options = ["data=photos", "train.epochs=1", "train.batch_size=4", "data.limit_per_class=5", "method.e_layers=5",
+  "eval.protocol=batch", "eval.batch=3"]
 note = "One epoch."
 
 [[row]]
@@ -105,6 +112,41 @@ def test_two_rows_run_and_one_is_quoted(done):
     assert "- `prompts`: One epoch." in text
     assert "- `vote`: a vote of the batch" in text
     assert "Published: nobody." in text
+
+
+def test_a_row_in_batches_has_the_result_per_sample_beside_it(done):
+    """The batch columns are those of the trained model under the protocol; the published one stands beside them."""
+    run = done / "out/prompts"
+    summary = json.loads((run / "summary.json").read_text())
+    scored = {row.protocol: row for row in study(run, size=3, shots=()).rows}
+    assert summary["batch_protocol"] == "batch(3), majority"
+    assert json.loads((run / "record.json").read_text())["batch_protocol"] == "batch(3), majority"
+    assert summary["batch_last_accuracy"] == pytest.approx(scored["batch(3), majority"].accuracy)
+    assert summary["batch_task_id_accuracy"] == pytest.approx(scored["batch(3), majority"].task_id_accuracy)
+    assert summary["last_accuracy"] == pytest.approx(scored["sample"].accuracy)
+    matrix = AccuracyMatrix.from_csv(run / "accuracy_matrix_batch.csv")
+    assert summary["batch_forgetting"] == metrics(matrix)["forgetting"]
+    assert matrix.n_rows == 2
+    first, last = (e for e in map(json.loads, (run / "events.jsonl").open()) if e["event"] == "evaluated")
+    learner = Learner.load(run)
+    of_task = learner.evaluate([g.with_transform(learner.eval_transform) for g in Subject(run, learner).held_out()])
+    assert last["task_incremental_accuracy"] == of_task.task_incremental_accuracy
+    end = of_task.task_incremental[0] / of_task.totals[0]
+    best = max(first["task_incremental_accuracy"], end)
+    assert summary["task_incremental_forgetting"] == pytest.approx(best - end)
+    rows = list(csv.DictReader((done / "out/table.csv").read_text().splitlines()))
+    assert [row["batch_protocol"] for row in rows] == ["", "batch(3), majority", ""]
+    assert "| published last % | last % | in batches, last % |" in (done / "out/table.md").read_text()
+
+
+def test_learning_more_scores_every_sample_alone(done, tmp_path, capsys, monkeypatch):
+    shutil.copytree(done / "out/prompts", tmp_path / "run")
+    photos(tmp_path / "more", {"grey": (90, 90, 90)}, n=6)
+    monkeypatch.chdir(tmp_path)
+    refused = ostinato(capsys, "learn", "run", "data=more", "eval.protocol=batch", code=2)
+    assert "eval.protocol=batch needs 'run'" in refused
+    assert "sample by sample" in ostinato(capsys, "learn", "run", "data=more", "train.epochs=1")
+    assert "batch_protocol" not in json.loads((tmp_path / "run/learn-001/summary.json").read_text())
 
 
 def test_the_printed_command_is_the_run(done):
@@ -277,7 +319,7 @@ def test_missing_weights_are_found_before_the_first_run(tmp_path, capsys, monkey
     text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", code=3)
     assert text.count("could not be fetched") == 1, "said once, not per row"
     assert "backbone.weights.vit_base_patch16_224.orig_in21k=FILE" in text
-    assert "needed by xavier-prompt, kaiming-prompt, normal-prompt, ones-prompt, ones-gradient" in text
+    assert "needed by xavier-prompt, kaiming-prompt, normal-prompt, ones-prompt, 2 more" in text
     text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", "backbone.weights=w.pth", code=3)
     assert "there is nothing at w.pth" in text
     assert not (tmp_path / "runs").exists()
@@ -290,7 +332,7 @@ def test_data_and_weights_of_many(tmp_path, monkeypatch):
     rows = ("cifar100-l2p", "cifar100_20-l2p", "imagenet_r-l2p")
     _, _, (a, b, c) = plans("soft_tf/table1", "data=cifar", "data.imagenet_r=renditions", rows=rows)
     assert [plan.config.data.path for plan in (a, b, c)] == ["cifar", "cifar", "renditions"]
-    assert "-p imagenet_r data=renditions out=runs/soft_tf-table1/imagenet_r-l2p" in c.command
+    assert "-p imagenet_r eval.protocol=sample data=renditions out=runs/soft_tf-table1/imagenet_r-l2p" in c.command
     _, _, (c,) = plans("soft_tf/table1", "data=renditions", rows=rows[2:])
     assert c.config.data.path == "renditions"
     *_, c = plans("soft_tf/table1", "data=cifar", rows=rows)[2]

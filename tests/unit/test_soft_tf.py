@@ -238,11 +238,12 @@ def alpha_gradient(method, x, top=None):
 
 @pytest.mark.parametrize("name", ["soft_tf", "wsn"])
 @pytest.mark.parametrize("base", ["dualprompt", "l2p", "none"])
-@pytest.mark.parametrize("over", ["seen", "top"])
-def test_gradient_id_equals_autograd_in_alpha(name, base, over):
-    method = taught(name, base=base, task_id="gradient_id", entropy_over=over).eval()
+@pytest.mark.parametrize(("over", "top"), [("seen", None), ("top", 2), ("benchmark", 4)])
+def test_gradient_id_equals_autograd_in_alpha(name, base, over, top):
+    benchmark = {"benchmark_classes": 12} if over == "benchmark" else {}
+    method = taught(name, base=base, task_id="gradient_id", entropy_over=over, **benchmark).eval()
     x = pixels(4)
-    want = alpha_gradient(method, x, top=2 if over == "top" else None)
+    want = alpha_gradient(method, x, top=top)
     with torch.inference_mode():
         got = method.task_scores(x)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
@@ -259,6 +260,13 @@ def test_running_every_task_takes_the_surest(rule):
     p = scores.softmax(-1)
     want = (scores.amax(-1) if rule == "max_score" else (p * p.log()).sum(-1)).argmax(0)
     assert torch.equal(method.infer_task(x), want)
+
+
+def test_the_classes_of_a_benchmark_go_with_its_rule():
+    with pytest.raises(InputError, match=r"needs method\.benchmark_classes, .* at least 2, got 0"):
+        taught(entropy_over="benchmark")
+    with pytest.raises(InputError, match=r"benchmark_classes=12 has no effect with method\.entropy_over=top"):
+        check_options(SoftTF, {"entropy_over": "top", "benchmark_classes": 12})
 
 
 def test_entropy_over_the_top_logits():

@@ -56,6 +56,77 @@ def test_train_and_test_folders_in_natural_order(tmp_path):
     assert not source.test_was_cut
 
 
+def tiny_imagenet(root):
+    """The layout of tiny-imagenet-200.zip, with an unlabelled test folder."""
+    for c, name in enumerate(("n02", "n01")):
+        for i in range(2):
+            save(root / f"train/{name}/images/{name}_{i}.JPEG", value=10 * c + i)
+        (root / f"train/{name}/{name}_boxes.txt").write_text("")
+    for i in range(3):
+        save(root / f"val/images/val_{i}.JPEG", value=50 + i)
+    save(root / "test/images/test_0.JPEG", value=99)
+    lines = ["val_0.JPEG\tn01\t0\t0\t62\t62", "val_1.JPEG\tn02\t1\t2\t3\t4", "val_2.JPEG\tn01\t0\t0\t9\t9"]
+    (root / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def cub(root):
+    """The layout of CUB_200_2011.tgz: every second image is for training."""
+    files = [f"{c:03d}.Bird_{c}/img_{i}.jpg" for c in (1, 2, 10) for i in range(4)]
+    for i, file in enumerate(files):
+        save(root / "images" / file, value=i)
+    (root / "images.txt").write_text("".join(f"{i} {file}\n" for i, file in enumerate(files, 1)))
+    (root / "train_test_split.txt").write_text("".join(f"{i} {i % 2}\n" for i in range(1, 13)))
+    (root / "classes.txt").write_text("1 001.Bird_1\n2 002.Bird_2\n3 010.Bird_10\n")
+    return root
+
+
+def test_tiny_imagenet_as_it_is_downloaded(tmp_path):
+    source = open_source(str(tiny_imagenet(tmp_path)))
+    assert source.class_names == ["n01", "n02"]
+    assert names(source.train)[:2] == ["train/n01/images/n01_0.JPEG", "train/n01/images/n01_1.JPEG"]
+    assert names(source.test) == ["val/images/val_0.JPEG", "val/images/val_2.JPEG", "val/images/val_1.JPEG"]
+    assert source.test.labels.tolist() == [0, 0, 1]
+    assert source.train.labels.tolist() == [0, 0, 1, 1]
+    assert not source.test_was_cut
+    assert "Tiny ImageNet" in source.notes[0]
+
+
+def test_cub_as_it_is_downloaded(tmp_path):
+    source = open_source(str(cub(tmp_path)))
+    assert source.class_names == ["001.Bird_1", "002.Bird_2", "010.Bird_10"]
+    assert names(source.train)[:2] == ["images/001.Bird_1/img_0.jpg", "images/001.Bird_1/img_2.jpg"]
+    assert names(source.test)[:2] == ["images/001.Bird_1/img_1.jpg", "images/001.Bird_1/img_3.jpg"]
+    assert source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_imagenet_r_as_it_is_downloaded(tmp_path):
+    """Folders of wnids without a split, and a README."""
+    plain(tmp_path, classes=("n01443537", "n01484850"), n=10)
+    (tmp_path / "README.txt").write_text("ImageNet-R")
+    source = open_source(str(tmp_path))
+    assert source.class_names == ["n01443537", "n01484850"]
+    assert (len(source.train), len(source.test)) == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "text", "message"),
+    [
+        (tiny_imagenet, "val/val_annotations.txt", "../../x.JPEG\tn01\n", "must name images in it"),
+        (tiny_imagenet, "val/val_annotations.txt", "val_0.JPEG\n", "line 1 must have at least 2 words"),
+        (tiny_imagenet, "val/val_annotations.txt", "val_0.JPEG\tn01\n", "1 have one kind only, such as n02"),
+        (tiny_imagenet, "val/val_annotations.txt", "no.JPEG\tn01\nval_1.JPEG\tn02\n", "no.JPEG"),
+        (cub, "images.txt", "1 /etc/x.jpg\n", "must name images in it"),
+        (cub, "images.txt", "1 img_0.jpg\n", "image 1 must be <class>/<file>"),
+        (cub, "train_test_split.txt", "1 2\n", "image 1 must be <class>/<file> and have a 1"),
+    ],
+)
+def test_text_files_of_downloads_that_are_wrong(tmp_path, make, file, text, message):
+    (make(tmp_path) / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_source(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_val_stands_in_for_test(tmp_path, name):
     plain(tmp_path / "train")

@@ -18,6 +18,7 @@ from ostinato.contract.tiny_models import random_backbone, random_text_backbone,
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.simplecil import SimpleCIL
+from ostinato.predicting import texts_of
 from ostinato.streams import StreamOptions, TaskStream, TextTransform, open_source
 from ostinato.training.loader import by_length, pack, training_batches
 
@@ -93,6 +94,35 @@ def test_columns_of_texts(tmp_path):
     pq.write_table(pa.table({"n": [1, 2], "label": ["x", "y"]}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"text_column must hold texts, but 'n' of .* holds int64"):
         open_source(str(tmp_path), text_column="n")
+
+
+def test_columns_of_public_sets_make_up_one_text(tmp_path):
+    yahoo = {"id": [1, 2], "topic": [3, 5], "question_title": ["why", "how"], "question_content": ["", "so"],
+             "best_answer": ["because", None]}  # fmt: skip
+    amazon = {"label": [0, 1], "title": ["bad", "good"], "content": ["broken", "works"]}
+    for name, rows in (("yahoo", yahoo), ("amazon", amazon)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            pq.write_table(pa.table(rows), tmp_path / name / f"{split}.parquet")
+    source = open_source(str(tmp_path / "yahoo"))
+    assert [source.train.load(i) for i in range(2)] == ["why because", "how so"]
+    assert source.class_names == ["3", "5"]
+    assert "question_title, question_content, best_answer together" in source.notes[0]
+    source = open_source(str(tmp_path / "amazon"))
+    assert [source.test.load(i) for i in range(2)] == ["bad broken", "good works"]
+    assert open_source(str(tmp_path / "amazon"), text_column="content").train.load(0) == "broken"
+    named = [text for _, text in texts_of([], [tmp_path / "amazon/test.parquet"], None)]
+    assert named == ["bad broken", "good works"], "predictions read what was learned from"
+
+
+def test_the_same_number_of_stars_is_the_same_answer(tmp_path):
+    for name, labels in (("yelp", ["1 star", "2 stars"]), ("amazon", ["1", "2"])):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            pq.write_table(pa.table({"text": ["a", "b"], "label": labels}), tmp_path / name / f"{split}.parquet")
+    source = open_source(str(tmp_path), sets=["yelp", "amazon"])
+    assert source.class_names == ["yelp: 1 star", "yelp: 2 stars", "amazon: 1", "amazon: 2"]
+    assert source.label_groups == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("empty", ["", "  \n", None])

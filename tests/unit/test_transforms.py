@@ -73,10 +73,24 @@ def test_random_views_come_from_the_generator_alone(kind):
     assert torch.equal(transform(image, None), EvalTransform(32)(image, None))
 
 
-def test_none_is_the_evaluation_view():
+@pytest.mark.parametrize("crop", [1.0, 0.5])
+def test_none_is_the_evaluation_view(crop):
     image = picture(40, 50)
-    tensor = TrainTransform(32, kind="none")(image, np.random.default_rng(0))
-    assert torch.equal(tensor, EvalTransform(32)(image, None))
+    tensor = TrainTransform(32, kind="none", crop=crop)(image, np.random.default_rng(0))
+    assert torch.equal(tensor, EvalTransform(32, crop=crop)(image, None))
+
+
+def test_a_glyph_is_moved_within_the_crop_of_the_test():
+    """A bright frame outside the crop is in no training image."""
+    pixels = np.full((64, 64, 3), 30, np.uint8)
+    pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:] = (np.uint8(255),) * 4
+    image = Image.fromarray(pixels)
+    brightest = [
+        TrainTransform(32, kind="glyph", crop=crop)(image, np.random.default_rng(seed)).max().item()
+        for crop in (0.5, 1.0)
+        for seed in range(5)
+    ]
+    assert brightest == [30] * 5 + [255] * 5
 
 
 def test_photo_mirrors_half_the_time_and_crops_as_told():
@@ -113,6 +127,7 @@ def test_glyph_stays_close_and_keeps_its_background():
         (lambda: EvalTransform(8, crop=0), r"crop must be in \(0, 1\]"),
         (lambda: EvalTransform(8, "bicubik"), "Did you mean 'bicubic'"),
         (lambda: TrainTransform(8, kind="foto"), "Did you mean 'photo'"),
+        (lambda: TrainTransform(8, kind="none", crop=1.5), r"crop must be in \(0, 1\]"),
         (lambda: TrainTransform(8, scale=(0.5, 0.1)), "growing fractions"),
     ],
 )

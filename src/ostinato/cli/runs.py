@@ -128,6 +128,11 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
         say_json(result)
         return
     console.print(run_table([result]))
+    if "batch_protocol" in result:
+        console.print(
+            f"Columns of batches are by {result['batch_protocol']}: a batch reveals that its samples share a task, so "
+            "they do not compare with the others."
+        )
     if "new_accuracy" in result:
         if result["old_accuracy_before"] is None:
             console.print("Earlier classes were not scored: give a labelled folder of them as eval=FOLDER.")

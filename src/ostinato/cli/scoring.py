@@ -152,12 +152,12 @@ def evaluate(
     machine = machine_of(given)
     stream = given.pop("stream", None)
     unknown = scoring.pop("unknown", "refuse")
-    wrong = given or set(scoring) - {"protocol", "shots", "batch_size"} or stream not in (None, {"tasks": "folders"})
+    wrong = given or set(scoring) - {"protocol", "shots", "batch"} or stream not in (None, {"tasks": "folders"})
     if wrong or "path" not in data or unknown not in ("refuse", "skip"):
         raise InputError(
             "eval needs data=FOLDER. It also takes other options of data.*, stream.tasks=folders, "
             "backbone.weights=FILE, device=NAME, precision=fp32, eval.unknown=skip (for classes that were not "
-            "learned), and eval.protocol=batch with eval.batch_size=24 and eval.shots=7."
+            "learned), and eval.protocol=batch with eval.batch=24 and eval.shots=7."
         )
     from ostinato.runs.scoring import score_run
 
@@ -187,17 +187,12 @@ def evaluate(
 
 
 def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:
-    """Read ``eval.protocol``, ``eval.batch_size`` and ``eval.shots``; None scores every sample alone."""
+    """Read ``eval.protocol``, ``eval.batch`` and ``eval.shots``; None scores every sample alone."""
     from ostinato.evaluation.evaluator import BatchProtocol
 
-    kind = scoring.get("protocol", "sample")
+    kind, size, shots = scoring.get("protocol", "sample"), scoring.get("batch"), scoring.get("shots")
     if kind not in ("sample", "batch"):
         raise InputError(f"eval.protocol must be 'sample' or 'batch', got {kind!r}.")
-    if kind == "sample":
-        if len(scoring) > ("protocol" in scoring):
-            raise InputError("eval.batch_size and eval.shots need eval.protocol=batch; add it or leave them out.")
-        return None
-    size, shots = scoring.get("batch_size", 24), scoring.get("shots", 0)
-    if not isinstance(size, int) or not isinstance(shots, int):
-        raise InputError(f"eval.batch_size and eval.shots must be whole numbers, got {size!r} and {shots!r}.")
-    return BatchProtocol(size, shots)
+    if not isinstance(size, int | None) or not isinstance(shots, int | None):
+        raise InputError(f"eval.batch and eval.shots must be whole numbers, got {size!r} and {shots!r}.")
+    return BatchProtocol.of(kind, size, shots)

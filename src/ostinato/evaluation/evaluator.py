@@ -130,8 +130,21 @@ class BatchProtocol:
         """Raise InputError for values out of range."""
         if self.size < 1 or not 0 <= self.shots <= self.size:
             raise InputError(
-                f"eval.shots must lie in [0, eval.batch_size = {self.size}], which is at least 1; got {self.shots}."
+                f"eval.shots must lie in [0, eval.batch = {self.size}], which is at least 1; got {self.shots}."
             )
+
+    @classmethod
+    def of(cls, protocol: str, size: int | None, shots: int | None) -> BatchProtocol | None:
+        """Read the options ``eval.protocol``, ``eval.batch`` and ``eval.shots``; None scores every sample alone.
+
+        Raises:
+            InputError: if ``size`` or ``shots`` has no effect, or a value is out of range.
+        """
+        if protocol == "batch":
+            return cls(cls.size if size is None else size, cls.shots if shots is None else shots)
+        if size is not None or shots is not None:
+            raise InputError("eval.batch and eval.shots need eval.protocol=batch; add it or leave them out.")
+        return None
 
     @property
     def name(self) -> str:

@@ -61,7 +61,7 @@ class Learner:
         precision: of frozen weights: "auto", "fp32" or "bf16".
         seed: of all randomness.
         train: fields of the recipe to override, for example ``{"epochs": 2}``.
-        crop: share of the shorter side of images at test time.
+        crop: share of the shorter side of images, at test time and in training except for the augmentation "photo".
         accumulate: micro-batches per training step.
         on_divergence: "stop" or "warn" when a loss explodes; a loss that is not finite always stops.
         workers: loading processes.
@@ -164,7 +164,8 @@ class Learner:
                 raise InputError(f"data.augment must be 'none' for texts, got {augment!r}.")
             return TextTransform(backbone.tokenization)
         preprocess = cast(VisionBackbone, backbone).preprocess
-        return TrainTransform(preprocess.size, preprocess.interpolation, augment)  # pyright: ignore[reportArgumentType]
+        kind = cast(Literal["photo", "glyph", "none"], augment)
+        return TrainTransform(preprocess.size, preprocess.interpolation, kind, crop=self.crop)
 
     def learn(
         self,

@@ -38,7 +38,7 @@ class Recipe:
         momentum: of SGD.
         weight_decay: L2 for adam and sgd, decoupled for adamw.
         schedule: per step: "constant"; "cosine", half a period to 0; "quarter_cosine", a quarter period to 0;
-            "multistep", times 0.1 at each milestone.
+            "multistep", times 0.1 at each milestone. "cosine_per_epoch" is the cosine, constant within an epoch.
         milestones: fractions of the stage's steps, for "multistep".
         clip: largest global gradient norm, or None.
         backbone_lr_factor: factor on the learning rate of the backbone's weights, for methods that train them.
@@ -50,7 +50,7 @@ class Recipe:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "quarter_cosine", "multistep"] = "constant"
+    schedule: Literal["constant", "cosine", "cosine_per_epoch", "quarter_cosine", "multistep"] = "constant"
     milestones: tuple[float, ...] = ()
     clip: float | None = None
     backbone_lr_factor: float = 1.0

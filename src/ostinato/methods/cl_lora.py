@@ -11,9 +11,10 @@ distilled from the adapter of the task before. The gradient of this term is weig
 once and the upper ones under every task; class c of task s scores the cosine of task s's feature with the mean of c's
 training features.
 
-Differences from the paper and its public code: the recipe is the code's for CIFAR-100, with the cosine per step instead
-of per epoch. Both gradients are taken at the same weights; the code changes weights between a forward and its backward
-pass, which newer versions of torch refuse. ``train.clip`` bounds the gradient of the cross-entropy, not that of
+Differences from the paper and its public code: the recipe is the code's for CIFAR-100, whose cosine changes the rate
+once per epoch (``train.schedule=cosine`` changes it per step, with a lower mean rate in few epochs). Both gradients are
+taken at the same weights; the code changes weights between a forward and its backward pass, which newer versions of
+torch refuse. ``train.clip`` bounds the gradient of the cross-entropy, not that of
 distillation. Pixels are normalised as the weights expect (``preprocess=unit`` restores [0, 1]). A task of one class has
 no loss: only its mean is learned. Reassignment has no effect while the old adapter is zero. Kept from the code: P from
 uniform instead of normal numbers, teacher logits that train the head, two steps and so two weight decays per batch for
@@ -69,8 +70,9 @@ class CLLoRA(Method):
         "ortho": ("block_weights", (False,)),
     }  # fmt: skip
     recipe = Recipe(
-        epochs=30, batch_size=64, lr=0.03, optimizer="sgd", momentum=0.9, weight_decay=1e-4, schedule="cosine"
-    )
+        epochs=30, batch_size=64, lr=0.03, optimizer="sgd", momentum=0.9, weight_decay=1e-4,
+        schedule="cosine_per_epoch",
+    )  # fmt: skip
     scores_are_logits = False
 
     shared_down: Tensor

@@ -12,8 +12,9 @@ texts of all classes seen, each under the context of its own task.
 Differences from the paper: the public code scores a batch of test images among the classes up to the largest true task
 in that batch; here every image is scored alone, among all classes seen. The code decomposes a matrix over samples and
 projects the gradient; here directions are eigenvectors of the tokens' covariance, and the update is projected (see
-``nn/projection.py``). The prompt carries the position of the CLS token, which a learned vector can absorb. All tasks
-have the same rate; the code gives the first task a tenth of it and a larger weight decay.
+``nn/projection.py``). The prompt has 5 vectors, as in the paper; the code's configuration has 10. It carries the
+position of the CLS token, which a learned vector can absorb. All tasks have the same rate; the code gives the first
+task a tenth of it and a larger weight decay.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ Differences from the public code: pools grow when the next task begins, not befo
 prompt takes part in a prediction. Predictions are the head's logits; the code chooses the best of three read-outs by
 test accuracy. Prototypes are means of un-augmented images; the task of a class is looked up. The running share is reset
 for each task. Weight decay does not reach the head's rows of other classes, and alignment trains the head alone. The
-router's mean noise, which has no gradient, is left out. The alignment's schedule is per step. Pixels are normalised as
-the weights expect. A task of one class competes with the rows of earlier classes, which the main stage does not change.
+router's mean noise, which has no gradient, is left out. The alignment has its own weight decay
+(``align.weight_decay``), where the code passes that of the main stage. Pixels are normalised as the weights expect. A
+task of one class competes with the rows of earlier classes, which the main stage does not change.
 Kept from the code: at test a layer that is on has its whole prefix, about as many times the trained one as there are
 layers (``test_gate``); a layer that is off keeps positions of zeros, which take part in its attention (``off``);
 prompts of layers that never grow are trained by all tasks and drift; a grown pool gives its frozen prompts less weight
@@ -43,8 +44,8 @@ from ostinato.registry import register
 RIDGE = 2e-4
 """Added to the diagonal of class covariances; the code adds 1e-4 in the estimate and 1e-4 in the draw."""
 
-ALIGNMENT = Choice(AlignmentOptions(weight_decay=0.0))
-"""Alignment of the head; as in the public code, without weight decay."""
+ALIGNMENT = Choice(AlignmentOptions(schedule="cosine_per_epoch", weight_decay=0.0))
+"""Alignment of the head as in the public code, whose weight decay is that of the main stage, here 0."""
 
 
 class PoolPlan:

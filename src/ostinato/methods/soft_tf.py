@@ -8,14 +8,15 @@ mask and its rows of the head are trained with cross-entropy over the task's cla
 Masks of earlier tasks never change; at test the task of every sample is inferred.
 
 Differences from the paper: tasks are inferred for each sample alone, where the paper takes one id for a whole test
-batch of one task (``ostinato protocols`` measures how many points that adds). Layers count from 0, so the paper's
-10-12 are (9, 10, 11). The public code draws masks from U(0.99, 1) and multiplies biases by uninitialised numbers;
-here masks are exactly 1 (``mask_init`` restores its ablation) and biases are not masked. It also masks fc1 and fc2
-(``variant=ff``), which the paper's main rows do not. L2P has no task keys; here the masks bring them. A task's key is
-the closed-form optimum of the matching loss (``keys=learned`` trains it as the paper does). Experts are in the masked
-layers unless ``base.e_layers`` names others. Projections (``base.pgp``) take their statistics under the prompts alone.
-The paper prints 2.31 / 4.62 / 6.93 million parameters for one, two and three layers of ViT-B; exact are 2,359,296 /
-4,718,592 / 7,077,888.
+batch of one task (``eval.protocol=batch`` scores so in addition, and ``ostinato protocols`` compares the two). The
+public code chooses among all classes of the benchmark, with untrained rows for those to come; here only classes seen
+compete, in predictions and entropies. Layers count from 0, so the paper's 10-12 are (9, 10, 11). The public code draws
+masks from U(0.99, 1) and multiplies biases by uninitialised numbers; here masks are exactly 1 (``mask_init`` restores
+its ablation) and biases are not masked. It also masks fc1 and fc2 (``variant=ff``), which the paper's main rows do not.
+L2P has no task keys; here the masks bring them. A task's key is the closed-form optimum of the matching loss
+(``keys=learned`` trains it as the paper does). Experts are in the masked layers unless ``base.e_layers`` names others.
+Projections (``base.pgp``) take their statistics under the prompts alone. The paper prints 2.31 / 4.62 / 6.93 million
+parameters for one, two and three layers of ViT-B; exact are 2,359,296 / 4,718,592 / 7,077,888.
 """
 
 from __future__ import annotations

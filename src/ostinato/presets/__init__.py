@@ -34,6 +34,7 @@ METRICS = {
     "mean_task": "mean_task_accuracy",
     "forgetting": "forgetting",
     "task_incremental": "task_incremental_accuracy",
+    "task_incremental_forgetting": "task_incremental_forgetting",
     "task_id": "task_id_accuracy",
 }
 """Names of published results, and their keys in a run's summary."""
@@ -43,23 +44,24 @@ _PILOT = (
     f"{_FOLDERS}, as distributed by RevisitingCIL and LAMDA-PILOT (download links in the READMEs of "
     "github.com/zhoudw-zdw/RevisitingCIL and github.com/sun-hailong/LAMDA-PILOT)"
 )
+_WNIDS = "or the folders of classes as they are downloaded, a fifth of each class for testing, from"
 
 DATA = {
     "cifar100": (
         "the name cifar100 (torchvision downloads it), hub:uoft-cs/cifar100, or a folder with train.parquet and "
         "test.parquet"
     ),
-    "imagenet_r": f"{_PILOT}; the images are from github.com/hendrycks/imagenet-r",
-    "imagenet_a": f"{_PILOT}; the images are from github.com/hendrycks/natural-adv-examples",
+    "imagenet_r": f"{_PILOT}, {_WNIDS} github.com/hendrycks/imagenet-r",
+    "imagenet_a": f"{_PILOT}, {_WNIDS} github.com/hendrycks/natural-adv-examples",
     "vtab": f"{_PILOT}; 50 classes of five VTAB data sets",
-    "cub200": f"{_FOLDERS}, of CUB-200-2011 (vision.caltech.edu/datasets/cub_200_2011) in its official split",
+    "cub200": "the folder CUB_200_2011 as it is downloaded (vision.caltech.edu/datasets/cub_200_2011)",
     "clinc150": "a folder with train and test tables (text, label) of the 150 intents, without those out of scope",
     "texts4": "a folder with the sets ag_news, yelp_review_full, amazon_review_full and dbpedia_14, as for text5",
     "text5": (
         "a folder with the sets ag_news, yelp_review_full, amazon_review_full, yahoo_answers_topics and dbpedia_14 as "
-        "huggingface.co/datasets has them under these names, each a folder with train and test tables (text, label)"
+        "huggingface.co/datasets has them under these names, each a folder with train and test tables"
     ),
-    "tiny_imagenet": f"{_FOLDERS}, of Tiny ImageNet (cs231n.stanford.edu/tiny-imagenet-200.zip), its val as test",
+    "tiny_imagenet": "the folder tiny-imagenet-200 as it is downloaded (cs231n.stanford.edu/tiny-imagenet-200.zip)",
 }
 """Data sets of the benchmarks, and their value for ``data=``."""
 
@@ -80,6 +82,7 @@ class _Published(_Checked):
     mean_task: Percent | None = None
     forgetting: Percent | None = None
     task_incremental: Percent | None = None
+    task_incremental_forgetting: Percent | None = None
     task_id: Percent | None = None
     source: str
     protocol: str | None = None

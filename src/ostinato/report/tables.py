@@ -30,6 +30,7 @@ FRACTIONS = (
     "task_id_accuracy",
     "oracle_id_accuracy",
     "task_incremental_accuracy",
+    "task_incremental_forgetting",
 )
 """Keys of a summary that hold fractions."""
 
@@ -169,8 +170,8 @@ def task_line(row: Mapping[str, Any]) -> str:
     Args:
         row: any of ``task`` (0-based), ``tasks`` (in all), ``classes`` (seen so far), ``accuracy`` (on these),
             ``average_accuracy``, ``forgetting``, ``task_id_accuracy``, ``oracle_id_accuracy``,
-            ``task_incremental_accuracy`` (fractions), ``train_seconds`` and ``eval_seconds``. Absent values and None
-            are left out.
+            ``task_incremental_accuracy``, ``batch_accuracy`` (fractions), ``train_seconds`` and ``eval_seconds``.
+            Absent values and None are left out.
     """
     parts: list[str] = []
     if not _absent(row.get("task")):
@@ -185,6 +186,7 @@ def task_line(row: Mapping[str, Any]) -> str:
         ("task_id_accuracy", "task id"),
         ("oracle_id_accuracy", "oracle id"),
         ("task_incremental_accuracy", "task-incremental"),
+        ("batch_accuracy", "in batches of one task"),
     ):
         if not _absent(row.get(key)):
             parts.append(f"{name} {percent(row[key])}%")
@@ -211,7 +213,7 @@ def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Non
     def cell(key: str, value: Any) -> Any:
         if _absent(value):
             return ""
-        return f"{value:.6f}" if key in FRACTIONS else value
+        return f"{value:.6f}" if key.removeprefix("batch_") in FRACTIONS else value
 
     with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -279,6 +281,9 @@ _COLUMNS = (
     _Column("forget\n%", "forgetting", percent),
     _Column("task\nid %", "task_id_accuracy", percent, optional=True),
     _Column("protocol", "protocol", _plain, number=False),
+    _Column("batch\nlast %", "batch_last_accuracy", percent, optional=True),
+    _Column("batch\nforget %", "batch_forgetting", percent, optional=True),
+    _Column("batch\nprotocol", "batch_protocol", _plain, number=False, optional=True),
     _Column("params", "trainable_parameters", human_count),
     _Column("stored", "stored_bytes", human_bytes),
     _Column("train\ns", "train_seconds", seconds),
@@ -287,6 +292,7 @@ _COLUMNS = (
 
 
 _DROP = (
+    "batch_forgetting",
     "eval_seconds",
     "train_seconds",
     "stored_bytes",
@@ -295,6 +301,8 @@ _DROP = (
     "stream",
     "tasks",
     "task_id_accuracy",
+    "batch_protocol",
+    "batch_last_accuracy",
     "protocol",
     "forgetting",
     "paired",

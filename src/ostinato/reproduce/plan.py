@@ -208,6 +208,7 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
     Raises:
         InputError: if an option is wrong, or a directory holds another experiment.
     """
+    from ostinato.runs.build import protocol_of
     from ostinato.training.recipes import check_recipe
 
     rows = [row for row in rows if row.not_run is None]
@@ -234,7 +235,9 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
         if "name" in parse_overrides(list(words)).get("method", {}):
             raise InputError(f"Row {row.name}: give its method as the key 'method' of the row, not as an option.")
         given.check_may_run(row)
-        check_options(get_method(str(row.method)), config.method.options())
+        method = get_method(str(row.method))
+        check_options(method, config.method.options())
+        protocol_of(config, method)
         check_recipe(config.train.overrides())
         plans.append(Plan(row, config, words, RunDir(given.out / row.name), ()))
     backbones = list(dict.fromkeys(plan.config.backbone.name for plan in plans))

@@ -41,19 +41,29 @@ _HEADINGS = {
     "forgetting": "forgetting %",
     "task_id": "task id %",
     "task_incremental": "task-incremental %",
+    "task_incremental_forgetting": "task-incremental forgetting %",
 }
+
+_IF_PUBLISHED = ("mean_task", "task_incremental_forgetting")
+"""Metrics that are shown only where they are published."""
+
+
+IN_BATCHES = {metric: f"batch_{METRICS[metric]}" for metric in METRICS if "incremental" not in metric}
+"""Keys of a summary under a batch protocol, by metric."""
 
 
 def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of a table, published beside measured; "-" for unknown values.
 
-    Accuracies are in percent. Published metrics and kept samples have a column only if a row has them. A row with
+    Accuracies are in percent. Published metrics, kept samples and results in batches of one task have a column only if
+    a row has them; a row with results in batches has those under the published protocol. A row with
     variants is one line: the last accuracy of each variant, and means with standard deviations over finished variants.
     If the reference row was run, each row has its mean difference to it over the same test samples, with the standard
     error.
     """
     published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
-    shown = [m for m in _HEADINGS if m != "mean_task" or m in published]
+    shown = [m for m in _HEADINGS if m not in _IF_PUBLISHED or m in published]
+    batches = _in_batches(results, shown)
     costs = {k: v for k, v in COSTS.items() if k != "exemplars" or any((r.summary or {}).get(k) for r in results)}
     variants = list(dict.fromkeys(r.row.variant for r in results if r.row.variant))
     labelled = any(r.row.label != r.row.base for r in results)
@@ -66,6 +76,8 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     for metric in shown:
         headings += [f"published {mean}{_HEADINGS[metric]}"] if metric in published else []
         headings.append(f"{mean}{_HEADINGS[metric]}")
+        headings += [f"in batches, {mean}{_HEADINGS[metric]}"] if metric in batches else []
+    headings += ["batches"] if batches else []
     headings += [f"against {reference}, points"] if reference else []
     headings += [heading for heading, _ in costs.values()]
     cells = []
@@ -85,11 +97,19 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
             if metric in published:
                 line.append(_quoted(quoted, metric))
             line.append(_with_spread(finished, METRICS[metric]))
+            line += [_with_spread(finished, IN_BATCHES[metric])] if metric in batches else []
+        if batches:
+            line.append(", ".join(dict.fromkeys(r.get("batch_protocol") or NOTHING for r in finished)) or NOTHING)
         if reference:
             of_all = difference(group)
             line.append("reference" if base == reference else NOTHING if of_all is None else str(of_all))
         cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
     return headings, cells
+
+
+def _in_batches(results: Sequence[Measured], metrics: Sequence[str]) -> list[str]:
+    """Select the metrics that a row has under a batch protocol."""
+    return [m for m in metrics if any((r.summary or {}).get(IN_BATCHES.get(m, "")) is not None for r in results)]
 
 
 def reference_of(results: Sequence[Measured]) -> str | None:
@@ -122,7 +142,7 @@ def _quoted(published: dict[str, float], metric: str) -> str:
 
 def _mean(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means of accuracies and costs that all results have."""
-    keys = [*METRICS, *METRICS.values(), *COSTS]
+    keys = [*METRICS, *METRICS.values(), *IN_BATCHES.values(), *COSTS]
     known = [key for key in keys if results and all(r.get(key) is not None for r in results)]
     return {key: sum(r[key] for r in results) / len(results) for key in known}
 
@@ -161,7 +181,9 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
     """Write ``table.md`` (percent) and ``table.csv`` (fractions) beside the runs."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(f"# {table.title}\n\n{markdown(table, results)}", encoding="utf-8")
-    keys = [*METRICS.values(), *COSTS, "protocol", "backbone", "stream", "seed"]
+    batches = [IN_BATCHES[metric] for metric in _in_batches(results, list(METRICS))]
+    batches += ["batch_protocol"] if batches else []
+    keys = [*METRICS.values(), *batches, *COSTS, "protocol", "backbone", "stream", "seed"]
     compared = ["difference", "difference_error", "not_comparable"]
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -180,27 +202,42 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
 def rich_table(results: Sequence[Measured]) -> Any:
     """Format measured results, with published ones in brackets, for a terminal.
 
-    The means of rows with several finished variants come last. ``table.md`` also has the costs.
+    Published results stand beside those in batches of one task where the row has them. The means of rows with several
+    finished variants come last. ``table.md`` also has the costs.
     """
     from rich.table import Table as Rich
     from rich.text import Text
 
-    shown = [m for m in METRICS if any(m in r.row.published or (r.summary and m != "mean_task") for r in results)]
+    shown = [m for m in METRICS if any(m in r.row.published or (r.summary and m not in _IF_PUBLISHED) for r in results)]
+    batches = _in_batches(results, shown)
     table = Rich(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
     table.caption = Text("Measured (published), percent.")
     table.add_column("row", overflow="fold")
     for metric in shown:
-        table.add_column(_HEADINGS[metric].removesuffix(" %").replace(" ", "\n"), justify="right", no_wrap=True)
+        heading = _HEADINGS[metric].removesuffix(" %").replace(" ", "\n")
+        table.add_column(heading, justify="right", no_wrap=True)
+        if metric in batches:
+            table.add_column(f"in\nbatches\n{heading}", justify="right", no_wrap=True)
     for result in results:
-        cells = []
+        cells, summary = [], result.summary or {}
+        together = bool(summary.get("batch_protocol"))
         for metric in shown:
             quoted = result.row.published.get(metric)
-            cell = percent((result.summary or {}).get(METRICS[metric]))
-            cells.append(Text(cell if quoted is None else f"{cell} ({quoted:.2f})"))
-        table.add_row(Text(result.row.name), *cells)
+            cells.append(_beside(summary.get(METRICS[metric]), None if together and metric in batches else quoted))
+            if metric in batches:
+                cells.append(_beside(summary.get(IN_BATCHES[metric]), quoted if together else None))
+        table.add_row(Text(result.row.name), *map(Text, cells))
     for base in dict.fromkeys(r.row.base for r in results if r.row.variant):
         finished = [r.summary for r in results if r.row.base == base and r.summary]
         if len(finished) > 1:
-            means = [_with_spread(finished, METRICS[metric]) for metric in shown]
+            means = []
+            for metric in shown:
+                means.append(_with_spread(finished, METRICS[metric]))
+                means += [_with_spread(finished, IN_BATCHES[metric])] if metric in batches else []
             table.add_row(Text(f"{base}, mean of {len(finished)}"), *map(Text, means))
     return table
+
+
+def _beside(measured: float | None, quoted: float | None) -> str:
+    """A measured result in percent with the published one in brackets."""
+    return percent(measured) if quoted is None else f"{percent(measured)} ({quoted:.2f})"

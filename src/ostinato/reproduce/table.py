@@ -30,7 +30,12 @@ from ostinato.validation import describe_validation
 
 _MOST_RUNS = 10_000
 
-Quoted = dict[Literal["last", "average", "mean_task", "forgetting", "task_id", "task_incremental"], Percent]
+Quoted = dict[
+    Literal[
+        "last", "average", "mean_task", "forgetting", "task_id", "task_incremental", "task_incremental_forgetting"
+    ],
+    Percent,
+]  # fmt: skip
 Words = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 """Text without control characters, except line breaks and tabs."""
 

@@ -12,8 +12,10 @@ import numpy as np
 from ostinato.config import DataConfig, RunConfig, data_config
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
+from ostinato.evaluation.evaluator import BatchProtocol
 from ostinato.learner import BackboneSpec, Learner, check_refines
 from ostinato.lookup import get_method
+from ostinato.methods.base import Method, TaskInferring
 from ostinato.paths import user_path
 from ostinato.registry import check_options
 from ostinato.sections import SplitSection
@@ -196,6 +198,7 @@ class Work:
             empty.
         before: state before a continuation; None for other runs.
         split: split of ``tests``, "test" or "validation".
+        protocol: scores the same samples once more in batches of one task; None for per sample alone.
         checkpoint_every: steps between checkpoints within a task; 0 for none.
     """
 
@@ -207,6 +210,7 @@ class Work:
     known: list[LabeledDataset]
     before: Before | None
     split: str
+    protocol: BatchProtocol | None
     checkpoint_every: int
 
 
@@ -223,6 +227,11 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
         InputError: if there is nothing to score, or an option does not fit the data or the backbone.
         DataError: if the data cannot be used.
     """
+    protocol = protocol_of(config, type(learner.method))
+    if protocol is not None and before is not None:
+        raise InputError(
+            "eval.protocol=batch needs 'run', since 'learn' scores earlier tasks as one group. Leave it out."
+        )
     stream = make_stream(config, before, learner.used)
     if stream.known_names:
         check_refines(learner.method, stream.known_names)
@@ -243,7 +252,21 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
             f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
             f"samples, learn other classes first, or raise data.validation (now {config.data.validation})."
         )
-    return Work(learner, stream, augment, tests, old, known, before, config.eval.split, config.checkpoint.every)
+    return Work(
+        learner, stream, augment, tests, old, known, before, config.eval.split, protocol, config.checkpoint.every
+    )
+
+
+def protocol_of(config: RunConfig, method: type[Method]) -> BatchProtocol | None:
+    """The batch protocol of a configuration; None scores every sample alone.
+
+    Raises:
+        InputError: if an option has no effect, or the method infers no task.
+    """
+    protocol = BatchProtocol.of(config.eval.protocol, config.eval.batch, config.eval.shots)
+    if protocol is not None and not issubclass(method, TaskInferring):
+        raise InputError(f"eval.protocol=batch needs a method that infers tasks; {method.name} does not.")
+    return protocol
 
 
 def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> LabeledDataset:

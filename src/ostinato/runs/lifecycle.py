@@ -183,7 +183,10 @@ def learn_more(
         # The artifact has the newest path of the weights; the configuration has the first.
         weights = artifact.read_about(dirs.artifact).backbone.weights
         moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
-        config = absolute(build_config(base | {"data": keep, "stream": {}}, moved, overrides))
+        scoring = {k: v for k, v in base.get("eval", {}).items() if k not in ("protocol", "batch", "shots")}
+        if parent.eval.protocol == "batch":
+            reporter.message("The new classes are scored sample by sample; eval.protocol=batch is for 'run'.")
+        config = absolute(build_config(base | {"data": keep, "stream": {}, "eval": scoring}, moved, overrides))
         number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in continuations(dirs)), default=0) + 1
         sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
         before = _before(sub)

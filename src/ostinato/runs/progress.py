@@ -22,6 +22,7 @@ class Progress:
     seen: dict[str, Any] | None = None
     matrix: dict[str, Any] | None = None
     task_incremental: dict[str, Any] | None = None
+    batch_matrix: dict[str, Any] | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     events: int = 0
     trainable: int = 0

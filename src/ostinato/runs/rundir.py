@@ -35,6 +35,7 @@ class RunDir:
         self.method = self.root / "method.py"
         self.events = self.root / "events.jsonl"
         self.matrix = self.root / "accuracy_matrix.csv"
+        self.batch_matrix = self.root / "accuracy_matrix_batch.csv"
         self.answers = self.root / "answers.npz"
         self.summary = self.root / "summary.json"
         self.plots = self.root / "plots"
@@ -90,7 +91,7 @@ class RunDir:
     @property
     def _files(self) -> tuple[Path, ...]:
         """Files that a run writes."""
-        return self.events, self.matrix, self.answers, self.config, self.record, self.summary
+        return self.events, self.matrix, self.batch_matrix, self.answers, self.config, self.record, self.summary
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
         """Write the files of a new run, the configuration last; the directory is held.

@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from ostinato.runs.notices import notices
 from ostinato.runs.progress import Progress, peak_memory
 from ostinato.runs.rundir import RunDir
 from ostinato.runs.stopping import StopRequest, stop_on_signal
+from ostinato.streams import LabeledDataset
 from ostinato.training.callbacks import Callback, Position, Seen
 from ostinato.training.loop import Stage, optimizer_tensors
 from ostinato.training.precision import precision_name
@@ -59,7 +61,7 @@ class Session:
         self.run_id = run_id or self.processes.broadcast_object(uuid.uuid4().hex)
         self.checkpoints = Checkpoints(dirs.checkpoints, self.run_id)
         self.progress = Progress()
-        self.matrix, self.task_incremental = AccuracyMatrix(), AccuracyMatrix()
+        self.matrix, self.task_incremental, self.batch_matrix = AccuracyMatrix(), AccuracyMatrix(), AccuracyMatrix()
 
     def create(self, config: RunConfig) -> None:
         """Write the files of a new run."""
@@ -80,6 +82,7 @@ class Session:
             "options": learner.options,
             "recipe": asdict(learner.settings.recipe(method.recipe)),
             "protocol": method.protocol,
+            "batch_protocol": self.work.protocol.name if self.work.protocol else None,
             "data_seen": method.data_seen,
             "scored_on": self.work.split,
             "backbone": asdict(learner.origin) if learner.origin else None,
@@ -166,6 +169,8 @@ class Session:
             self.matrix = AccuracyMatrix.from_dict(self.progress.matrix)
         if self.progress.task_incremental:
             self.task_incremental = AccuracyMatrix.from_dict(self.progress.task_incremental)
+        if self.progress.batch_matrix:
+            self.batch_matrix = AccuracyMatrix.from_dict(self.progress.batch_matrix)
         self.dirs.truncate_events(self.progress.events)
         return saved
 
@@ -195,8 +200,10 @@ class Session:
             return
         last = index == len(self.stream) - 1
         callback = _RunCallback(self, stop, "evaluation")
-        self.reporter.begin("evaluation", sum(len(g) for g in groups))
+        passes = 1 if self.work.protocol is None else 2
+        self.reporter.begin("evaluation", passes * sum(len(g) for g in groups))
         result: Evaluation = self.learner.evaluate(groups, oracle=last, callback=callback)
+        together = self._in_batches(groups, callback)
         callback.stop_together()
         self.matrix.add_row(result.correct, result.totals)
         self.task_incremental.add_row(result.task_incremental, result.totals)
@@ -205,6 +212,7 @@ class Session:
             "task_incremental_accuracy": result.task_incremental_accuracy,
             "task_id_accuracy": result.task_id_accuracy,
             "oracle_id_accuracy": result.oracle_id_accuracy,
+            **together,
         }
         self.progress.evaluations.append(row)
         learner = self.learner
@@ -220,6 +228,17 @@ class Session:
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
+
+    def _in_batches(self, groups: Sequence[LabeledDataset], callback: Callback) -> dict[str, float | None]:
+        """Score test samples in batches of one task; empty without a batch protocol."""
+        if self.work.protocol is None:
+            return {}
+        result = self.learner.evaluate(groups, protocol=self.work.protocol, callback=callback)
+        self.batch_matrix.add_row(result.correct, result.totals)
+        self.progress.batch_matrix = self.batch_matrix.to_dict()
+        self.progress.eval_seconds += result.seconds
+        self.progress.eval_images += result.images
+        return {"batch_accuracy": result.accuracy, "batch_task_id_accuracy": result.task_id_accuracy}
 
     def event(self, kind: str, **values: Any) -> None:
         """Log an event with its time."""
@@ -260,6 +279,8 @@ class Session:
     def _write_matrix(self) -> None:
         if self.processes.is_main and self.matrix.n_rows:
             self.matrix.to_csv(self.dirs.matrix)
+        if self.processes.is_main and self.batch_matrix.n_rows:
+            self.batch_matrix.to_csv(self.dirs.batch_matrix)
 
     def _finish(self) -> dict[str, Any]:
         from ostinato.report.plots import accuracy_curve, accuracy_heatmap
@@ -302,6 +323,7 @@ class Session:
             "classes": learner.method.n_seen,
             **metrics,
             **shares,
+            "task_incremental_forgetting": summary(self.task_incremental)["forgetting"] if complete else None,
             "protocol": learner.method.protocol,
             "scored_on": self.work.split,
             "data_seen": learner.method.data_seen,
@@ -316,6 +338,10 @@ class Session:
             "seed": learner.settings.seed,
             "warnings": list(p.warnings),
         }
+        if self.work.protocol is not None and self.batch_matrix.n_rows:
+            result["batch_protocol"] = self.work.protocol.name
+            result |= {f"batch_{key}": value for key, value in summary(self.batch_matrix).items()}
+            result["batch_task_id_accuracy"] = final.get("batch_task_id_accuracy")
         if self.before is not None:
             values = self.matrix.values() if self.matrix.n_rows else None
             result["old_accuracy_before"] = float(values[0, 0]) if self.work.old and values is not None else None

@@ -2,7 +2,8 @@
 
 The layouts are ``ROOT/{train,test}/<class>/`` (``val`` or ``valid`` replace a missing ``test``), ``ROOT/<class>/`` (a
 part of each class is held out for testing) and, with a folder per task, ``ROOT/<task>/<class>/`` or
-``ROOT/{train,test}/<task>/<class>/``. Folders inside a class folder belong to the class.
+``ROOT/{train,test}/<task>/<class>/``. Folders inside a class folder belong to the class. Downloads that list their
+classes or splits in text files are read as ``listings.py`` says.
 """
 
 import os
@@ -19,6 +20,7 @@ from PIL import Image
 from ostinato.errors import DataError
 from ostinato.paths import is_there
 from ostinato.streams.decode import decode, problems
+from ostinato.streams.listings import read_listing
 from ostinato.streams.source import (
     HELD_OUT,
     Source,
@@ -94,17 +96,13 @@ def image_folder(
         raise DataError(f"There is no folder {root}. Check the spelling; {LAYOUT}.")
     if not root.is_dir():
         raise DataError(f"{root} must be a folder of images, but is a file; unpack it if it is an archive. {LAYOUT}.")
-    notes: list[str] = []
-    train_root, test_root = _split_roots(root, notes)
-    folders = _class_folders(root, train_root, task_folders)
-    test_folders = [] if test_root is None else _class_folders(root, test_root, task_folders)
-    _check_layout(root, folders, test_folders, test_root, notes)
-
-    names = [folder.name for folder in folders]
+    found = None if task_folders else _listed(root)
+    if found is None:
+        found = _in_folders(root, task_folders)
+    names, train, test, notes = found.class_names, found.train, found.test, found.notes
     label_of = {name: label for label, name in enumerate(names)}
-    train, test = _files(root, folders, label_of), _files(root, test_folders, label_of)
     bad = {split: _problems(split) for split in (train, test)}
-    skipped = [f"{split.paths[i]}: {reason}" for split, found in bad.items() for i, reason in found.items()]
+    skipped = [f"{split.paths[i]}: {reason}" for split, reasons in bad.items() for i, reason in reasons.items()]
     if skipped and on_error == "raise":
         raise refuse(str(root), skipped, len(train) + len(test))
     splits = without(train, bad[train]), without(test, bad[test])
@@ -112,7 +110,7 @@ def image_folder(
     empty = [name for name, label in label_of.items() if label not in readable]
     if empty:
         raise DataError(f"Each class needs training images, but these of {root} have no readable one:{listed(empty)}")
-    if test_root is None:
+    if found.without_test:
         splits = hold_out(splits[0], names, fraction=HELD_OUT, seed=seed)
         notes.append(f"{root.name} has no test folder: {HELD_OUT:.0%} of each class is set aside for testing")
     return Source(
@@ -120,11 +118,50 @@ def image_folder(
         class_names=names,
         train=splits[0],
         test=splits[1] if len(splits[1]) else None,
-        task_names=_task_names(folders),
+        task_names=found.task_names,
         skipped=skipped,
         notes=notes,
-        test_was_cut=test_root is None,
+        test_was_cut=found.without_test,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Images of a root by split, with the classes in order."""
+
+    class_names: list[str]
+    train: Files
+    test: Files
+    notes: list[str]
+    task_names: list[list[str]] | None = None
+    without_test: bool = False
+
+
+def _listed(root: Path) -> _Found | None:
+    """Images of a download with classes or splits in text files; None for other folders."""
+    listing = read_listing(root, EXTENSIONS)
+    if listing is None:
+        return None
+    names = listing.class_names
+    label_of = {name: label for label, name in enumerate(names)}
+    train, test = (
+        Files(root, [path for path, _ in images], np.array([label_of[name] for _, name in images], dtype=np.int64))
+        for images in (listing.train, listing.test)
+    )
+    return _Found(names, train, test, list(listing.notes))
+
+
+def _in_folders(root: Path, task_folders: bool | None) -> _Found:
+    """Images in a folder per class."""
+    notes: list[str] = []
+    train_root, test_root = _split_roots(root, notes)
+    folders = _class_folders(root, train_root, task_folders)
+    test_folders = [] if test_root is None else _class_folders(root, test_root, task_folders)
+    _check_layout(root, folders, test_folders, test_root, notes)
+    names = [folder.name for folder in folders]
+    label_of = {name: label for label, name in enumerate(names)}
+    train, test = _files(root, folders, label_of), _files(root, test_folders, label_of)
+    return _Found(names, train, test, notes, _task_names(folders), test_root is None)
 
 
 def holds_class_folders(root: Path) -> bool:

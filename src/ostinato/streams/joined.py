@@ -9,13 +9,15 @@ import numpy as np
 from ostinato.errors import DataError, InputError, did_you_mean
 from ostinato.streams.source import Joined, Source
 from ostinato.streams.tables import TableOptions, table, table_files
+from ostinato.streams.text_sets import answer_of
 
 
 def joined(folder: Path, names: Sequence[str], **options: Unpack[TableOptions]) -> Source:
     """Open data sets that lie side by side, each in a folder with its tables.
 
-    Classes are named ``<set>: <class>``, since two sets may use the same word. Where they do (the stars of two shops),
-    ``Source.label_groups`` groups these classes: an evaluation may then count them as the same answer.
+    Classes are named ``<set>: <class>``, since two sets may use the same word. Where they do (the stars of two shops,
+    as "1 star" or "1"), ``Source.label_groups`` groups these classes: an evaluation may then count them as the same
+    answer.
 
     Args:
         folder: parent folder of the sets.
@@ -44,8 +46,9 @@ def joined(folder: Path, names: Sequence[str], **options: Unpack[TableOptions]) 
         raise DataError(f"The sets of data.sets must have one modality, but {folder} holds images and texts.")
     task_names = [[f"{name}: {c}" for c in part.class_names] for name, part in zip(names, parts, strict=True)]
     starts = np.cumsum([0, *(len(part.class_names) for part in parts)])
-    place = {name: i for i, name in enumerate(dict.fromkeys(c for part in parts for c in part.class_names))}
-    label_groups = [place[c] for part in parts for c in part.class_names]
+    answers = [answer_of(c) for part in parts for c in part.class_names]
+    place = {name: i for i, name in enumerate(dict.fromkeys(answers))}
+    label_groups = [place[name] for name in answers]
     tests = [part.test for part in parts if part.test is not None]
     if len(tests) not in (0, len(parts)):
         raise DataError(f"Either all sets of {folder} need test samples or none, but only {len(tests)} have them.")

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -26,6 +26,7 @@ from ostinato.streams.source import (
     refuse,
     without,
 )
+from ostinato.streams.text_sets import columns_of_text, join_columns
 from ostinato.streams.texts import Texts
 
 _IMAGE_NAMES = ("image", "img", "images")
@@ -223,14 +224,19 @@ def _source(
     check_on_error(on_error)
     if "train" not in parts:
         raise DataError(f"{name} has no training split, only {', '.join(sorted(parts))}.")
+    notes: list[str] = []
+    features = _features(parts["train"].table.schema)
+    joined = columns_of_text(parts["train"].table.schema)
+    images = any(_holds_images(c, features.get(c.name, {}), image_column) for c in parts["train"].table.schema)
+    if joined and not images and text_column is None and label_column not in joined:
+        parts = {key: _with_text(part, joined) for key, part in parts.items()}
+        notes.append(f"a text of {name} is its columns {', '.join(joined)} together; data.text_column=... takes one")
     schema = parts["train"].table.schema
-    features = _features(schema)
     modality, column = _sample_column(name, schema, features, {"image": image_column, "text": text_column})
     label = _label_column(name, schema, features, label_column)
     for needed in (column, label):
         if (times := schema.names.count(needed)) > 1:
             raise DataError(f"{name} must have each column once, but has {needed!r} {times} times.")
-    notes: list[str] = []
     test_name = next((key for key in _TEST_NAMES if key in parts), None)
     if test_name not in (None, "test"):
         notes.append(f"{name} has no test split: {test_name} serves as the test split")
@@ -264,6 +270,12 @@ def _source(
     return Source(
         name, class_names, splits[0], test, augment, skipped=skipped, notes=notes, test_was_cut=test_name is None
     )
+
+
+def _with_text(part: _Part, columns: tuple[str, ...]) -> _Part:
+    """Add the joined text to a part that has the columns."""
+    has_all = all(part.table.column_names.count(column) == 1 for column in columns)
+    return replace(part, table=join_columns(part.table, columns)) if has_all else part
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -326,6 +338,8 @@ def _label_column(name: str, schema: pa.Schema, features: dict[str, dict[str, An
     column = next((column for column in _LABEL_NAMES if column in schema.names), None)
     if column is None and len(labels) == 1:
         column = labels[0]
+    if column is None and "topic" in schema.names:  # Yahoo Answers without the hub's feature types
+        column = "topic"
     if column is None:
         raise InputError(
             f"The labels of {name} are not clear. Columns: {', '.join(schema.names)}; set data.label_column=..."

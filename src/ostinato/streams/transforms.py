@@ -91,6 +91,7 @@ class TrainTransform:
         kind: "photo" is a crop of random area and shape, mirrored half the time; "glyph" a slight rotation,
             shift and zoom, never mirrored; "none" no augmentation.
         scale: smallest and largest area of a "photo" crop, as a fraction of the image.
+        crop: as for ``EvalTransform``; "photo" ignores it, since it draws its own crops.
     """
 
     modality = "image"
@@ -99,9 +100,10 @@ class TrainTransform:
     interpolation: str = "bicubic"
     kind: Literal["photo", "glyph", "none"] = "photo"
     scale: tuple[float, float] = (0.05, 1.0)
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.size, self.interpolation)
+        EvalTransform(self.size, self.interpolation, self.crop)  # checks them
         if self.kind not in KINDS:
             raise InputError(f"Augmentation {self.kind!r} is unknown. {did_you_mean(str(self.kind), KINDS)}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -110,9 +112,9 @@ class TrainTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> Tensor:
         """Transform an RGB image to (3, size, size) uint8, randomly if ``rng`` is given."""
         if rng is None or self.kind == "none":
-            return EvalTransform(self.size, self.interpolation)(image)
+            return EvalTransform(self.size, self.interpolation, self.crop)(image)
         if self.kind == "glyph":
-            return _to_tensor(_jiggle(EvalTransform(self.size, self.interpolation).resize(image), rng))
+            return _to_tensor(_jiggle(EvalTransform(self.size, self.interpolation, self.crop).resize(image), rng))
         tensor = _resized(image, self.size, self.interpolation, _random_box(image.size, self.scale, rng))
         return tensor.flip(-1) if rng.random() < 0.5 else tensor
 

@@ -44,9 +44,13 @@ def _groups(recipe: Recipe, params: Sequence[nn.Parameter], backbone: Collection
 def lr_factor(recipe: Recipe, step: int, steps: int) -> float:
     """Factor in [0, 1] on the learning rate at step s, from 0, of S steps; without state.
 
-    Cosine (1 + cos(pi s / S)) / 2, quarter cosine cos(pi s / 2S), multistep 0.1 to the number of milestones passed.
+    Cosine (1 + cos(pi s / S)) / 2, per epoch with s the first step of its epoch; quarter cosine cos(pi s / 2S);
+    multistep 0.1 to the number of milestones passed. ``steps`` is a multiple of the recipe's epochs.
     """
     progress = step / max(steps, 1)
+    if recipe.schedule == "cosine_per_epoch":
+        epoch = step * recipe.epochs // max(steps, 1)
+        return (1 + math.cos(math.pi * epoch / recipe.epochs)) / 2
     if recipe.schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if recipe.schedule == "quarter_cosine":

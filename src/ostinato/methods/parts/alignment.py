@@ -26,7 +26,8 @@ class AlignmentOptions(Options, frozen=True):
 
     Attributes:
         epochs: passes over the draws.
-        lr: initial learning rate (SGD, momentum 0.9, cosine).
+        lr: initial learning rate (SGD, momentum 0.9).
+        schedule: half a cosine to 0, per step or per epoch.
         samples: draws per class and epoch, and samples per step; an epoch has one step per class.
         weight_decay: L2 of the head.
         covariance: of the Gaussians: "full" or "diagonal" per class; "shared" is halfway to the mean of the task.
@@ -36,6 +37,7 @@ class AlignmentOptions(Options, frozen=True):
     epochs: Size = 30
     lr: Annotated[float, Field(gt=0)] = 0.005
     samples: Size = 120
+    schedule: Literal["cosine", "cosine_per_epoch"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     covariance: Literal["full", "shared", "diagonal"] = "full"
 
@@ -74,7 +76,7 @@ class Alignment(nn.Module):
         self.gaussians = ClassGaussians(dim, covariance=options.covariance, ridge=ridge)
         self.recipe = Recipe(
             epochs=options.epochs, batch_size=options.samples, lr=options.lr, optimizer="sgd", momentum=0.9,
-            weight_decay=options.weight_decay, schedule="cosine",
+            weight_decay=options.weight_decay, schedule=options.schedule,
         )  # fmt: skip
 
     def stage(self, head: nn.Module, n_classes: int, *, prepare: Callable[[], None]) -> Stage:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -50,7 +50,9 @@ class TaskEdits(TaskInferring):
         task_id: rule of task inference: "prompt_id", "gradient_id" (masks only), "min_entropy" or "max_score";
             ``ostinato protocols`` compares all rules.
         entropy_over: logits in the entropy of a prediction: "seen" takes all classes seen; "top" takes the largest, as
-            many as a task has classes on average, as in the public code of Soft-TransFormers.
+            many as a task has classes on average; "benchmark" takes the C / T largest after T tasks, as in the public
+            code of Soft-TransFormers.
+        benchmark_classes: C, the classes of all tasks of the benchmark, for "benchmark".
         keys: task keys: "mean" sets the optimum of the matching loss, "learned" trains with that loss, "classes" has a
             mean per class, "gaussians" a Gaussian per class.
 
@@ -58,6 +60,7 @@ class TaskEdits(TaskInferring):
         split: the lowest layer that differs between tasks.
     """
 
+    no_effect: ClassVar = {"benchmark_classes": ("entropy_over", ("seen", "top"))}
     recipe = Recipe(epochs=20, batch_size=24, lr=0.03 * 24 / 256, optimizer="adam", clip=1.0)
 
     prompts: Prompts
@@ -72,16 +75,22 @@ class TaskEdits(TaskInferring):
         base: Annotated[Part, PROMPTS] = "dualprompt",
         layers: tuple[int, ...] = (9, 10, 11),
         task_id: TaskId = "prompt_id",
-        entropy_over: Literal["seen", "top"] = "seen",
+        entropy_over: Literal["seen", "top", "benchmark"] = "seen",
+        benchmark_classes: int = 0,
         keys: Annotated[Part, MEAN_KEYS] = "mean",
     ) -> None:
         if task_id not in get_args(TaskId):
             raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
+        if entropy_over == "benchmark" and benchmark_classes < 2:
+            raise InputError(
+                "method.entropy_over=benchmark needs method.benchmark_classes, the classes of all tasks, at least 2, "
+                f"got {benchmark_classes}."
+            )
         if not layers:
             raise InputError("method.layers must name at least one layer.")
         super().__init__(backbone)
         self.layers = check_layers("layers", layers, backbone.arch.depth)
-        self.task_id, self.entropy_over = task_id, entropy_over
+        self.task_id, self.entropy_over, self.benchmark_classes = task_id, entropy_over, benchmark_classes
         prompts: Prompts = PROMPTS.read(base, "method.base").build(backbone, self.layers, "method.base")
         parts = {
             "prompts": prompts,
@@ -197,8 +206,10 @@ class TaskEdits(TaskInferring):
         return self.rules()[self.task_id](x)
 
     def _entropy(self, scores: Tensor) -> Tensor:
-        top = max(2, self.n_seen // self.n_tasks) if self.entropy_over == "top" else None
-        return entropy(scores, top)
+        if self.entropy_over == "seen":
+            return entropy(scores)
+        classes = self.n_seen if self.entropy_over == "top" else self.benchmark_classes
+        return entropy(scores, max(2, classes // self.n_tasks))
 
     def gradient_evidence(self, x: Tensor) -> Tensor:
         """-dH/d alpha (B, T) at equal shares, less its mean over tasks, for every sample alone.

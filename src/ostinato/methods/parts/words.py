@@ -25,7 +25,7 @@ class WordOptions(Options, frozen=True):
     """
 
     name: Literal["clip_pgp"] = "clip_pgp"
-    length: Size = 10
+    length: Size = 5
     context: Size = 16
     pgp: Share = 0.0
 
