@@ -77,7 +77,7 @@ class BiC(Finetune):
         self.register_buffer("held_rows", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("held_logits", torch.zeros(0, 0))
 
-    def shares(self, n_classes: int) -> tuple[int, int]:
+    def quotas(self, n_classes: int) -> tuple[int, int]:
         """Exemplars per class for training and held out.
 
         Raises:
@@ -94,7 +94,7 @@ class BiC(Finetune):
 
     def begin_task(self, task: LearnTask) -> None:
         """Copy the corrected model, hold samples out, and add a row per new class."""
-        _, n_held = self.shares(task.classes.stop)
+        _, n_held = self.quotas(task.classes.stop)
         if self.n_tasks:
             self.old.copy(self.backbone, *self._corrected())
         super().begin_task(task)
@@ -162,7 +162,7 @@ class BiC(Finetune):
         super().end_task(task)
         self.old.drop()
         self.held_logits = self.held_logits.new_zeros(0, 0)
-        self.memory.update(task, self.features, n=self.shares(self.n_seen)[0], without=self.held_rows)
+        self.memory.update(task, self.features, n=self.quotas(self.n_seen)[0], without=self.held_rows)
         self.held_rows = self.held_rows[:0]
 
     def scores(self, x: Tensor) -> Tensor:

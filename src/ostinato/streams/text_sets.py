@@ -25,8 +25,12 @@ def join_columns(table: pa.Table, parts: tuple[str, ...]) -> pa.Table:
     """Add a column "text": those of ``parts`` with a blank between, without missing and empty ones."""
     blank = pa.scalar(" ", pa.large_string())
     columns = [table.column(part).cast(pa.large_string()) for part in parts]
-    given = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
-    return table.append_column("text", pc.binary_join_element_wise(*given, blank, null_handling="skip"))
+    none, empty = pa.scalar(None, pa.large_string()), pa.scalar("", pa.large_string())
+    given = [
+        pc.call_function("if_else", [pc.call_function("equal", [column, empty]), none, column]) for column in columns
+    ]
+    skip = pc.JoinOptions(null_handling="skip")
+    return table.append_column("text", pc.call_function("binary_join_element_wise", [*given, blank], skip))
 
 
 def answer_of(class_name: str) -> str:
