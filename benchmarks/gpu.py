@@ -279,7 +279,7 @@ def tell_resume(asked: Asked) -> list[str]:
             f"checkpoint.every={1 if asked.small else 5}",
         ]  # fmt: skip
         if asked.small:
-            words += ["stream.step=5", "data.limit_per_class=12", "data.test_limit_per_class=10"]
+            words += ["stream.step=5", "data.limit_per_class=6", "data.test_limit_per_class=5"]
         whole, cut = folder / "whole", folder / "cut"
         together = [_begun(folder, *words, f"out={run}") for run in (whole, cut)]
         checkpoints = _killed_behind_checkpoint(together[1], cut, end)

@@ -8,22 +8,22 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
-import torch
 
 import ostinato.evaluation
 import ostinato.runs
 import ostinato.training
 from ostinato.contract import CHECKS, Case, DoesNotApply, kinds_of
-from ostinato.contract.harness import learn, learn_task_of, make, scores
-from ostinato.contract.tiny_models import BACKBONES, tiny_stream, transform_of
+from ostinato.contract.harness import learn_task_of, make, scores
+from ostinato.contract.tiny_models import BACKBONES
 from ostinato.errors import InputError
 from ostinato.lookup import methods
 from ostinato.methods.base import LearnTask
-from ostinato.training.loop import Settings, learn_task
-from ostinato.training.precision import prepare
+from ostinato.streams import StreamOptions, TaskStream
+from ostinato.training.loop import learn_task
 
 METHODS = methods()
 KINDS = {kind: type(make_backbone()) for kind, make_backbone in BACKBONES.items()}
@@ -57,18 +57,16 @@ def test_a_task_of_one_class_is_told_from_those_before(case):
     name = case.method.name
     if name == "zero_shot":
         pytest.skip("it reads the names of classes, which say nothing to random weights")
-    stream = tiny_stream(case.kind, 3, 2)
-    settings = Settings(case.device, torch.float32, seed=0, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01})
-    method = make(name, case.kind, **FEWER.get(name, {}), **case.options)
-    prepare(method, case.device, settings.dtype)
-    learn(method, stream, upto=1, settings=settings)
-    test = stream.test(1).with_transform(transform_of(stream))
-    x, _ = test.collate([test[j] for j in range(len(test))])
+    settings = replace(case.settings, overrides={"epochs": 12, "batch_size": 8, "lr": 0.01})
+    names = case.stream.class_names
+    stream = TaskStream(case.stream.source, StreamOptions(tasks=[names[:2], names[2:3]], validation=0))
+    method = replace(case, options=case.options | FEWER[name]).after(1) if name in FEWER else case.after(1)
     learn_task(method, learn_task_of(method, stream, 1), settings)
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(bool(p.isfinite().all()) for p in trained)
     if name != "joint":  # which needs more epochs for all classes at once
-        assert (scores(method, x.to(case.device)).argmax(1) == 2).float().mean() > 0.5
+        seen = scores(method, case.inputs_upto(2))[len(stream.test(0)) :][: len(stream.test(1))]
+        assert (seen.argmax(1) == 2).float().mean() > 0.5
 
 
 def test_all_that_training_gets_is_the_current_task():

@@ -10,10 +10,10 @@ from tests.cli.command import ENV, ROOT
 
 
 def test_killed_commands_go_on_to_the_same_result():
-    words = [sys.executable, "-m", "tests.faults.kills", "9", "7"]
+    words = [sys.executable, "-m", "tests.faults.kills", "6", "7"]
     done = subprocess.run(words, env=ENV, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["wrong"] == []
-    assert found["kills"] >= 9
+    assert found["kills"] >= 6
     assert {"run", "learn"} <= set(found["by_command"])

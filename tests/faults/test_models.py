@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from ostinato import artifact, load
+from ostinato.backbones import Backbone
+from ostinato.backbones.weights import load_backbone
 from ostinato.runs.session import Session
 from tests.cli.command import ostinato
 from tests.conftest import photos, save_bert, text_tables
@@ -51,10 +53,17 @@ CHANGES = {
 }
 
 
+@pytest.fixture(scope="module")
+def bundled() -> Backbone:
+    return load_backbone()
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", METHODS)
-def test_tensors_that_do_not_fit_are_refused(models, tmp_path, name, change):
+def test_tensors_that_do_not_fit_are_refused(models, bundled, monkeypatch, tmp_path, name, change):
     """Each one alone, and all together; what can be used all the same gives finite scores."""
+    # The frozen weights are read from their file once.
+    monkeypatch.setattr("ostinato.learner.learner.load_backbone", lambda **_: bundled)
     shutil.copytree(models / name, tmp_path / "r")
     keys = list(artifact.read(models / name / "artifact").learned)
     for some in (keys, *([key] for key in keys)):
@@ -67,6 +76,8 @@ def test_tensors_that_do_not_fit_are_refused(models, tmp_path, name, change):
         if done.stdout.strip():
             (answer,) = json.loads(done.stdout, parse_constant=pytest.fail)
             assert all(abs(score) < float("inf") for score in answer["scores"])
+        elif some is not keys and "scores must be finite" not in done.stderr:
+            continue  # the model was not loaded, and eval loads it by the same function
         ostinato("eval", tmp_path / "r", f"data={models / 'photos'}", code=(0, 2, 3))
     if change in ("nan", "inf"):
         assert "must be finite numbers" in done.stderr or done.stdout, "the last tensor may be one that scores ignore"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 
 from benchmarks import cases, gpu, limits
@@ -27,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 
-def script(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+def script(*words: str, cwd: Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHON": python, "OMP_NUM_THREADS": "1"}
     env.pop("OUT", None)
     return subprocess.run([str(SCRIPT), *words], env=env, cwd=cwd, capture_output=True, text=True)
 
@@ -50,12 +51,21 @@ def test_the_script_tells_what_it_finds_and_writes_it_down(tmp_path):
     assert done.stdout.rstrip().endswith("all parts ran through")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_part_that_fails_stops_no_other(tmp_path):
-    done = script("--small", "--parts", "machine,contract", "found", cwd=tmp_path)
+    failing = tmp_path / "python"
+    failing.write_text('#!/bin/sh\ntest "$1" = -c\n')
+    failing.chmod(0o755)
+    done = script("--small", "--parts", "machine,contract", "found", cwd=tmp_path, python=str(failing))
     assert done.returncode == 1
-    assert re.findall(r"FAILED: (\w+): exit code", done.stdout) == ["machine", "contract"]
-    assert "'cuda' cannot be used here" in done.stdout
+    assert re.findall(r"FAILED: (\w+): exit code 1", done.stdout) == ["machine", "contract"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_part_fails_without_its_device(tmp_path, capsys):
+    with pytest.raises(typer.Exit) as stop:
+        gpu.main(gpu.Part.machine, tmp_path, "cuda")
+    assert stop.value.exit_code == 1
+    assert "FAILED: machine: InputError: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["--parts", "nothing"], ["--fast"], ["--device"]])

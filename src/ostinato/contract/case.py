@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ostinato.contract.harness import SETTINGS, inputs_of, learn_task_of, make, settings_on
+from ostinato.contract.harness import SETTINGS, Steps, inputs_of, learn_task_of, make, settings_on
 from ostinato.contract.tiny_models import Kind, tiny_stream
 from ostinato.lookup import executed_anew
 from ostinato.methods.base import Method
@@ -43,6 +43,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     device: torch.device = SETTINGS.device
     _after: list[Method] = field(default_factory=list, init=False, repr=False, compare=False)
+    _steps: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def stream(self) -> TaskStream:
@@ -78,13 +79,23 @@ class Case:
 
     def after(self, n_tasks: int) -> Method:
         """A copy of the method after the first tasks, which checks may change."""
+        self._learn(n_tasks)
+        return deepcopy(self._after[n_tasks])
+
+    def steps(self, i: int) -> int:
+        """Steps of training in task ``i``."""
+        self._learn(i + 1)
+        return self._steps[i]
+
+    def _learn(self, n_tasks: int) -> None:
+        """Train the method of :meth:`after` once for all checks."""
         if not self._after:
             self._after.append(self.make())
         for i in range(len(self._after) - 1, n_tasks):
-            method = deepcopy(self._after[i])
-            self.learn_task(method, i)
+            method, steps = deepcopy(self._after[i]), Steps()
+            self.learn_task(method, i, callback=steps)
             self._after.append(method)
-        return deepcopy(self._after[n_tasks])
+            self._steps.append(steps.n)
 
     def learn_task(self, method: Method, i: int, **more: Any) -> None:
         """Train a method on task ``i``; ``more`` goes to :func:`ostinato.training.loop.learn_task`."""

@@ -90,6 +90,17 @@ def scores(method: Method, x: Tensor) -> Tensor:
     return method.eval().scores(x)
 
 
+class Steps(Callback):
+    """Counts steps."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def on_step(self, position: Position, losses: dict[str, float], optimizer: torch.optim.Optimizer, n: int) -> None:  # noqa: ARG002
+        """Count up."""
+        self.n += 1
+
+
 class Stop(Exception):
     """Raised by :class:`StopAt`."""
 

@@ -30,9 +30,10 @@ def a_score_does_not_depend_on_its_batch(case: Case) -> None:
     """A sample has the same scores alone, in any batch and at any place in it."""
     x, method = case.inputs, case.learned
     together = scores(method, x)
-    alone = torch.cat([scores(method, unpadded(x[i : i + 1])) for i in range(len(x))])
+    some = range(0, len(x), 3)  # two of each class
+    alone = torch.cat([scores(method, unpadded(x[i : i + 1])) for i in some])
     shuffle = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    check_same("alone, not in a batch", alone, together)
+    check_same("alone, not in a batch", alone, together[some])
     check_same("in a batch of another order", scores(method, x[shuffle]), together[shuffle])
     if method.protocol != "sample":
         raise ContractViolation(f"its protocol must be 'sample', as its scores are, got {method.protocol!r}.")
@@ -64,9 +65,8 @@ def scores_are_given_the_input_alone(case: Case) -> None:
 
 def scores_cover_exactly_the_classes_seen(case: Case) -> None:
     """After every task there is one score per class seen."""
-    method = case.make()
-    for i, n_seen in enumerate((2, 4, 5)):  # scored between tasks, as in runs
-        case.learn_task(method, i)
+    for i, n_seen in enumerate((2, 4, 5)):
+        method = case.after(i + 1)
         found = scores(method, case.inputs_upto(i + 1)).shape[1]
         if not found == n_seen == method.n_seen:
             raise ContractViolation(f"after {n_seen} classes there are {found} scores, and n_seen is {method.n_seen}.")
