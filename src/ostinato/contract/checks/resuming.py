@@ -32,6 +32,7 @@ def same_seed_same_run(case: Case) -> None:
     torch.manual_seed(11)
     np.random.seed(11)  # noqa: NPY002 - the watched generator
     random.seed(11)
+    got = want
     for i in range(len(case.stream)):
         before = _generators(case.device)
         case.learn_task(method, i)
