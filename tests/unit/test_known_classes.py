@@ -154,8 +154,9 @@ def test_a_learner_that_went_on_is_saved_with_its_counts(tmp_path: Path) -> None
     source = named([0, 1, 2], ALL)
     stream = ostinato.stream(source, after=again, validation=0)
     assert stream.repeated == 40
-    assert stream.task(0).known is not None
-    assert len(stream.task(0).known) == 20
+    known = stream.task(0).known
+    assert known is not None
+    assert len(known) == 20
 
 
 def test_what_learns_nothing_more_says_so_and_stays_as_it_is() -> None:
