@@ -14,7 +14,8 @@ from ostinato.errors import InputError
 from ostinato.methods import cl_lora
 from ostinato.methods.base import LearnTask
 from ostinato.methods.cl_lora import CLLoRA
-from ostinato.nn.proxy import CosineProxy, distillation
+from ostinato.nn.distillation import distillation
+from ostinato.nn.proxy import CosineProxy
 from ostinato.registry import check_options
 from ostinato.training.loop import Settings
 from ostinato.training.loop import learn_task as train
