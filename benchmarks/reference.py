@@ -21,8 +21,8 @@ from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.lieprompt import LiEPrompt
 from ostinato.methods.parts.prefixes import Prefixes
 from ostinato.methods.soft_tf import SoftTF
+from ostinato.nn.distillation import distillation
 from ostinato.nn.keys import LearnedKeys
-from ostinato.nn.proxy import distillation
 
 
 @dataclass
