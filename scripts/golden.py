@@ -76,6 +76,9 @@ ALIGN = {"align": {"epochs": 3, "samples": 24}}
 KEPT = {"memory": {"size": 20}}
 """A small memory."""
 
+TERM = {"frozen_term": {"name": "discriminant", "weight": 0.1}}
+"""Log-likelihoods of the plain encoder beside the scores."""
+
 SHORT = {"steps": 3, "neighbours": 4}
 """A short local adaptation."""
 
@@ -138,7 +141,10 @@ ROWS = (
     Row("coda_prompt, penalty", "coda_prompt", {"ortho": 0.1, "components": 3, "length": 4, "layers": (2, 5)},
         on="image"),
     Row("coda_prompt on texts", "coda_prompt", on="text"),
-    # Prompts of all layers, with alignment
+    # Prompts of all layers, with alignment, and the alignment alone
+    Row("aligned", "aligned", ALIGN),
+    Row("aligned, not aligned", "aligned", {"align": "none"}, on="image"),
+    Row("aligned on texts", "aligned", ALIGN, on="text"),
     Row("layer_grouped", "layer_grouped", ALIGN, train=FEW),
     Row("layer_grouped, query", "layer_grouped", ALIGN | {"fusion": "soft_query"}, train=FEW),
     Row("layer_grouped, query, warm", "layer_grouped", ALIGN | {"fusion": "soft_query", "temperature": 1.0},
@@ -159,6 +165,8 @@ ROWS = (
     Row("layer_grouped, no prompts", "layer_grouped", ALIGN | {"length": 0}, on="image"),
     Row("layer_grouped, state cache", "layer_grouped", ALIGN | {"layers": (6, 8, 10)}, train=FEW,
         learner={"state_cache": 0.1}),
+    Row("layer_grouped, discriminant", "layer_grouped", {"align": "discriminant", "fusion": "soft_query"}, on="image"),
+    Row("layer_grouped, frozen term", "layer_grouped", ALIGN | TERM, on="image"),
     Row("layer_grouped on texts", "layer_grouped", ALIGN, on="text"),
     Row("lieprompt", "lieprompt", ALIGN),
     Row("lieprompt, selected", "lieprompt", ALIGN | {"top_k": 2, "key_pull": 0.5}),
@@ -176,6 +184,7 @@ ROWS = (
     Row("lieprompt, no growth", "lieprompt", {"align": ALIGN["align"] | {"lr": 0.01}, "layer_topk": 0, "balance": 0.0},
         on="image"),
     Row("lieprompt, prototypes", "lieprompt", ALIGN | {"readout": "proto", "ortho": 0.0}, on="image"),
+    Row("lieprompt, discriminant, frozen term", "lieprompt", {"align": "discriminant"} | TERM, on="image"),
     Row("lieprompt on texts", "lieprompt", ALIGN, on="text"),
     Row("lieprompt on texts, absent", "lieprompt", ALIGN | {"off": "absent", "top_k": 2}, on="text"),
     # Masks per task
@@ -207,6 +216,7 @@ ROWS = (
     Row("soft_tf, Xavier masks", "soft_tf", {"mask_init": "xavier"}, on="image"),
     Row("soft_tf, Kaiming masks", "soft_tf", {"mask_init": "kaiming"}, on="image"),
     Row("soft_tf, normal masks", "soft_tf", {"mask_init": "normal"}, on="image"),
+    Row("soft_tf, frozen term", "soft_tf", TERM, on="image"),
     Row("soft_tf on texts", "soft_tf", on="text"),
     Row("soft_tf on texts, l2p", "soft_tf", {"base": {"name": "l2p", "readout": "cls"}}, on="text"),
     Row("soft_tf on CLIP", "soft_tf", {"base": "clip_pgp"}, on="clip"),
@@ -243,6 +253,7 @@ ROWS = (
     Row("cl_lora, no block weights", "cl_lora", {"block_weights": False, "down_init": "normal", "rank": 3}, on="image"),
     Row("cl_lora, layers", "cl_lora", {"shared_layers": (2, 4), "specific_layers": (7, 9), "ortho": 0.0}, train=FEW,
         learner={"state_cache": 0.1}),
+    Row("cl_lora, frozen term", "cl_lora", {"frozen_term": "discriminant"}, on="image"),
     Row("cl_lora on texts", "cl_lora", on="text"),
     Row("slm", "slm"),
     Row("slm, one key", "slm", {"layers": (9, 11), "keys": 2, "rank": 2, "top_k": 1, "scale": 2.0}, on="image"),

@@ -59,8 +59,8 @@ def taught(method, *sizes):
         if (prepare := next(iter(method.stages(task))).prepare) is not None:
             prepare()
         nudge(method, seed=task.index)
-        if method.alignment is not None and task.index > 0:
-            method._collect_gaussians(task, method.alignment)
+        if method.alignment.aligns and task.index > 0:
+            method.alignment.collect(task, method._newest_features)
         with torch.no_grad():
             method.end_task(task)
     return method
@@ -460,7 +460,7 @@ def test_training_moves_the_current_task_and_the_alignment_the_head_alone(align)
     assert moved == own
     if align == "none":
         assert set(callback.started) == {"fit"}
-        assert method.alignment is None
+        assert not method.alignment.state_dict()
         assert not method.head.weight[0].requires_grad
         return
     before, after = callback.started["align"], callback.stepped_to[1]
@@ -521,7 +521,7 @@ def test_the_loss_is_local_and_a_task_of_one_class_competes_with_old_rows():
 def test_gaussians_are_of_features_under_fixed_weights(fusion, weights):
     method = begun(taught(make(fusion=fusion), 2, 1))
     task = task_of(2, range(3, 5))
-    method._collect_gaussians(task, method.alignment)
+    method.alignment.collect(task, method._newest_features)
     rows, labels = [], []
     for xs, ys in task.eval_batches():
         labels += ys.tolist()
@@ -573,6 +573,7 @@ OPTIONS = [
     {"fusion": "uniform", "groups": 12, "root": False, "position": False},
     {"fusion_in_training": False, "layers": (2, 3, 7), "align": {"epochs": 2, "samples": 16, "covariance": "diagonal"}},
     {"align": "none", "warm_start": False},
+    {"align": "discriminant", "fusion": "soft_query", "frozen_term": "discriminant"},
 ]
 
 
@@ -590,7 +591,7 @@ def test_runs_with_other_options(options):
         cut = harness.learn(whole(**options), stream, upto=1)
         callback = harness.StopAt(cut, steps)
         task = harness.learn_task_of(cut, stream, 1)
-        if steps == 9 and options.get("align") == "none":
+        if steps == 9 and options.get("align") in ("none", "discriminant"):
             continue  # there is no ninth step
         with pytest.raises(harness.Stop):
             learn_task(cut, task, harness.SETTINGS, callback)

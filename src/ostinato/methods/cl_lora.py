@@ -25,15 +25,17 @@ means that are not updated when the shared adapter changes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.choices import Part
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.parts.frozen_term import term_choice
 from ostinato.nn import ClassMeans, PerTask, cosine
 from ostinato.nn.distillation import distillation
 from ostinato.nn.proxy import CosineProxy
@@ -44,6 +46,10 @@ BUDGET = 2**25
 
 QV = slice(0, 3, 2)
 """Rows of q and v in the block weights; the row of k lies between them."""
+
+
+TERM = term_choice(1 / 70)
+"""Terms of the plain encoder; its weight is for cosines."""
 
 
 @register("cl_lora")
@@ -63,6 +69,8 @@ class CLLoRA(Method):
         down_init: entries of the matrix whose orthonormal factor is P: "uniform", U(0, 1), as in the public code, where
             the first row is close to constant; or "normal", N(0, 1).
         teacher_detached: detach the teacher's logits, so that distillation trains the head through the student only.
+        frozen_term: scores of the plain encoder to add: "none", or "discriminant", see
+            :class:`DiscriminantTermOptions`.
     """
 
     no_effect: ClassVar = {
@@ -92,6 +100,7 @@ class CLLoRA(Method):
         block_weights: bool = True,
         down_init: Literal["uniform", "normal"] = "uniform",
         teacher_detached: bool = False,
+        frozen_term: Annotated[Part, TERM] = "none",
     ) -> None:
         super().__init__(backbone)
         check_positive(rank=rank)
@@ -119,6 +128,7 @@ class CLLoRA(Method):
         self.downs, self.ups, self.mu = PerTask(), PerTask(), PerTask()  # (layers, 2, r, D), (.., D, r), (3, layers)
         self.proxy = CosineProxy(backbone.dim)
         self.class_means = ClassMeans(backbone.dim)
+        self.frozen_term = TERM.read(frozen_term, "method.frozen_term").build(backbone.dim)
 
     def _orthonormal(self, n_layers: int) -> Tensor:
         """Matrices P (layers, 2, r, D) with P P^T = I."""
@@ -211,13 +221,14 @@ class CLLoRA(Method):
         return [Stage(self.loss, backward=backward, step=step, gradients=lambda: list(distilled.values()))]
 
     def end_task(self, task: LearnTask) -> None:
-        """Compute the task's class means, and drop its head."""
+        """Compute the task's class means and statistics, and drop its head."""
 
         def features(x: Tensor) -> Tensor:
             plain, plan = self.states(x, self.entry), self.shared(self.shared_up)
             return self.newest(self.backbone.run(plain, plan, start=self.entry, stop=self.exit))
 
         self.class_means.update(*task.extract_features(features))
+        self.frozen_term.end_task(task, self.query)
         self.proxy.reset(0)
 
     @property
@@ -232,6 +243,7 @@ class CLLoRA(Method):
         self.class_means.update(
             under[torch.arange(len(labels), device=labels.device), self.task_of_class[labels]], labels
         )
+        self.frozen_term.refine(task, self.query)
 
     def features(self, x: Tensor) -> Tensor:
         """Features (T, B, D) of images under the adapters of every task; the layers below run once."""
@@ -248,9 +260,10 @@ class CLLoRA(Method):
         return torch.cat(parts)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Cosine (B, n_seen) of each class's mean with the feature under the adapters of the class's task."""
+        """Cosine (B, n_seen) of each class's mean with the feature under its task's adapters, with the frozen term."""
         means = self.class_means.means().split(self.task_sizes.tolist())
-        return torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
+        cosines = torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
+        return self.frozen_term.add(cosines, x, self.query)
 
     def block_weights(self) -> Tensor:
         """Block weights mu (T, 3, specific layers) of all tasks for q, k (unused) and v; 1 if not learned."""

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -39,7 +38,8 @@ from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
 from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
-from ostinato.methods.parts.alignment import Alignment, AlignmentOptions, NoAlignmentOptions
+from ostinato.methods.parts.alignment import DiscriminantOptions, GaussianOptions, NoAlignmentOptions
+from ostinato.methods.parts.frozen_term import term_choice
 from ostinato.nn import ClassMeans, TaskHeads, cosine
 from ostinato.nn.task_weights import weights_by_probability, weights_by_similarity
 from ostinato.registry import register
@@ -47,8 +47,11 @@ from ostinato.registry import register
 ALPHA = 0.02
 """Initial scale of the position encoding; a larger one would dominate the root prompt."""
 
-ALIGNMENT = Choice(AlignmentOptions(samples=256), NoAlignmentOptions())
+ALIGNMENT = Choice(GaussianOptions(samples=256), DiscriminantOptions(), NoAlignmentOptions())
 """Alignment of the head."""
+
+TERM = term_choice(1.0)
+"""Terms of the plain encoder."""
 
 
 def sinusoids(positions: Iterable[int], dim: int) -> Tensor:
@@ -131,8 +134,11 @@ class LayerGrouped(Method):
             holds for alpha alone.
         root_std: standard deviation of a new root.
         align: "gaussians" trains the head of all classes after each task from the second on, on features drawn from
-            class Gaussians, see :class:`AlignmentOptions`. The Gaussians are of features under the task's own prompts,
-            or under the mixture if it is the same for every image. "none" trains no further.
+            class Gaussians, see :class:`GaussianOptions`; "discriminant" sets it to the linear discriminant after each
+            task. Both take statistics of features under the task's own prompts, or under the mixture if it is the same
+            for every image. "none" trains no further.
+        frozen_term: scores of the plain encoder to add: "none", or "discriminant", see
+            :class:`DiscriminantTermOptions`.
     """
 
     no_effect: ClassVar = {
@@ -162,6 +168,7 @@ class LayerGrouped(Method):
         warm_start: bool = True,
         root_std: float = 0.02,
         align: Annotated[Part, ALIGNMENT] = "gaussians",
+        frozen_term: Annotated[Part, TERM] = "none",
     ) -> None:
         super().__init__(backbone)
         d, width, depth = backbone.dim, backbone.arch.dim, backbone.arch.depth
@@ -195,10 +202,10 @@ class LayerGrouped(Method):
         self.register_buffer("alphas", torch.zeros(0, 2))
         self.register_buffer("encoding", sinusoids(self.layers, width), persistent=False)
         self.means = ClassMeans(d)
-        chosen = ALIGNMENT.read(align, "method.align")
-        self.alignment = Alignment(d, chosen) if isinstance(chosen, AlignmentOptions) else None
-        # The alignment trains all rows, the main stage the task's rows.
-        self.head = TaskHeads(d, freeze_old=self.alignment is None)
+        self.alignment = ALIGNMENT.read(align, "method.align").build(d)
+        # The alignment changes all rows, the main stage the task's rows.
+        self.head = TaskHeads(d, freeze_old=not self.alignment.aligns)
+        self.frozen_term = TERM.read(frozen_term, "method.frozen_term").build(d)
 
     @torch.no_grad()
     def begin_task(self, task: LearnTask) -> None:
@@ -223,10 +230,7 @@ class LayerGrouped(Method):
             params=[p for p in trained if p.requires_grad],
             prepare=(lambda: self._collect_means(task)) if self.fusion == "soft_query" else None,
         )
-        if self.alignment is None or task.index == 0:
-            return [fit]
-        prepare = partial(self._collect_gaussians, task, self.alignment)
-        return [fit, self.alignment.stage(self.head, self.n_seen, prepare=prepare)]
+        return [fit, *self.alignment.stages(task, self.head, self._newest_features)]
 
     def _collect_means(self, task: LearnTask) -> None:
         """Add the class means of frozen features."""
@@ -245,19 +249,16 @@ class LayerGrouped(Method):
         if self.refines is None:
             super().refine(task)
         self.means.update(*task.extract_features(self.query))
+        self.frozen_term.refine(task, self.query)
 
-    def _collect_gaussians(self, task: LearnTask, alignment: Alignment) -> None:
-        """Add the Gaussians of the newest classes, under weights that are the same for every sample."""
+    def _newest_features(self, x: Tensor) -> Tensor:
+        """Features (B, D) for the alignment, under weights that are the same for every sample."""
         if self.fusion in ("uniform", "sum"):
             weights = self._fixed_weights()
         else:
             weights = F.one_hot(torch.tensor([self.n_tasks - 1], device=self.device), self.n_tasks).float()
         plan = self._plan(weights)
-
-        def features(x: Tensor) -> Tensor:
-            return self.backbone.features(self._tokens(x), plan, start=plan.first)
-
-        alignment.gaussians.add(*task.extract_features(features), len(task.classes))
+        return self.backbone.features(self._tokens(x), plan, start=plan.first)
 
     def _generated(self) -> Tensor:
         """Group prompts (G, 2, P, D) of the current task."""
@@ -317,12 +318,12 @@ class LayerGrouped(Method):
         return {"ce": self.head.loss(self.features(x), y)}
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep the group prompts and alpha as constants."""
-        if self.alignment is not None and task.index == 0:  # without an alignment stage
-            self._collect_gaussians(task, self.alignment)
+        """Align the head where no stage does; keep statistics, and the group prompts and alpha as constants."""
+        self.alignment.end_task(task, self.head, self._newest_features)
+        self.frozen_term.end_task(task, self.query)
         self.prompts = torch.cat([self.prompts, self._generated().detach()[None]])
         self.alphas = torch.cat([self.alphas, self.alpha.detach()[None]])
 
     def scores(self, x: Tensor) -> Tensor:
-        """Logits (B, n_seen)."""
-        return self.head(self.features(x))
+        """Logits (B, n_seen), with the frozen term."""
+        return self.frozen_term.add(self.head(self.features(x)), x, self.query)

@@ -35,7 +35,8 @@ from ostinato.backbones import Backbone, Edit, Tokens, prefix_from
 from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
-from ostinato.methods.parts.alignment import Alignment, AlignmentOptions
+from ostinato.methods.parts.alignment import DiscriminantOptions, GaussianOptions
+from ostinato.methods.parts.frozen_term import term_choice
 from ostinato.nn import ClassMeans, PerTask, TaskHeads, cosine
 from ostinato.nn.matching import nearest_per_task
 from ostinato.nn.pools import PromptPool
@@ -44,8 +45,11 @@ from ostinato.registry import register
 RIDGE = 2e-4
 """Added to the diagonal of class covariances; the code adds 1e-4 in the estimate and 1e-4 in the draw."""
 
-ALIGNMENT = Choice(AlignmentOptions(schedule="cosine_per_epoch", weight_decay=0.0))
-"""Alignment of the head as in the public code, whose weight decay is that of the main stage, here 0."""
+ALIGNMENT = Choice(GaussianOptions(schedule="cosine_per_epoch", weight_decay=0.0), DiscriminantOptions())
+"""Alignment of the head; on Gaussians as in the public code, whose weight decay is that of the main stage, here 0."""
+
+TERM = term_choice(1.0)
+"""Terms of the plain encoder."""
 
 
 class PoolPlan:
@@ -111,8 +115,11 @@ class LiEPrompt(TaskInferring):
             "frozen" feature q(x).
         key_pull: weight of a pull of selected keys towards their queries, mean(1 - cosine); needs ``top_k``.
         restrict: at test, use only the prompts that existed when the inferred task was learned.
-        align: options of the alignment of the head, see :class:`AlignmentOptions`.
+        align: alignment of the head: "gaussians", see :class:`GaussianOptions`, or "discriminant", which sets it to the
+            linear discriminant of the same features after each task.
         readout: scores: the "linear" head's logits, or cosines with class means of q(x) ("proto").
+        frozen_term: scores of the plain encoder to add: "none", or "discriminant", see
+            :class:`DiscriminantTermOptions`.
     """
 
     no_effect: ClassVar = {"add_num": ("layer_topk", (0,)), "off": ("test_gate", ("soft",))}
@@ -140,6 +147,7 @@ class LiEPrompt(TaskInferring):
         restrict: bool = False,
         align: Annotated[Part, ALIGNMENT] = "gaussians",
         readout: Literal["linear", "proto"] = "linear",
+        frozen_term: Annotated[Part, TERM] = "none",
     ) -> None:
         super().__init__(backbone)
         depth, d, width = backbone.arch.depth, backbone.dim, backbone.arch.dim
@@ -167,8 +175,9 @@ class LiEPrompt(TaskInferring):
         self.register_buffer("importance", torch.zeros(0, depth))
         self.register_buffer("sizes", torch.zeros(0, depth, dtype=torch.int64))
         self.class_means = ClassMeans(d)
-        self.alignment = Alignment(d, ALIGNMENT.read(align, "method.align"), ridge=RIDGE)
+        self.alignment = ALIGNMENT.read(align, "method.align").build(d, ridge=RIDGE)
         self.head = TaskHeads(d, freeze_old=False)
+        self.frozen_term = TERM.read(frozen_term, "method.frozen_term").build(d)
 
     def begin_task(self, task: LearnTask) -> None:
         """Grow the most important layers' pools; add a router, rows of the head and class means."""
@@ -206,19 +215,15 @@ class LiEPrompt(TaskInferring):
         fit = Stage(
             self.loss, params=params, prepare=lambda: self._collect_means(task), averages=lambda: [self.running]
         )
-        if task.index == 0:
-            return [fit]
-        align = self.alignment.stage(self.head, self.n_seen, prepare=lambda: self._collect_gaussians(task))
-        return [fit, align]
+        return [fit, *self.alignment.stages(task, self.head, self._inferred_features)]
 
     def _collect_means(self, task: LearnTask) -> None:
         """Add the class means of q(x), by which the task is inferred."""
         self.class_means.update(*task.extract_features(self.query))
 
-    def _collect_gaussians(self, task: LearnTask) -> None:
-        """Add Gaussians of features under the inferred task and the gate of the test."""
-        features, labels = task.extract_features(lambda x: self.features(x, self.infer_task(x)))
-        self.alignment.gaussians.add(features, labels, len(task.classes))
+    def _inferred_features(self, x: Tensor) -> Tensor:
+        """Features (B, D) for the alignment, under the inferred task and the gate of the test."""
+        return self.features(x, self.infer_task(x))
 
     def training_gate(self, frozen: Tensor) -> Tensor:
         """Shares (B, layers) of the newest router for q(x), (B, D), with noise of a learned size on its logits."""
@@ -251,10 +256,10 @@ class LiEPrompt(TaskInferring):
         return losses
 
     def end_task(self, task: LearnTask) -> None:
-        """Keep the running shares; add the Gaussians of the first task, which has no alignment stage."""
+        """Keep the running shares and statistics; align the head where no stage does."""
         self.importance = torch.cat([self.importance, self.running[None]])
-        if task.index == 0:
-            self._collect_gaussians(task)
+        self.alignment.end_task(task, self.head, self._inferred_features)
+        self.frozen_term.end_task(task, self.query)
 
     @property
     def refines(self) -> str:
@@ -264,6 +269,7 @@ class LiEPrompt(TaskInferring):
     def refine(self, task: LearnTask) -> None:
         """Add more samples of known classes to the class means."""
         self._collect_means(task)
+        self.frozen_term.refine(task, self.query)
 
     # Test
 
@@ -294,7 +300,9 @@ class LiEPrompt(TaskInferring):
         return self.backbone(x, PoolPlan(self, frozen, self.gate(frozen, tasks), sizes, absent))
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """Logits (B, n_seen) under the routers of ``tasks``; prototype cosines, which need no task, for "proto"."""
-        if self.readout == "proto":
-            return self.prototype_scores(x)
-        return self.head(self.features(x, tasks))
+        """Scores (B, n_seen) with the frozen term.
+
+        They are logits under the routers of ``tasks``; for "proto" cosines with class means, which need no task.
+        """
+        scores = self.prototype_scores(x) if self.readout == "proto" else self.head(self.features(x, tasks))
+        return self.frozen_term.add(scores, x, self.query)

@@ -17,6 +17,7 @@ by the age of the class.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -26,11 +27,11 @@ from torch import Tensor, nn
 from ostinato.backbones import Backbone
 from ostinato.choices import Choice, Part
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
-from ostinato.methods.parts.alignment import Alignment, AlignmentOptions
+from ostinato.methods.parts.alignment import GaussianAlignment, GaussianOptions
 from ostinato.nn import TaskHeads
 from ostinato.registry import register
 
-ALIGNMENT = Choice(AlignmentOptions(epochs=5, lr=0.01, samples=256))
+ALIGNMENT = Choice(GaussianOptions(epochs=5, lr=0.01, samples=256))
 
 TEMPERATURE = 0.1
 
@@ -72,7 +73,7 @@ class SLCA(Method):
         super().__init__(backbone, trains_backbone=True)
         self.head = TaskHeads(backbone.dim)
         self.aligned = TaskHeads(backbone.dim, freeze_old=False)
-        self.alignment = Alignment(backbone.dim, ALIGNMENT.read(align, "method.align"))
+        self.alignment: GaussianAlignment = ALIGNMENT.read(align, "method.align").build(backbone.dim)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add a row per new class to both heads."""
@@ -87,24 +88,20 @@ class SLCA(Method):
         fit = Stage(self.loss, params=[*self.backbone.parameters(), *rows])
         if task.index == 0:
             return [fit]
-        prepare = partial(self._begin_alignment, task)
-        return [fit, self.alignment.stage(Normalised(self.aligned), self.n_seen, prepare=prepare)]
+        (align,) = self.alignment.stages(task, Normalised(self.aligned), self.backbone)
+        return [fit, replace(align, prepare=partial(self._begin_alignment, task))]
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the task's classes."""
         return {"ce": self.head.loss(self.backbone(x), y)}
 
     def _begin_alignment(self, task: LearnTask) -> None:
-        self._add_gaussians(task)
+        self.alignment.collect(task, self.backbone)
         self.aligned.load_state_dict(self.head.state_dict())
-
-    def _add_gaussians(self, task: LearnTask) -> None:
-        self.alignment.gaussians.add(*task.extract_features(self.backbone), len(task.classes))
 
     def end_task(self, task: LearnTask) -> None:
         """Add the Gaussians of the first task, which has no alignment."""
-        if task.index == 0:
-            self._add_gaussians(task)
+        self.alignment.end_task(task, self.aligned, self.backbone)
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen): of the aligned head from the second task on."""

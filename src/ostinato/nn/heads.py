@@ -31,6 +31,13 @@ class TaskHeads(nn.Module):
         self.weight.add(nn.init.trunc_normal_(rows, std=0.02))
         self.bias.add(torch.zeros(n_classes, device=device))
 
+    @torch.no_grad()
+    def set_rows(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the weights (n_seen, D) and biases (n_seen,) of all rows."""
+        for part, values in ((self.weight, weight), (self.bias, bias)):
+            for rows, new in zip(part, values.split([len(rows) for rows in part]), strict=True):
+                rows.copy_(new)
+
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over the classes of the newest task.
 

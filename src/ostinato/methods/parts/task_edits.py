@@ -23,6 +23,7 @@ from ostinato.choices import Choice, Part
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_layers
 from ostinato.methods.parts.banks import Bank, LinearEdits
+from ostinato.methods.parts.frozen_term import term_choice
 from ostinato.methods.parts.pool import PoolOptions
 from ostinato.methods.parts.prefixes import PrefixOptions
 from ostinato.methods.parts.prompts import Edits, Head, NoPromptOptions, Prompts
@@ -32,6 +33,9 @@ from ostinato.nn.keys import MEAN_KEYS, TaskKeys
 
 PROMPTS = Choice(PrefixOptions(), PoolOptions(), WordOptions(), NoPromptOptions())
 """Prompts below the edits."""
+
+TERM = term_choice(1.0)
+"""Terms of the plain encoder."""
 
 TaskId = Literal["prompt_id", "gradient_id", "min_entropy", "max_score"]
 
@@ -55,6 +59,8 @@ class TaskEdits(TaskInferring):
         benchmark_classes: C, the classes of all tasks of the benchmark, for "benchmark".
         keys: task keys: "mean" sets the optimum of the matching loss, "learned" trains with that loss, "classes" has a
             mean per class, "gaussians" a Gaussian per class.
+        frozen_term: scores of the plain encoder to add: "none", or "discriminant", see
+            :class:`DiscriminantTermOptions`.
 
     Attributes:
         split: the lowest layer that differs between tasks.
@@ -78,6 +84,7 @@ class TaskEdits(TaskInferring):
         entropy_over: Literal["seen", "top", "benchmark"] = "seen",
         benchmark_classes: int = 0,
         keys: Annotated[Part, MEAN_KEYS] = "mean",
+        frozen_term: Annotated[Part, TERM] = "none",
     ) -> None:
         if task_id not in get_args(TaskId):
             raise InputError(f"method.task_id must be one of {list(get_args(TaskId))}, got {task_id!r}.")
@@ -100,6 +107,7 @@ class TaskEdits(TaskInferring):
         for name in dict.fromkeys((*prompts.registered_after, "prompts", *parts)):
             self.add_module(name, parts[name])  # in an order that :class:`Prompts` explains
         self.bank = bank(self.layers)
+        self.frozen_term = TERM.read(frozen_term, "method.frozen_term").build(backbone.dim)
         if task_id == "gradient_id" and not self.bank.superposes:
             raise InputError(f"method.task_id=gradient_id needs masks, but {self.name} has none; use prompt_id.")
         self.split = min((*self.layers, *prompts.task_layers))
@@ -131,10 +139,11 @@ class TaskEdits(TaskInferring):
         return {"ce": self.head.loss(features, y)} | losses | self.keys.pull(x, self.query)
 
     def end_task(self, task: LearnTask) -> None:
-        """Close the task's head, prompts and edits."""
+        """Close the task's head, prompts and edits; keep its statistics."""
         self.head.close()
         self.prompts.end_task(task)
         self.bank.end_task()
+        self.frozen_term.end_task(task, self.query)
 
     @property
     def refines(self) -> str | None:
@@ -150,6 +159,7 @@ class TaskEdits(TaskInferring):
         if self.refines is None:
             super().refine(task)
         self.keys.refine(*task.extract_features(self.query))
+        self.frozen_term.refine(task, self.query)
 
     # Scoring
 
@@ -166,14 +176,14 @@ class TaskEdits(TaskInferring):
         return self.backbone.run(tokens, LayerPlan(self.prompts.under(-1)), stop=self.split)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
-        """Logits (B, n_seen) under the edits of ``tasks``, in one pass per task."""
+        """Logits (B, n_seen) under the edits of ``tasks``, in one pass per task, with the frozen term."""
         states = self.shared(x)
         features = torch.empty(len(x), self.prompts.dim, device=x.device)
         for task in tasks.unique().tolist():
             rows = (tasks == task).nonzero().flatten()
             plan = edited(self.prompts.under(task), self.linear(task))
             features[rows] = self.prompts.read(states.take(rows), plan, start=self.split)
-        return self.head(features)
+        return self.frozen_term.add(self.head(features), x, self.query)
 
     def scores_all_tasks(self, x: Tensor) -> Tensor:
         """Logits (T, B, n_seen) under the edits of every task; layers below ``split`` run once."""
