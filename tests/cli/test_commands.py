@@ -24,6 +24,7 @@ from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
 from tests.cli.forking import Forked
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
+from ostinato.backbones.weights import bundled_file
 from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
 
@@ -116,6 +117,33 @@ def test_predict_files(photo_run):
     assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
+
+
+def test_a_bundle_learns_and_predicts_where_the_weights_are_gone(photo_run, tmp_path):
+    shutil.copyfile(bundled_file(), tmp_path / "w.safetensors")
+    shutil.copytree(photo_run / "photos", tmp_path / "photos")
+    weights = f"backbone.weights={tmp_path}/w.safetensors"
+    ostinato("run", "simplecil", "data=photos", "stream.step=2", weights, "out=plain", cwd=tmp_path)
+    ostinato("run", "simplecil", "data=photos", "stream.step=2", weights, "bundle=true", "out=whole", cwd=tmp_path)
+    assert "out=FOLDER" in ostinato("export", "plain", code=2, cwd=tmp_path).stderr
+    assert "--to must be bundle" in ostinato("export", "plain", "--to", "zip", "out=m", code=2, cwd=tmp_path).stderr
+    assert "Written to m: " in ostinato("export", "plain", "out=m", cwd=tmp_path).stdout
+    (tmp_path / "w.safetensors").unlink()
+    file = photo_run / "old/red/0.jpg"
+    told = ostinato("predict", "plain", file, code=2, cwd=tmp_path).stderr
+    assert "backbone.weights=PATH" in told
+    (tmp_path / "whole").rename(tmp_path / "moved")
+    more = photo_run / "more"
+    assert (
+        "Leave out bundle=false"
+        in ostinato("learn", "moved", f"data={more}", "bundle=false", code=2, cwd=tmp_path).stderr
+    )
+    first = ostinato("predict", "moved", file, cwd=tmp_path).stdout
+    assert first == ostinato("predict", "m", file, cwd=tmp_path).stdout
+    ostinato("learn", "moved", f"data={more}", cwd=tmp_path)
+    assert ostinato("predict", "moved", more / "cyan/0.jpg", cwd=tmp_path).stdout.split(": ")[1].startswith("cyan")
+    held = next((tmp_path / "moved/artifact").glob("backbone-*/*"))
+    assert held.stat().st_nlink > 1, "the same weights take no more of the disk"
 
 
 def test_predict_bad_files(photo_run):

@@ -70,6 +70,7 @@ class Learner:
             :meth:`ostinato.streams.LabeledDataset.fingerprints`; other samples of their classes may be scored.
         label_groups: group number of each class, below the list's length; classes of one group are the same answer, and
             classes beyond the list differ from all. None if all classes differ.
+        bundled: whether it was loaded from a folder that holds the backbone's weights.
 
     Raises:
         InputError: for unknown names or options, with the closest known ones.
@@ -123,6 +124,7 @@ class Learner:
         self.precision, self.precision_reason = precision, chosen.reason
         self._history: list[LabeledDataset] = []
         self._loaded_from: Path | None = None
+        self.bundled = False
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         check_effect(self.method, train)
@@ -337,9 +339,7 @@ class Learner:
             out.append(result)
         return out
 
-    def predictions(
-        self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1
-    ) -> Iterator[Prediction | DataError]:
+    def predictions(self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
         """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
         Threads read files ahead.
@@ -365,18 +365,21 @@ class Learner:
         )
         return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
 
-    def save(self, path: str | Path, *, run_id: str | None = None) -> None:
+    def save(self, path: str | Path, *, run_id: str | None = None, bundle: bool = False) -> None:
         """Write the learner as a folder with ``artifact.json``, whole or not at all.
 
         Args:
             path: a new folder, or a saved learner, which is replaced when the new one is on disk.
             run_id: of the run that trained it.
+            bundle: hold the backbone's weights, so that the folder needs no other file. A learner from such a folder is
+                always saved so.
 
         Raises:
-            InputError: if ``path`` exists and is no saved learner, or the method is neither registered nor from a file.
+            InputError: if ``path`` exists and is no saved learner, if the method is neither registered nor from a file,
+                or if weights to hold changed since they were loaded.
         """
         self._check_whole()
-        save(self, Path(path), run_id)
+        save(self, Path(path), run_id, bundle or self.bundled)
 
     @classmethod
     def load(
@@ -394,7 +397,8 @@ class Learner:
 
         Args:
             path: folder of :meth:`save`, or directory of a finished run.
-            weights: new place of the backbone's weights, if they moved.
+            weights: new place of the backbone's weights. Without it, they are taken from the folder if it holds them,
+                or from their path, or found by their SHA-256 beside the folder or in the hub cache.
             device: as in the constructor.
             method: file of a method that is not registered; the file is run.
             more: further arguments of the constructor, which replace the saved ones.
@@ -415,6 +419,7 @@ class Learner:
                 f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact."
             )
         learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
+        learner.bundled = saved.about.bundle is not None
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:

@@ -188,6 +188,7 @@ class Work:
         before: state before a continuation; None for other runs.
         split: split of ``tests``, "test" or "validation".
         checkpoint_every: steps between checkpoints within a task; 0 for none.
+        bundle: whether the artifact holds the backbone's weights.
     """
 
     learner: Learner
@@ -198,6 +199,7 @@ class Work:
     before: Before | None
     split: str
     checkpoint_every: int
+    bundle: bool
 
 
 def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Callable[[str], None]) -> Work:
@@ -230,7 +232,7 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
             f"eval.split={config.eval.split}: the first task has no sample to score on. Give its classes more "
             f"samples, learn other classes first, or raise data.validation (now {config.data.validation})."
         )
-    return Work(learner, stream, augment, tests, old, before, config.eval.split, config.checkpoint.every)
+    return Work(learner, stream, augment, tests, old, before, config.eval.split, config.checkpoint.every, config.bundle)
 
 
 def _held_out(config: RunConfig, stream: TaskStream, before: Before | None, i: int) -> LabeledDataset:
