@@ -7,6 +7,7 @@ one that was forked, and one ordinary run is started as a person does it.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import shlex
@@ -117,6 +118,22 @@ def test_predict_files(photo_run):
     assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
+
+
+def test_predict_standard_input(photo_run, monkeypatch):
+    def predicted(data, *words, code=0):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+        return ostinato("predict", "runs/photos", "-", *words, "--json", code=code, cwd=photo_run)
+
+    file = photo_run / "old/red/0.jpg"
+    named = json.loads(predicted(f"{file}\r\n\nold/blue\n".encode()).stdout)
+    assert [Path(p["source"]).parent.name for p in named] == ["red", *["blue"] * 4]
+    held = json.loads(predicted(file.read_bytes(), "old/blue/1.jpg").stdout)
+    assert [(p["source"], p["classes"][0]) for p in held] == [("standard input", "red"), ("old/blue/1.jpg", "blue")]
+    assert held[0]["scores"] == pytest.approx(named[0]["scores"], abs=1e-6)
+    assert "standard input: " in predicted(file.read_bytes()[:300], code=3).stderr
+    assert "https://x.org/a.jpg" in predicted(b"https://x.org/a.jpg\n", code=2).stderr
+    assert "Give it once" in predicted(b"", "-", code=2).stderr
 
 
 def test_a_bundle_learns_and_predicts_where_the_weights_are_gone(photo_run, tmp_path):
@@ -424,6 +441,8 @@ def test_resume_refuses_other_data(forked, tmp_path):
         (["run", "simplecil", "-c", "none.toml"], 2, "none.toml"),
         (["resume", "nowhere"], 2, "no run directory"),
         (["predict", "nowhere", "x.jpg"], 2, "nowhere"),
+        (["predict", "nowhere", "https://example.org/x.jpg"], 2, "is a URL. Download it first"),
+        (["run", "simplecil", "data=https://example.org/photos"], 2, "is a URL. Download it first"),
         (["report", "nowhere"], 3, "nowhere"),
         (["frobnicate"], 2, "frobnicate"),
     ],

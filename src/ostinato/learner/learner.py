@@ -22,6 +22,7 @@ from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
+from ostinato.learner.inputs import Input, is_one_input
 from ostinato.learner.predicting import Prediction, Predictor, batch_of
 from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
 from ostinato.learner.spec import BackboneSpec
@@ -319,18 +320,20 @@ class Learner:
             return False
         return True
 
-    def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
+    def predict(self, inputs: Sequence[Input] | np.ndarray | Tensor, *, topk: int = 1) -> list[Prediction]:
         """Predict the best classes of images or texts, each scored alone, in order.
 
         Args:
-            inputs: image files or PIL images; texts for a text encoder.
+            inputs: for each image a path, the bytes or the opened file of one, an image of PIL, an array (H, W) or
+                (H, W, channels), or a tensor (channels, H, W), both in uint8 or in floats from 0 to 1; texts for a text
+                encoder.
             topk: classes per input.
 
         Raises:
             DataError: naming a file that is missing or no image, or an empty text.
             InputError: if no class was learned yet, or ``topk`` is below 1.
         """
-        if isinstance(inputs, str | Path | Image.Image):
+        if is_one_input(inputs):
             raise InputError("predict takes a list, also of one input: predict([...]).")
         out: list[Prediction] = []
         for result in self.predictions(inputs, topk=topk):
@@ -339,7 +342,7 @@ class Learner:
             out.append(result)
         return out
 
-    def predictions(self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
+    def predictions(self, inputs: Iterable[Input | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
         """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
         Threads read files ahead.
