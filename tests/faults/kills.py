@@ -24,7 +24,8 @@ _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.sym
 _VARYING = {"time", "seconds", "sha256", "run_id", "run"}
 
 IMAGES = {
-    "finetune": (), "joint": (), "simplecil": (), "l2p": ("method.pool_size=4", "method.top_k=1"), "dualprompt": (),
+    "finetune": (), "joint": (), "simplecil": (), "slda": (), "fecam": (), "ranpac": ("method.n_random=20",),
+    "duet": ("method.n_random=20",), "l2p": ("method.pool_size=4", "method.top_k=1"), "dualprompt": (),
     "coda_prompt": (), "lieprompt": ("method.align.epochs=1", "method.align.samples=4"),
     "layer_grouped": ("method.align.epochs=1", "method.align.samples=4"), "soft_tf": ("method.layers=10,11",),
     "wsn": ("method.layers=10,11",), "adapter": (), "lora": (), "cl_lora": (), "slm": (), "mbpa": (),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ostinato.backbones.cache import FeatureCache, FeatureFile, StateCache
+from ostinato.backbones.cache import PLAIN, FeatureCache, FeatureFile, StateCache
 from ostinato.contract.tiny_models import random_backbone, random_clip_backbone
 from ostinato.errors import InputError
 
@@ -104,6 +104,29 @@ def test_passes_over_more_images_than_fit_still_find_some():
     assert backbone.images < 40 + 5 * 36
 
 
+def test_features_under_edits_are_kept_by_the_edits_and_on_disk_without_them(tmp_path):
+    backbone, x, cache = Counting(), images(4), FeatureCache()
+    cache.persist(tmp_path)
+    asked = []
+
+    def compute(new):
+        asked.append(len(new))
+        return [backbone(new), 2 * backbone(new)]
+
+    plain = Counting()(x)
+    backbone.state_dict, backbone.settings, backbone.dim = dict, tuple, 4
+    backbone.dtype, backbone.parameters = torch.float32, lambda: iter([x])
+    cache.features(backbone, x[:1])
+    for _ in range(2):
+        rows = cache.under(backbone, x, [PLAIN, b"a"], compute)
+        assert torch.equal(rows[0], plain)
+        assert torch.equal(rows[1], 2 * plain)
+    assert asked == [4]
+    other = cache.under(backbone, x[:2], [b"b"], lambda new: [3 * backbone(new)])
+    assert torch.equal(other[0], 3 * plain[:2])
+    assert len(cache._file) == 4
+
+
 def test_states_of_all_layers_share_one_budget():
     backbone, x = random_backbone(depth=3), images(4)
     size = backbone.embed(x).h[0].nbytes + 200
@@ -114,6 +137,19 @@ def test_states_of_all_layers_share_one_budget():
                 cache.states(backbone, x, layer).h, backbone.run(backbone.embed(x), stop=layer).h
             )
     assert len(cache._rows) == 3
+
+
+def test_a_state_is_right_while_others_take_its_memory():
+    """Of a batch with known and unknown images, and the same one twice, under a budget of two states."""
+    backbone, x = random_backbone(depth=3), images(6)
+    cache = StateCache(2 * (backbone.embed(x).h[0].nbytes + 200))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        some = x[torch.randint(0, 6, (4,), generator=draw)]
+        torch.testing.assert_close(cache.states(backbone, some, 1).h, backbone.run(backbone.embed(some), stop=1).h)
+    assert len(cache._rows) == 2
+    (free,) = cache._rows._slots._free.values()
+    assert len({row.data_ptr() for row in [*free, *cache._rows._rows.values()]}) == len(free) + 2, "no slot twice"
 
 
 def test_a_file_of_features_has_every_image_once_however_little_memory_there_is(tmp_path):
@@ -140,10 +176,13 @@ def test_a_batch_larger_than_the_memory_is_still_right():
 
 
 def test_a_remembered_row_does_not_keep_its_whole_batch_alive():
-    """A view would, and the bound on memory would mean nothing."""
-    cache = FeatureCache()
-    cache.features(Counting(), images(8))
-    assert {row.untyped_storage().nbytes() for row in cache._kept._rows.values()} == {16}
+    """A view of the batch would, and the bound on memory would mean nothing."""
+    cache, batches = FeatureCache(), []
+    for seed in range(3):
+        cache.under(Counting(), images(4, seed), [PLAIN], lambda x: [batches.append(Counting()(x)) or batches[-1]])
+    kept = {row.untyped_storage().data_ptr() for row in cache._kept._rows.values()}
+    assert len(kept) == 1, "all rows stand in one block"
+    assert not kept & {batch.untyped_storage().data_ptr() for batch in batches}
 
 
 def test_what_is_remembered_does_not_share_memory_with_what_was_given():

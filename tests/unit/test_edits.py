@@ -246,3 +246,28 @@ def test_a_weight_that_trains_gets_its_gradient_in_bf16():
     frozen_linear(x, w, b).sum().backward()
     assert w.grad is not None
     assert w.grad.abs().sum() > 0
+
+
+def test_a_fingerprint_depends_on_every_value_and_place():
+    def plan(layer=2, name="q", up=1.0, keys=0.0, seen=True):
+        factors = {"down": torch.ones(1, 4), "up": torch.full((4, 1), up)}
+        prefix = torch.full((1, 2, 3, 2), keys), torch.zeros(1, 2, 3, 2)
+        mask = torch.tensor([[seen, True, True]])
+        edit = Edit(prefix=prefix, prefix_mask=mask, linear={name: LinearEdit(**factors)})
+        return LayerPlan({layer: edit, 5: Edit()}).fingerprint()
+
+    assert plan() == plan()
+    others = [
+        plan(layer=3),
+        plan(name="v"),
+        plan(up=1.5),
+        plan(keys=1.0),
+        plan(seen=False),
+        LayerPlan({}).fingerprint(),
+    ]
+    assert len({plan(), *others}) == 7
+
+
+def test_an_adapter_has_no_fingerprint():
+    with pytest.raises(InputError, match="the edit of layer 1 has an adapter"):
+        LayerPlan({1: Edit(adapter=torch.relu)}).fingerprint()

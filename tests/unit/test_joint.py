@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ostinato.backbones import Edit, LayerPlan
 from ostinato.contract.harness import SETTINGS, learn, learn_task_of, make, scores
 from ostinato.contract.tiny_models import tiny_stream
 from ostinato.errors import InputError
@@ -45,6 +46,17 @@ def test_all_layers_have_one_low_rank_update_of_each_map_for_all_tasks():
     assert trained == {f"bank.{f}.{i}.{m}.0" for f in ("down", "up") for i in range(depth) for m in MAPS}
     assert sum(p.numel() for k, p in method.named_parameters() if k in trained) == depth * 4 * 2 * 3 * dim
     assert all(bool(method.bank.up[str(i)][m][0].any()) for i in range(depth) for m in MAPS), "each was trained"
+
+
+def test_the_layers_of_updates_may_be_chosen():
+    method, _ = taught("lora", rank=2, layers=(5, 3))
+    assert {k.split(".")[2] for k in method.state_dict() if k.startswith("bank.")} == {"3", "5"}
+    x, _ = next(learn_task_of(method, tiny_stream("image"), 0).eval_batches())
+    plan = LayerPlan({i: Edit(linear=maps) for i, maps in method.bank.edits(0).items()})
+    torch.testing.assert_close(method.features(x), method.backbone(x, plan))
+    assert not torch.allclose(method.features(x), method.query(x), atol=1e-3)
+    with pytest.raises(InputError, match=r"method\.layers must name a layer"):
+        make("joint", scope="lora", layers=())
 
 
 def test_training_with_updates_begins_at_the_pretrained_features():

@@ -16,6 +16,8 @@ from ostinato.evaluation.answers import read_answers
 from ostinato.evaluation.pairing import paired_difference
 from ostinato.presets import table_names
 from ostinato.report.console import Reporter
+from ostinato.reproduce.results import Measured
+from ostinato.reproduce.show import markdown, upper_bound
 
 TABLE = """
 title = "Colours"
@@ -182,6 +184,18 @@ def test_a_row_is_compared_over_all_its_seeds(tmp_path, capsys, monkeypatch):
     assert re.search(rf"^\| crop .* \| {re.escape(str(want))} \|", text, re.MULTILINE)
     assert re.search(r"^\| ranpac .* \| reference \|", text, re.MULTILINE)
     assert "below two standard errors" in text
+
+
+def test_the_best_bound_is_named(tmp_path, monkeypatch):
+    rows = "".join(f'[[row]]\nname = "{name}"\nmethod = "joint"\nbound = true\n' for name in ("head", "lora", "full"))
+    path = tmp_path / "bounds.toml"
+    path.write_text(f'title = "Bounds"\n{rows}[[row]]\nname = "other"\nmethod = "joint"\n')
+    table = reproduce.read_table(str(path))
+    last = {"head": 0.5, "lora": 0.75, "full": None, "other": 0.9}
+    results = [Measured(r, last[r.name] and {"last_accuracy": last[r.name]}, None) for r in table.rows]
+    assert upper_bound(results) == "Upper bound: `lora`, 75.0 %, the best of it and `head`, `full` (not run: `full`)."
+    assert upper_bound(results[-1:]) is None
+    assert "Upper bound: `lora`" in markdown(table, results)
 
 
 def test_dry_run_prints_commands_and_runs_nothing(tmp_path, capsys, monkeypatch):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import random
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,12 @@ from ostinato.errors import DataError
 from ostinato.paths import user_path
 
 KEY_BYTES = 16
+
+_BLOCK = 2**22
+"""Bytes that are asked for at once."""
+
+PLAIN = b""
+"""Name of no edit."""
 
 
 class FeatureCache:
@@ -66,25 +74,54 @@ class FeatureCache:
         """
         if not len(images):
             return backbone(images)
+        (rows,) = self.under(backbone, images, [PLAIN], lambda new: [backbone(new)], passing=passing)
+        return rows
+
+    def under(
+        self,
+        backbone: Backbone,
+        images: Tensor,
+        edits: Sequence[bytes],
+        compute: Callable[[Tensor], Sequence[Tensor]],
+        *,
+        passing: bool = False,
+    ) -> list[Tensor]:
+        """Features (B, D) of images under each of several edits.
+
+        Args:
+            backbone: the same at every call.
+            images: pixels as they enter it, at least one.
+            edits: a name of each, which no other edit has; ``PLAIN`` for none. Only plain features are kept on disk.
+            compute: features under all edits of images that are unknown under one of them.
+            passing: images that may never come again, such as augmented ones; kept in memory only.
+        """
         if self._folder is not None and self._file is None:
             self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
-        file = self._file
         keys = keys_of(backbone, images)
-        rows = [self._find(key, file) for key in keys]
-        if new := [i for i, row in enumerate(rows) if row is None]:
-            computed = backbone(images[new]).cpu()
+        found = [[self._find(key, edit) for key in keys] for edit in edits]
+        new = [i for i in range(len(keys)) if any(rows[i] is None for rows in found)]
+        fresh = [computed.cpu() for computed in compute(images[new])] if new else []
+        unknown = [[i for i in new if rows[i] is None] for rows in found]
+        for rows, computed in zip(found, fresh, strict=False):
             for i, row in zip(new, computed, strict=True):
-                rows[i] = row
-                (self._passing if passing else self._kept).put(keys[i], row.clone())
-            if file is not None and not passing:
-                file.append({keys[i]: row for i, row in zip(new, computed, strict=True)})
-        return torch.stack([row for row in rows if row is not None]).to(images.device)
+                rows[i] = row if rows[i] is None else rows[i]
+        # Joined before rows are kept, which may overwrite others.
+        joined = [torch.stack([row for row in rows if row is not None]) for rows in found]
+        for edit, missing, features in zip(edits, unknown, joined, strict=True):
+            self._keep(edit, {keys[i]: features[i] for i in missing}, passing)
+        return [features.to(images.device) for features in joined]
 
-    def _find(self, key: bytes, file: FeatureFile | None) -> Tensor | None:
+    def _keep(self, edit: bytes, rows: dict[bytes, Tensor], passing: bool) -> None:
+        for key, row in rows.items():
+            (self._passing if passing else self._kept).put(key + edit, row)
+        if self._file is not None and not passing and edit == PLAIN and rows:
+            self._file.append(rows)
+
+    def _find(self, key: bytes, edit: bytes) -> Tensor | None:
         for rows in (self._kept, self._passing):
-            if (row := rows.get(key)) is not None:
+            if (row := rows.get(key + edit)) is not None:
                 return row
-        return file.get(key) if file is not None else None
+        return self._file.get(key) if self._file is not None and edit == PLAIN else None
 
 
 def keys_of(backbone: Backbone, x: Tensor) -> list[bytes]:
@@ -110,16 +147,18 @@ class StateCache:
         """States (B, N, D) that enter ``layer``; the backbone runs on unknown images only."""
         keys = [key + layer.to_bytes(2) for key in keys_of(backbone, images)]
         rows = [self._rows.get(key) for key in keys]
-        if new := [i for i, row in enumerate(rows) if row is None]:
+        new = [i for i, row in enumerate(rows) if row is None]
+        if new:
             computed = backbone.run(backbone.embed(images[new]), stop=layer)
             seen = None if computed.mask is None else computed.mask.sum(1).tolist()
             for j, i in enumerate(new):
-                row = computed.h[j] if seen is None else computed.h[j, : seen[j]]
-                # A copy outside inference mode: training may be the next to use it.
-                with torch.inference_mode(False):
-                    rows[i] = kept = torch.empty_like(row).copy_(row)
-                self._rows.put(keys[i], kept)
-        return _together([row for row in rows if row is not None])
+                rows[i] = computed.h[j] if seen is None else computed.h[j, : seen[j]]
+        found = [row for row in rows if row is not None]
+        # Joined before rows are kept, which may overwrite others.
+        tokens = _together(found)
+        for i in new:
+            self._rows.put(keys[i], found[i])
+        return tokens
 
 
 def _together(rows: list[Tensor]) -> Tokens:
@@ -131,11 +170,39 @@ def _together(rows: list[Tensor]) -> Tokens:
     return Tokens(h, (torch.arange(h.shape[1]) < sizes[:, None]).to(h.device))
 
 
+class _Slots:
+    """Memory for rows outside the allocator's heap.
+
+    Rows that are kept between the large temporaries of a pass leave holes in the heap that no temporary fits: a run
+    lost ten times the memory of its rows.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+
+    def copy(self, row: Tensor) -> Tensor:
+        """A copy of a row, which training may use, too."""
+        with torch.inference_mode(False):
+            if row.device.type != "cpu":
+                return torch.empty_like(row).copy_(row)
+            free = self._free.setdefault((row.shape, row.dtype), [])
+            if not free:
+                n = max(1, _BLOCK // row.nbytes)
+                block = torch.frombuffer(mmap.mmap(-1, n * row.nbytes), dtype=row.dtype)
+                free.extend(block.view(n, *row.shape))
+            return free.pop().copy_(row)
+
+    def release(self, row: Tensor) -> None:
+        """Take back a row that is no longer used."""
+        if row.device.type == "cpu":
+            self._free[row.shape, row.dtype].append(row)
+
+
 class _Rows:
-    """Feature rows by key within a budget.
+    """Rows by key within a budget.
 
     The dropped row is drawn at random: repeated passes over more images than fit still find some, whereas the oldest
-    row would always be the next one needed.
+    row would always be the next one needed. A dropped row may be overwritten: use a found one before the next is put.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -143,6 +210,7 @@ class _Rows:
         self._rows: dict[bytes, Tensor] = {}
         self._keys: list[bytes] = []
         self._draw = random.Random(0)
+        self._slots = _Slots()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -151,14 +219,17 @@ class _Rows:
         return self._rows.get(key)
 
     def put(self, key: bytes, row: Tensor) -> None:
+        """Keep a copy of a row."""
         if key in self._rows:  # the same image twice in one batch
             return
         # An entry also holds its key and the tensor object, roughly 200 bytes.
         while self._rows and self._bytes + row.nbytes + 200 * (len(self._rows) + 1) > self.max_bytes:
             at = self._draw.randrange(len(self._keys))
             self._keys[at], self._keys[-1] = self._keys[-1], self._keys[at]
-            self._bytes -= self._rows.pop(self._keys.pop()).nbytes
-        self._rows[key] = row
+            old = self._rows.pop(self._keys.pop())
+            self._bytes -= old.nbytes
+            self._slots.release(old)
+        self._rows[key] = self._slots.copy(row)
         self._keys.append(key)
         self._bytes += row.nbytes
 

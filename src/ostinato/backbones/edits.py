@@ -7,8 +7,9 @@ batch, N tokens, D width, H heads, P prefix length, T tasks, r rank.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -294,6 +295,25 @@ class LayerPlan:
     def __call__(self, layer: int, tokens: Tokens) -> Edit | None:  # noqa: ARG002 - plans may read the states
         """Edit of ``layer``, independent of the states."""
         return self.edits.get(layer)
+
+    def fingerprint(self) -> bytes:
+        """Hash of all edits, equal for equal values.
+
+        Raises:
+            InputError: if an edit has an adapter, which is a function.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for layer, edit in sorted(self.edits.items()):
+            if edit.adapter is not None:
+                raise InputError(f"LayerPlan.fingerprint: the edit of layer {layer} has an adapter, which has no hash.")
+            parts: dict[str, Tensor | None] = {"prefix_mask": edit.prefix_mask}
+            parts |= dict(zip(("keys", "values"), edit.prefix or (), strict=False))
+            parts |= {f"{name}.{f.name}": getattr(m, f.name) for name, m in edit.linear.items() for f in fields(m)}
+            for name, tensor in sorted(parts.items()):
+                if tensor is not None:
+                    digest.update(f"{layer}.{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
 
 
 def prefix_from(prompts: Tensor, heads: int) -> tuple[Tensor, Tensor]:

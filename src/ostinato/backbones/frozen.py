@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ostinato.backbones.base import Backbone
-from ostinato.backbones.cache import FeatureCache, StateCache
-from ostinato.backbones.edits import Tokens
+from ostinato.backbones.cache import PLAIN, FeatureCache, StateCache
+from ostinato.backbones.edits import LayerPlan, Tokens
 
 
 class FrozenBackbone:
@@ -50,6 +50,28 @@ class FrozenBackbone:
         if cache is None or (training and not cache.persistent):
             return self.backbone(x)
         return cache.features(self.backbone, x, passing=training)
+
+    @torch.no_grad()
+    def features_under(self, x: Tensor, plans: Sequence[LayerPlan | None], start: int) -> list[Tensor]:
+        """Features (B, D) of inputs under each of several plans that no longer change; None stands for no edit.
+
+        The layers below the edits run once for all plans, and an input that comes again is looked up under every plan,
+        by its content and the values of the edits.
+
+        Args:
+            x: inputs (B, ...) of the backbone, not augmented.
+            plans: without adapters, which have no values to compare.
+            start: lowest layer that a plan may edit.
+        """
+
+        def compute(x: Tensor) -> list[Tensor]:
+            tokens = self.states(x, start)
+            return [self.backbone.features(tokens, plan, start=start) for plan in plans]
+
+        if self.feature_cache is None or not len(x):
+            return compute(x)
+        names = [PLAIN if plan is None else plan.fingerprint() for plan in plans]
+        return self.feature_cache.under(self.backbone, x, names, compute)
 
     @torch.no_grad()
     def states(self, x: Tensor, layer: int) -> Tokens:

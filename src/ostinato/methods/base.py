@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ostinato.backbones import Backbone, Tokens
+from ostinato.backbones import Backbone, LayerPlan, Tokens
 from ostinato.backbones.frozen import FrozenBackbone
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
@@ -196,6 +196,17 @@ class Method(Growing):
             return self.frozen.features(x, training=self.training)
         with torch.no_grad():
             return self.backbone(x)
+
+    def features_under(self, x: Tensor, plans: Sequence[LayerPlan | None], start: int) -> list[Tensor]:
+        """Features (B, D) under each of several plans without gradients, cached if the backbone is frozen.
+
+        For edits that no longer change, see :meth:`ostinato.backbones.frozen.FrozenBackbone.features_under`.
+        """
+        if self.frozen is not None:
+            return self.frozen.features_under(x, plans, start)
+        tokens = self.states(x, start)
+        with torch.no_grad():
+            return [self.backbone.features(tokens, plan, start=start) for plan in plans]
 
     def states(self, x: Tensor, layer: int) -> Tokens:
         """States (B, N, D) before a layer of the plain backbone without gradients, cached if it is frozen."""

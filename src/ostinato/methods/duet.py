@@ -22,15 +22,16 @@ adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Tokens
+from ostinato.backbones import Backbone, Edit, LayerPlan, Tokens
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.parts.banks import LowRank
 from ostinato.nn import ClassMeans
 from ostinato.nn.proxy import CosineProxy
 from ostinato.nn.ridge import RandomRidge, random_width
@@ -50,7 +51,8 @@ class Duet(Method):
 
     Args:
         backbone: the frozen encoder.
-        adapt: whether the first task adapts a second encoder; without, this is RanPAC.
+        encoders: which encoders are read: "both"; "adapted" alone, RanPAC with its first phase; "plain" alone, RanPAC
+            without it.
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
         keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
@@ -61,13 +63,13 @@ class Duet(Method):
     recipe = Recipe(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", schedule="cosine")
     default_readout = "cls+mean"
     scores_are_logits = False
-    no_effect: ClassVar = {option: ("adapt", (False,)) for option in ("layers", "rank", "keep")}
+    no_effect: ClassVar = {option: ("encoders", ("plain",)) for option in ("layers", "rank", "keep")}
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        adapt: bool = True,
+        encoders: Literal["both", "adapted", "plain"] = "both",
         layers: tuple[int, ...] | None = None,
         rank: int = 16,
         keep: float | None = None,
@@ -79,34 +81,35 @@ class Duet(Method):
             raise InputError(f"method.keep must lie in (0, 1], got {keep}.")
         if keep is not None and backbone.modality != "image":
             raise InputError(f"method.keep={keep} has no effect on texts, which are read whole: leave it out.")
-        depth, dim = backbone.arch.depth, backbone.arch.dim
+        depth = backbone.arch.depth
         self.layers = check_layers("layers", tuple(range(depth // 2, depth)) if layers is None else layers, depth)
         if not self.layers:
-            raise InputError("method.layers must name a layer. To adapt none, give method.adapt=false.")
-        self.adapt, self.keep, self.entry = adapt, KEEP if keep is None else keep, min(self.layers)
-        shape = (len(self.layers), len(MAPS)) if adapt else (0, len(MAPS))
-        self.down = nn.Parameter(torch.randn(*shape, rank, dim) * dim**-0.5)  # A
-        self.up = nn.Parameter(torch.zeros(*shape, dim, rank))  # B
+            raise InputError("method.layers must name a layer. To adapt none, give method.encoders=plain.")
+        self.encoders, self.keep, self.entry = encoders, KEEP if keep is None else keep, min(self.layers)
+        # A is large beside its steps, so that B learns on random directions.
+        self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, 1.0, bound=(3 / backbone.arch.dim) ** 0.5)
         self.proxy = CosineProxy(backbone.dim)
-        n_features = 2 * backbone.dim if adapt else backbone.dim
+        n_features = 2 * backbone.dim if encoders == "both" else backbone.dim
         self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
 
     def begin_task(self, task: LearnTask) -> None:
         """Begin the classifier of the first task; freeze the updates in later ones."""
         super().begin_task(task)
+        if self.encoders != "plain" and task.index == 0:
+            self.bank.begin_task(self.device)
         adapts = self.adapts_to(task)
         self.proxy.reset(len(task.classes) if adapts else 0)
-        self._train_updates(adapts)
+        self._train(adapts)
 
     def adapts_to(self, task: LearnTask) -> bool:
         """Whether a task trains: the first one, if it has classes to tell apart."""
-        return self.adapt and task.index == 0 and len(task.classes) > 1
+        return self.encoders != "plain" and task.index == 0 and len(task.classes) > 1
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that the first task trains."""
-        return [self.down, self.up, *self.proxy.parameters()]
+        return [*self.bank.parameters(), *self.proxy.parameters()]
 
-    def _train_updates(self, on: bool) -> None:
+    def _train(self, on: bool) -> None:
         for p in self.trained():
             p.requires_grad_(on)
 
@@ -123,32 +126,27 @@ class Duet(Method):
         self.proxy.weight.copy_(F.normalize(means.means(), dim=-1))
         self.proxy.scale.fill_(SCALE)
 
-    def adapted(self, tokens: Tokens) -> Tensor:
-        """Features (B, D) under the updates, of states that enter the lowest layer that has one."""
-        edits = {
-            layer: Edit(linear={name: LinearEdit(down=down[j], up=up[j]) for j, name in enumerate(MAPS)})
-            for layer, down, up in zip(self.layers, self.down, self.up, strict=True)
-        }
-        return self.backbone.features(tokens, LayerPlan(edits), start=self.entry)
+    def updates(self) -> LayerPlan:
+        """The updates as edits."""
+        return LayerPlan({layer: Edit(linear=maps) for layer, maps in self.bank.edits(0).items()})
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the first task's classes, of a random share of each batch's patches."""
         tokens = self.states(x, self.entry)
         if self.keep < 1 and self.backbone.modality == "image":
             tokens = some_of(tokens, self.keep)
-        return {"ce": F.cross_entropy(self.proxy(self.adapted(tokens)), y)}
+        return {"ce": F.cross_entropy(self.proxy(self.backbone.features(tokens, self.updates(), start=self.entry)), y)}
 
     def features(self, x: Tensor) -> Tensor:
-        """Features f of inputs: (B, 2 D), or (B, D) without adaptation."""
-        plain = F.normalize(self.query(x), dim=-1)
-        if not self.adapt:
-            return plain
-        return torch.cat([plain, F.normalize(self.adapted(self.states(x, self.entry)), dim=-1)], dim=-1)
+        """Features f of inputs: (B, 2 D), or (B, D) of one encoder."""
+        plans = {"both": [None, self.updates], "adapted": [self.updates], "plain": [None]}[self.encoders]
+        read = self.features_under(x, [plan and plan() for plan in plans], self.entry)
+        return torch.cat([F.normalize(f, dim=-1) for f in read], dim=-1)
 
     def end_task(self, task: LearnTask) -> None:
         """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
         self.proxy.reset(0)
-        self._train_updates(False)
+        self._train(False)
         self.head.add(*task.extract_features(self.features), len(task.classes))
 
     def scores(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 After each task the model is trained on all data seen so far. Results record ``data_seen: all``, since it breaks the
 rule of no old data on purpose. The bound rises with the number of trained parameters: a linear head on frozen features;
-the head and low-rank updates of the attention of all layers (Hu et al.: "LoRA: Low-Rank Adaptation of Large Language
+the head and low-rank updates of the attention of chosen layers (Hu et al.: "LoRA: Low-Rank Adaptation of Large Language
 Models", ICLR 2022, https://arxiv.org/abs/2106.09685); or the head and the whole backbone. Tables take the best of the
 three as the bound.
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, Edit, LayerPlan
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_positive
+from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
 from ostinato.nn import TaskHeads
 from ostinato.registry import register
@@ -38,15 +38,17 @@ class Joint(Method):
     Args:
         backbone: the encoder.
         scope: "head" trains the head on frozen features; "lora" trains the head and low-rank updates of q, k, v and
-            proj in all layers; "full" trains the head and the backbone.
+            proj; "full" trains the head and the backbone.
         rank: rank r of the low-rank updates W + scale B A.
         scale: factor on B A.
+        layers: layers with updates, from 0; None for all. Those below the lowest run once per image with
+            ``state_cache``, if images are not augmented.
         restart: start every task from the pre-trained weights and a fresh head.
     """
 
     recipe = Recipe(epochs=5, batch_size=32, lr=0.01, optimizer="sgd", schedule="cosine", clip=1.0)
     data_seen = "all"
-    no_effect: ClassVar = {"rank": _NOT_LOW_RANK, "scale": _NOT_LOW_RANK}
+    no_effect: ClassVar = {option: _NOT_LOW_RANK for option in ("rank", "scale", "layers")}
 
     def __init__(
         self,
@@ -55,12 +57,16 @@ class Joint(Method):
         scope: Literal["head", "lora", "full"] = "head",
         rank: int = 16,
         scale: float = 8.0,
+        layers: tuple[int, ...] | None = None,
         restart: bool = False,
     ) -> None:
         super().__init__(backbone, trains_backbone=scope == "full")
         check_positive(rank=rank)
         if scale <= 0:
             raise InputError(f"method.scale must be positive, got {scale}.")
+        self.layers = check_layers("layers", layers, backbone.arch.depth)
+        if not self.layers:
+            raise InputError("method.layers must name a layer. To update none, give method.scope=head.")
         self.scope, self.rank, self.scale, self.restart = scope, rank, scale, restart
         self.head = TaskHeads(backbone.dim, freeze_old=False)
         if scope == "lora":
@@ -69,8 +75,7 @@ class Joint(Method):
         self._initial_weights = {k: v.clone() for k, v in backbone.state_dict().items()} if keeps else {}
 
     def _updates(self) -> LowRank:
-        arch = self.backbone.arch
-        return LowRank(arch, range(arch.depth), MAPS, self.rank, self.scale, freeze_old=False)
+        return LowRank(self.backbone.arch, self.layers, MAPS, self.rank, self.scale, freeze_old=False)
 
     def begin_task(self, task: LearnTask) -> None:
         """Add rows of the head; with ``restart``, reset the model. All tasks share one set of low-rank updates."""
@@ -95,7 +100,8 @@ class Joint(Method):
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D), cached if the backbone is frozen and has no updates."""
         if self.scope == "lora":
-            return self.backbone(x, LayerPlan({i: Edit(linear=maps) for i, maps in self.bank.edits(0).items()}))
+            plan = LayerPlan({i: Edit(linear=maps) for i, maps in self.bank.edits(0).items()})
+            return self.backbone.features(self.states(x, plan.first), plan, start=plan.first)
         return self.backbone(x) if self.trains_backbone else self.query(x)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:

@@ -97,6 +97,25 @@ def reference_of(results: Sequence[Measured]) -> str | None:
     return next((r.row.base for r in results if r.compared is not None and r.compared.is_reference), None)
 
 
+def upper_bound(results: Sequence[Measured]) -> str | None:
+    """A sentence on the best of the bounds by last accuracy, over the variants that were run; None if none was."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if result.row.bound:
+            runs.setdefault(result.row.base, []).extend([result.summary] if result.summary else [])
+    last = {base: mean for base, run in runs.items() if (mean := _mean(run).get(METRICS["last"])) is not None}
+    if not last:
+        return None
+    best = max(last, key=lambda base: last[base])
+    others = ", ".join(f"`{base}`" for base in runs if base != best)
+    missing = ", ".join(f"`{base}`" for base in runs if base not in last)
+    return (
+        f"Upper bound: `{best}`, {percent(last[best])} %"
+        + (f", the best of it and {others}" if others else "")
+        + (f" (not run: {missing})." if missing else ".")
+    )
+
+
 def _quoted(published: dict[str, float], metric: str) -> str:
     return f"{published[metric]:.2f}" if metric in published else NOTHING
 
@@ -125,7 +144,7 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
         f"Against {reference}: points, the mean over the same test samples ± its standard error; within noise if it "
         "is below two standard errors."
     )
-    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note, paired]
+    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note, paired, upper_bound(results)]
     text += "".join(f"\n{note}\n" for note in notes if note)
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
     lines += [

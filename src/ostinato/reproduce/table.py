@@ -5,7 +5,8 @@ A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, 
 and, if every row is run several times, a list ``variant``.
 
 A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
-quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); and a ``note``.
+quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); and a ``note``. The best of the
+rows with ``bound = true`` is the table's upper bound.
 
 A variant has a ``name`` and ``options``, which those of a row override. The runs of a row are then named
 ``row-variant``, and it quotes results as ``published_in.<variant>``.
@@ -49,6 +50,7 @@ class _Row(_Part):
     published_in: dict[str, Quoted] = {}
     note: Words | None = None
     not_run: Words | None = None
+    bound: bool = False
 
 
 class _Variant(_Part):
@@ -84,6 +86,7 @@ class Row:
         published: published results in percent.
         note: remark for the reader.
         not_run: reason why the row is only quoted, or None.
+        bound: whether the row is an upper bound of the others.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Row:
     published: dict[str, float]
     note: str | None
     not_run: str | None
+    bound: bool
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
         published={str(metric): value for metric, value in published.items()},
         note=row.note,
         not_run=row.not_run,
+        bound=row.bound,
     )
 
 

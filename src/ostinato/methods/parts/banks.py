@@ -176,6 +176,14 @@ class ScoredMasks(Bank):
 class Factors(Bank):
     """Base class of low-rank updates and adapters: two factors of rank r of every map per task.
 
+    Args:
+        arch: sizes of the encoder.
+        layers: edited layers.
+        maps: edited linear maps of each layer.
+        rank: r.
+        bound: first factors begin at numbers from U(-bound, bound); None for 1 / sqrt(r width). Second ones are zero.
+        freeze_old: as for :class:`Bank`.
+
     Attributes:
         on_output: whether the first factor reads a map's output instead of its input.
     """
@@ -183,18 +191,25 @@ class Factors(Bank):
     on_output: ClassVar[bool] = False
 
     def __init__(
-        self, arch: Arch, layers: Sequence[int], maps: Sequence[str], rank: int, *, freeze_old: bool = True
+        self,
+        arch: Arch,
+        layers: Sequence[int],
+        maps: Sequence[str],
+        rank: int,
+        *,
+        bound: float | None = None,
+        freeze_old: bool = True,
     ) -> None:
         super().__init__(arch, layers, maps, freeze_old=freeze_old)
-        self.rank = rank
+        self.rank, self.bound = rank, bound
         self.down, self.up = self.room(), self.room()  # T of (r, width) and of (out, r)
 
     def begin_task(self, device: torch.device) -> None:
-        """Add first factors from U(-1, 1) / sqrt(r width) and second factors of zeros."""
+        """Add first factors of random numbers and second factors of zeros."""
         for i, name in self.places:
             out, into = self.arch.shape_of(name)
             width = out if self.on_output else into
-            bound = (self.rank * width) ** -0.5
+            bound = (self.rank * width) ** -0.5 if self.bound is None else self.bound
             at(self.down, i, name).add(torch.empty(self.rank, width, device=device).uniform_(-bound, bound))
             at(self.up, i, name).add(torch.zeros(out, self.rank, device=device))
 
@@ -210,9 +225,10 @@ class LowRank(Factors):
         rank: int,
         scale: float,
         *,
+        bound: float | None = None,
         freeze_old: bool = True,
     ) -> None:
-        super().__init__(arch, layers, maps, rank, freeze_old=freeze_old)
+        super().__init__(arch, layers, maps, rank, bound=bound, freeze_old=freeze_old)
         self.scale = scale
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
