@@ -124,6 +124,7 @@ class RunConfig(Section):
     cache: Annotated[str | None, MOVES] = None
     state_cache: Annotated[float, MOVES] = Field(0.0, ge=0)
     compile: Annotated[bool, MOVES] = False
+    bundle: Annotated[bool, MOVES] = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values without unset ones, for TOML."""

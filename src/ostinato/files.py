@@ -169,11 +169,30 @@ def read_stored(folder: Path, name: str, size: int, sha256: str) -> bytes:
     data = read_regular(folder / name, size)
     found = hashlib.sha256(data).hexdigest()
     if len(data) != size or found != sha256:
-        raise DataError(
-            f"{folder / name} is damaged: its SHA-256 is {found[:12]}..., not {sha256[:12]}... as when it was written. "
-            "Restore it from a copy."
-        )
+        raise _damaged(folder / name, found, sha256)
     return data
+
+
+def check_stored(path: Path, sha256: str) -> None:
+    """Verify the hash of a file of any size without holding it in memory.
+
+    Raises:
+        DataError: if the file is missing or changed.
+    """
+    try:
+        with open_file(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+    if found != sha256:
+        raise _damaged(path, found, sha256)
+
+
+def _damaged(path: Path, found: str, sha256: str) -> DataError:
+    return DataError(
+        f"{path} is damaged: its SHA-256 is {found[:12]}..., not {sha256[:12]}... as when it was written. "
+        "Restore it from a copy."
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def user_path(text: str, where: str) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{where} must be a path, but {_short(text)} is too long.") from None
     return path
+
+
+def refuse_url(text: str, where: str) -> None:
+    """Raise InputError for a URL; ``where`` is the option or argument, for the message."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+\w", text) and not os.path.lexists(text):
+        raise InputError(f"{where}: only local files are read, but {_short(text)} is a URL. Download it first.")
 
 
 def _short(text: str) -> str:

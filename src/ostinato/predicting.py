@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 
 from ostinato.errors import DataError, InputError, did_you_mean
-from ostinato.paths import open_file
+from ostinato.paths import open_file, refuse_url
 from ostinato.streams.readers import MAX_ROW_BYTES, SUFFIXES, read_table
 from ostinato.streams.tables import TEXT_NAMES
 from ostinato.streams.text_sets import columns_of_text, join_columns
@@ -21,7 +23,27 @@ _ROWS = 1_000
 """Rows per batch when a table is read."""
 
 
-def image_files(paths: list[Path]) -> Iterator[Path]:
+_SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0|P[1-6]\s|....ftyp", re.DOTALL
+)
+"""Begin of an image; no name of a file that a list has first looks like it."""
+
+STDIN = "standard input"
+"""Name of the image on standard input."""
+
+
+def images_of(files: Iterable[Path | BufferedReader]) -> Iterator[Path | bytes]:
+    """Yield image files, the images in folders, and those that standard input holds or names.
+
+    Raises:
+        DataError: if a folder has no images.
+        InputError: if standard input names a URL.
+    """
+    for file in files:
+        yield from image_files([file]) if isinstance(file, Path) else _on_stdin(file)
+
+
+def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield image files, and the images in folders.
 
     Raises:
@@ -39,6 +61,19 @@ def image_files(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
+def _on_stdin(file: BufferedReader) -> Iterator[Path | bytes]:
+    """Yield the image that a stream holds, or the files that it names, one a line."""
+    from ostinato.streams.decode import MAX_FILE_BYTES
+
+    if _SIGNATURE.match(file.peek(16)):
+        yield file.read(MAX_FILE_BYTES + 1)
+        return
+    while line := file.readline(MAX_ROW_BYTES):
+        if name := os.fsdecode(line.rstrip(b"\r\n")):
+            refuse_url(name, "predict")
+            yield from image_files([Path(name)])
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -46,12 +81,14 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def texts_of(texts: list[str], files: list[Path], column: str | None, learned: str | None = None) -> Iterator[Given]:
+def texts_of(
+    texts: list[str], files: Sequence[Path | BufferedReader], column: str | None, learned: str | None = None
+) -> Iterator[Given]:
     """Yield texts, then those of files.
 
     Args:
         texts: texts.
-        files: tables (csv, tsv, jsonl, parquet), or UTF-8 files with a text a line.
+        files: tables (csv, tsv, jsonl, parquet), or UTF-8 files with a text a line; standard input is one of these.
         column: text column of the tables; None finds it by its name, or joins the columns of a public set.
         learned: name of the text column in training, tried first if ``column`` is None.
 
@@ -62,24 +99,34 @@ def texts_of(texts: list[str], files: list[Path], column: str | None, learned: s
         DataError: if a file cannot be read.
         InputError: if a table has no such column.
     """
-    read = (_rows(file, column, learned) if file.suffix.lower() in SUFFIXES else _lines(file) for file in files)
+    read = (
+        _rows(file, column, learned) if isinstance(file, Path) and file.suffix.lower() in SUFFIXES else _lines(file)
+        for file in files
+    )
     typed: list[Given] = [(f"text {i}", text) for i, text in enumerate(texts)]
     for name, text in chain(typed, chain.from_iterable(read)):
         reason = unfit(text) if isinstance(text, str) else None
         yield name, DataError(f"{name}: {reason}.") if reason else text
 
 
-def _lines(file: Path) -> Iterator[Given]:
+def _lines(file: Path | BufferedReader) -> Iterator[Given]:
+    if not isinstance(file, Path):
+        yield from _lines_in(file, STDIN)
+        return
     try:
         with open_file(file) as lines:
-            number = 0
-            while line := lines.readline(MAX_ROW_BYTES):
-                number += 1
-                name = f"{file}:{number}"
-                whole = line.endswith(b"\n") or len(line) < MAX_ROW_BYTES
-                yield name, _text(name, line, number == 1) if whole else _too_long(name, lines)
+            yield from _lines_in(lines, str(file))
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}).") from None
+
+
+def _lines_in(lines: BufferedReader, file: str) -> Iterator[Given]:
+    number = 0
+    while line := lines.readline(MAX_ROW_BYTES):
+        number += 1
+        name = f"{file}:{number}"
+        whole = line.endswith(b"\n") or len(line) < MAX_ROW_BYTES
+        yield name, _text(name, line, number == 1) if whole else _too_long(name, lines)
 
 
 def _text(name: str, line: bytes, first: bool) -> str | DataError:
@@ -89,7 +136,7 @@ def _text(name: str, line: bytes, first: bool) -> str | DataError:
         return DataError(f"{name}: byte {error.start} is not UTF-8; save the file in UTF-8.")
 
 
-def _too_long(name: str, lines: io.BufferedReader) -> DataError:
+def _too_long(name: str, lines: BufferedReader) -> DataError:
     """Skip the rest of a line, and make its error."""
     while (rest := lines.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
         pass

@@ -48,6 +48,25 @@ class StoredFile(Record):
     bytes: Count
 
 
+class BundledFile(StoredFile):
+    """The same of a file in the folder of a bundle, or in a folder inside."""
+
+    file: Annotated[
+        str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
+    ]
+
+
+class BundleRecord(Record):
+    """Files of the backbone's weights, in a folder beside ``artifact.json``.
+
+    ``weights`` is the file to load; None if the folder is a text encoder or a CLIP model.
+    """
+
+    folder: Annotated[str, StringConstraints(pattern=r"^backbone-[0-9a-f]{16}$")]
+    weights: FileName | None
+    files: Annotated[list[BundledFile], Field(min_length=1)]
+
+
 class MethodFileRecord(Record):
     """Source file of an unregistered method; it is never executed from a record."""
 
@@ -126,6 +145,7 @@ class ArtifactRecord(Record):
     learned: StoredFile
     used: StoredFile
     method_text: StoredFile | None
+    bundle: BundleRecord | None = None
 
 
 class TaskRecord(Record):

@@ -7,6 +7,7 @@ one that was forked, and one ordinary run is started as a person does it.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import shlex
@@ -24,6 +25,7 @@ from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
 from tests.cli.forking import Forked
 from tests.conftest import BLUE, CYAN, GREEN, RED, WHITE, YELLOW, photos, save_bert, text_tables
 
+from ostinato.backbones.weights import bundled_file
 from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
 from ostinato.runs.session import Session
@@ -122,6 +124,49 @@ def test_predict_files(photo_run):
     assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
+
+
+def test_predict_standard_input(photo_run, monkeypatch):
+    def predicted(data, *words, code=0):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+        return ostinato("predict", "runs/photos", "-", *words, "--json", code=code, cwd=photo_run)
+
+    file = photo_run / "old/red/0.jpg"
+    named = json.loads(predicted(f"{file}\r\n\nold/blue\n".encode()).stdout)
+    assert [Path(p["source"]).parent.name for p in named] == ["red", *["blue"] * 4]
+    held = json.loads(predicted(file.read_bytes(), "old/blue/1.jpg").stdout)
+    assert [(p["source"], p["classes"][0]) for p in held] == [("standard input", "red"), ("old/blue/1.jpg", "blue")]
+    assert held[0]["scores"] == pytest.approx(named[0]["scores"], abs=1e-6)
+    assert "standard input: " in predicted(file.read_bytes()[:300], code=3).stderr
+    assert "https://x.org/a.jpg" in predicted(b"https://x.org/a.jpg\n", code=2).stderr
+    assert "Give it once" in predicted(b"", "-", code=2).stderr
+
+
+def test_a_bundle_learns_and_predicts_where_the_weights_are_gone(photo_run, tmp_path):
+    shutil.copyfile(bundled_file(), tmp_path / "w.safetensors")
+    shutil.copytree(photo_run / "photos", tmp_path / "photos")
+    weights = f"backbone.weights={tmp_path}/w.safetensors"
+    ostinato("run", "simplecil", "data=photos", "stream.step=2", weights, "out=plain", cwd=tmp_path)
+    ostinato("run", "simplecil", "data=photos", "stream.step=2", weights, "bundle=true", "out=whole", cwd=tmp_path)
+    assert "out=FOLDER" in ostinato("export", "plain", code=2, cwd=tmp_path).stderr
+    assert "--to must be bundle" in ostinato("export", "plain", "--to", "zip", "out=m", code=2, cwd=tmp_path).stderr
+    assert "Written to m: " in ostinato("export", "plain", "out=m", cwd=tmp_path).stdout
+    (tmp_path / "w.safetensors").unlink()
+    file = photo_run / "old/red/0.jpg"
+    told = ostinato("predict", "plain", file, code=2, cwd=tmp_path).stderr
+    assert "backbone.weights=PATH" in told
+    (tmp_path / "whole").rename(tmp_path / "moved")
+    more = photo_run / "more"
+    assert (
+        "Leave out bundle=false"
+        in ostinato("learn", "moved", f"data={more}", "bundle=false", code=2, cwd=tmp_path).stderr
+    )
+    first = ostinato("predict", "moved", file, cwd=tmp_path).stdout
+    assert first == ostinato("predict", "m", file, cwd=tmp_path).stdout
+    ostinato("learn", "moved", f"data={more}", cwd=tmp_path)
+    assert ostinato("predict", "moved", more / "cyan/0.jpg", cwd=tmp_path).stdout.split(": ")[1].startswith("cyan")
+    held = next((tmp_path / "moved/artifact").glob("backbone-*/*"))
+    assert held.stat().st_nlink > 1, "the same weights take no more of the disk"
 
 
 def test_predict_bad_files(photo_run):
@@ -514,6 +559,8 @@ def test_resume_refuses_other_data(forked, tmp_path):
         (["run", "simplecil", "-c", "none.toml"], 2, "none.toml"),
         (["resume", "nowhere"], 2, "no run directory"),
         (["predict", "nowhere", "x.jpg"], 2, "nowhere"),
+        (["predict", "nowhere", "https://example.org/x.jpg"], 2, "is a URL. Download it first"),
+        (["run", "simplecil", "data=https://example.org/photos"], 2, "is a URL. Download it first"),
         (["report", "nowhere"], 3, "nowhere"),
         (["frobnicate"], 2, "frobnicate"),
     ],

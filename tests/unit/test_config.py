@@ -468,8 +468,8 @@ def test_messages_quote_little_and_nothing_that_a_terminal_obeys():
 
 def test_what_a_resumed_run_may_change_is_no_result():
     assert changeable("resume") == [
-        "backbone.weights", "cache", "compile", "data.path", "data.workers", "device", "eval.data", "method.name",
-        "state_cache", "train.on_divergence",
+        "backbone.weights", "bundle", "cache", "compile", "data.path", "data.workers", "device", "eval.data",
+        "method.name", "state_cache", "train.on_divergence",
     ]  # fmt: skip
 
 

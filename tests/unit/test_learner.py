@@ -1,5 +1,8 @@
 """The Python interface: what is predicted, saved and read back."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +58,55 @@ def test_an_opened_image_is_seen_as_its_file_is(taught, tmp_path, name):
     assert by_image.source == "image 0"
 
 
+def test_bytes_files_arrays_and_tensors_are_seen_as_the_image_is(taught, tmp_path):
+    image = awkward_images()["noise.png"]
+    image.save(tmp_path / "a.png")
+    data, pixels = (tmp_path / "a.png").read_bytes(), np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    with (tmp_path / "a.png").open("rb") as file:
+        given = [image, data, file, io.BytesIO(data), pixels, tensor, pixels / 255, tensor.float() / 255]
+        first, *others = taught[0].predict(given, topk=4)
+    assert all(other.scores == pytest.approx(first.scores, abs=1e-6) for other in others)
+    assert [p.source for p in others] == [f"image {i}" for i in range(1, 8)]
+    grey = np.asarray(image.convert("L"))
+    scores = [p.scores for p in taught[0].predict([image.convert("L"), grey, grey[:, :, None], grey / 255], topk=4)]
+    assert all(other == pytest.approx(scores[0], abs=1e-6) for other in scores)
+    assert taught[0].predict(tensor[None], topk=4)[0].scores == pytest.approx(first.scores, abs=1e-6), (
+        "a batch is a list"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (np.zeros((4, 4), np.int64), "uint8, or of floats from 0 to 1, got int64"),
+        (np.full((4, 4), 1.5), "values from 0 to 1"),
+        (np.full((4, 4), np.nan), "values from 0 to 1"),
+        (np.zeros((4, 4, 2), np.uint8), r"got \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
+        (torch.zeros(4, 4), r"shape \(channels, H, W\)"),
+        (torch.zeros(5, 4, 3, dtype=torch.uint8), r"shape \(channels, H, W\)"),
+        (io.StringIO("text"), "must be opened for bytes"),
+        ("https://example.org/a.jpg", "is a URL. Download it first"),
+        (Path("https://example.org/a.jpg"), "is a URL. Download it first"),
+    ],
+)
+def test_other_pixels_and_urls_are_refused(taught, given, says):
+    with pytest.raises(InputError, match=says):
+        taught[0].predict([given])
+
+
+def test_damaged_bytes_and_heic_pictures_are_named(taught):
+    with pytest.raises(DataError, match="image 0: not an image"):
+        taught[0].predict([b"no image"])
+    with pytest.raises(DataError, match=r"image 0: a HEIC picture; .* Convert it to JPEG"):
+        taught[0].predict([b"\0\0\0\x18ftypheic" + bytes(20)])
+    closed = io.BytesIO()
+    closed.close()
+    with pytest.raises(DataError, match="image 0: cannot be read"):
+        taught[0].predict([closed])
+
+
 def test_an_image_that_cannot_be_used_is_named(taught):
     with pytest.raises(DataError, match="image 1: pixels of kind 'F'"):
         taught[0].predict([Image.new("RGB", (8, 8)), Image.new("F", (8, 8))])
@@ -63,6 +115,9 @@ def test_an_image_that_cannot_be_used_is_named(taught):
 def test_what_is_no_list_of_images_is_refused(taught):
     with pytest.raises(InputError, match=r"predict\(\[\.\.\.\]\)"):
         taught[0].predict("a.png")
+    for one in (b"a", io.BytesIO(), np.zeros((4, 4, 3), np.uint8), torch.zeros(3, 4, 4)):
+        with pytest.raises(InputError, match="also of one input"):
+            taught[0].predict(one)
     with pytest.raises(InputError, match="input 0 is 3"):
         taught[0].predict([3])
 

@@ -41,6 +41,9 @@ _WORDS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Settings of a tokenizer."""
 
+_READ = ("config.json", "preprocessor_config.json", "sentence_bert_config.json", "1_Pooling/config.json")
+"""Files of sizes, preprocessing, length and pooling."""
+
 _NOT_SETTINGS = {
     "chat_template", "gguf_file", "init_inputs", "merges", "name_or_path", "post_processor", "tokenizer_object",
     "trust_remote_code", "vocab",
@@ -246,6 +249,20 @@ def _weights(source: str) -> list[Path]:
         if index is not None:
             return _shards(source, _json(source, index, "weights"), index.name)
     raise _missing(source, "weights", "there is no model.safetensors and no pytorch_model.bin")
+
+
+def model_files(source: str) -> dict[str, Path]:
+    """List the files of a model that are read, by their names in its folder.
+
+    Raises:
+        InputError: if it has no configuration or no weights.
+    """
+    weights = _weights(source)
+    indices = [f"{name}.index.json" for name in ("model.safetensors", "pytorch_model.bin")] if len(weights) > 1 else []
+    found = {name: _file(source, name, unsure=True) for name in (*_READ, *_WORDS, *_SETTINGS, *indices)}
+    if found["config.json"] is None:
+        raise _missing(source, "configuration", "there is no config.json")
+    return {name: path for name, path in found.items() if path is not None} | {path.name: path for path in weights}
 
 
 def _shards(source: str, index: dict[str, Any], file: str) -> list[Path]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +26,9 @@ from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.errors import InputError, did_you_mean
 from ostinato.files import sha256_of
 from ostinato.quoting import quoted
+
+_BY_VALUES = {"ostinato": "sha256 of the values"}
+"""Metadata of a file that is known by the hash of its values."""
 
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
@@ -49,7 +54,7 @@ def timm_backbone(
     if state is None:
         state, digest = _timm_state(full, weights)
     else:
-        digest = sha256_of(Path(str(weights)))
+        digest = _digest_of_file(Path(str(weights)), state)
     return backbone, convert_timm(state, backbone), digest, full
 
 
@@ -120,6 +125,21 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
         ) from error
     state = model.state_dict()
     return state, digest_of(state)
+
+
+def write_fetched(name: str, path: Path) -> None:
+    """Write the weights that a name means on timm's hub into a safetensors file, which loads with the same hash."""
+    state, _ = _timm_state(name, None)
+    save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=_BY_VALUES)
+
+
+def _digest_of_file(path: Path, state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a file; of its values if :func:`write_fetched` made it, since the hub's weights are hashed so."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() == _BY_VALUES:
+                return digest_of(state)
+    return sha256_of(path)
 
 
 def _arch(model: Any, name: str) -> Arch:

@@ -72,7 +72,7 @@ def load_backbone(
         if size not in (None, 32):
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
-        path = Path(str(weights)) if weights else _asset()
+        path = Path(str(weights)) if weights else bundled_file()
         state, digest = read_weights(path), sha256_of(path)
     else:
         backbone, state, digest, name = timm_backbone(name, weights, size, sizes)
@@ -117,8 +117,8 @@ def _from_transformers(name: str, weights: str | None, length: int | None) -> tu
     return backbone, state, hashlib.sha256(digest_of(state).encode() + tokenizer.encode()).hexdigest()
 
 
-def _asset() -> Path:
-    """Path of the bundled weights."""
+def bundled_file() -> Path:
+    """Path of the weights that come with ostinato."""
     path = Path(str(resources.files("ostinato"))) / "assets" / f"{DEFAULT_BACKBONE}.safetensors"
     if not path.exists():
         raise InputError(f"The bundled weights are missing at {path}; run scripts/pretrain_glyphs.py or reinstall.")

@@ -24,6 +24,7 @@ def predict(
         typer.Argument(
             metavar="[FILE]...",
             help="Images or folders of images; for texts, files with one text a line, csv, tsv, jsonl or parquet. "
+            "- reads names of images, one a line, or one image from standard input; texts for a text model. "
             "Also backbone.weights=FILE (if it moved), device=cpu and precision=fp32.",
         ),
     ] = None,
@@ -36,16 +37,27 @@ def predict(
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
 
+    Example: find new -name '*.jpg' | ostinato predict runs/photos -
+
     Example: ostinato predict runs/intents --text "where is my card" questions.txt
     """
+    import sys
     import time
     from dataclasses import asdict
+    from io import BufferedReader
+    from typing import cast
 
     from ostinato.config import parse_overrides
+    from ostinato.paths import refuse_url
     from ostinato.runs.scoring import load_run, predict_inputs
 
     words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
-    files = [Path(w) for w in inputs or [] if w not in words]
+    names = [w for w in inputs or [] if w not in words]
+    if names.count("-") > 1:
+        raise InputError("predict: - reads standard input, which is there once. Give it once.")
+    for name in names:
+        refuse_url(name, "predict")
+    files = [cast(BufferedReader, sys.stdin.buffer) if name == "-" else Path(name) for name in names]
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
     learner = load_run(run, **machine_of(parse_overrides(words)))

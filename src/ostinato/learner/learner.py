@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ostinato import artifact
@@ -21,15 +20,9 @@ from ostinato.backbones.weights import load_backbone
 from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
-from ostinato.evaluation.evaluator import (
-    BatchProtocol,
-    Evaluation,
-    check_scores,
-    check_shape,
-    evaluate,
-    not_finite,
-)
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
 from ostinato.learner.damage import explaining_damage
+from ostinato.learner.inputs import Input, is_one_input
 from ostinato.learner.learning import check_refines, counted, parts_of, passes
 from ostinato.learner.predicting import Prediction, Predictor
 from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
@@ -79,6 +72,7 @@ class Learner:
         label_groups: group number of each class, below the list's length; classes of one group are the same answer, and
             classes beyond the list differ from all. None if all classes differ.
         samples: training samples of each class so far; None for a model of an earlier version, which did not count.
+        bundled: whether it was loaded from a folder that holds the backbone's weights.
 
     Raises:
         InputError: for unknown names or options, with the closest known ones.
@@ -133,6 +127,7 @@ class Learner:
         self.precision, self.precision_reason = precision, chosen.reason
         self._history: list[LabeledDataset] = []
         self._loaded_from: Path | None = None
+        self.bundled = False
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         check_effect(self.method, train)
@@ -325,18 +320,20 @@ class Learner:
         loaded_from = None if from_file else self._loaded_from
         return explaining_damage(self.method.name, loaded_from, self.eval_transform, self._scores)
 
-    def predict(self, inputs: Sequence[str | Path | Image.Image], *, topk: int = 1) -> list[Prediction]:
+    def predict(self, inputs: Sequence[Input] | np.ndarray | Tensor, *, topk: int = 1) -> list[Prediction]:
         """Predict the best classes of images or texts, each scored alone, in order.
 
         Args:
-            inputs: image files or PIL images; texts for a text encoder.
+            inputs: for each image a path, the bytes or the opened file of one, an image of PIL, an array (H, W) or
+                (H, W, channels), or a tensor (channels, H, W), both in uint8 or in floats from 0 to 1; texts for a text
+                encoder.
             topk: classes per input.
 
         Raises:
             DataError: naming a file that is missing or no image, or an empty text.
             InputError: if no class was learned yet, or ``topk`` is below 1.
         """
-        if isinstance(inputs, str | Path | Image.Image):
+        if is_one_input(inputs):
             raise InputError("predict takes a list, also of one input: predict([...]).")
         out: list[Prediction] = []
         for result in self.predictions(inputs, topk=topk):
@@ -345,9 +342,7 @@ class Learner:
             out.append(result)
         return out
 
-    def predictions(
-        self, inputs: Iterable[str | Path | Image.Image | DataError], *, topk: int = 1
-    ) -> Iterator[Prediction | DataError]:
+    def predictions(self, inputs: Iterable[Input | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
         """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
         Threads read files ahead.
@@ -373,18 +368,21 @@ class Learner:
         )
         return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
 
-    def save(self, path: str | Path, *, run_id: str | None = None) -> None:
+    def save(self, path: str | Path, *, run_id: str | None = None, bundle: bool = False) -> None:
         """Write the learner as a folder with ``artifact.json``, whole or not at all.
 
         Args:
             path: a new folder, or a saved learner, which is replaced when the new one is on disk.
             run_id: of the run that trained it.
+            bundle: hold the backbone's weights, so that the folder needs no other file. A learner from such a folder is
+                always saved so.
 
         Raises:
-            InputError: if ``path`` exists and is no saved learner, or the method is neither registered nor from a file.
+            InputError: if ``path`` exists and is no saved learner, if the method is neither registered nor from a file,
+                or if weights to hold changed since they were loaded.
         """
         self._check_whole()
-        save(self, Path(path), run_id)
+        save(self, Path(path), run_id, bundle or self.bundled)
 
     @classmethod
     def load(
@@ -402,7 +400,8 @@ class Learner:
 
         Args:
             path: folder of :meth:`save`, or directory of a finished run.
-            weights: new place of the backbone's weights, if they moved.
+            weights: new place of the backbone's weights. Without it, they are taken from the folder if it holds them,
+                or from their path, or found by their SHA-256 beside the folder or in the hub cache.
             device: as in the constructor.
             method: file of a method that is not registered; the file is run.
             more: further arguments of the constructor, which replace the saved ones.
@@ -424,6 +423,7 @@ class Learner:
             )
         learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
         learner.samples = saved.about.samples
+        learner.bundled = saved.about.bundle is not None
         return learner
 
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:

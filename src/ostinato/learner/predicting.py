@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ostinato.errors import DataError, InputError
+from ostinato.learner.inputs import Input, read_image
 from ostinato.reading import ahead, batched
 from ostinato.streams import Transform
-from ostinato.streams.decode import as_rgb, decode
 from ostinato.streams.texts import EMPTY, is_empty
 
 
@@ -23,7 +21,7 @@ class Prediction:
     """The best classes of one input.
 
     Attributes:
-        source: the file, or the position of a PIL image or text.
+        source: the file, or the position of an image without a file or of a text.
         classes: names, best first.
         scores: of these classes, logits or cosines; comparable within one learner only.
         confidences: softmax of the scores over all classes, not calibrated; None if scores are no logits.
@@ -54,7 +52,7 @@ class Predictor:
     backbone: str
 
     def predictions(
-        self, inputs: Iterable[str | Path | Image.Image | DataError], topk: int, batch_size: int
+        self, inputs: Iterable[Input | DataError], topk: int, batch_size: int
     ) -> Iterator[Prediction | DataError]:
         """A prediction or an error per input, in order; threads read files ahead."""
         transformed = ahead(self._transformed, enumerate(inputs), 2 * batch_size)
@@ -71,7 +69,7 @@ class Predictor:
             return error
         return source, self.transform(sample)
 
-    def _read(self, index: int, given: str | Path | Image.Image) -> tuple[str, Any]:
+    def _read(self, index: int, given: Any) -> tuple[str, Any]:
         """Name of an input, and its text or image for the transform."""
         if self.transform.modality == "text":
             if not isinstance(given, str):
@@ -79,13 +77,7 @@ class Predictor:
             if is_empty(given):
                 raise DataError(f"text {index}: {EMPTY}.")
             return f"text {index}", given
-        if isinstance(given, Image.Image):
-            return f"image {index}", as_rgb(given, f"image {index}")
-        if not isinstance(given, str | Path):
-            raise InputError(
-                f"predict: {self.backbone} takes image files or PIL images, but input {index} is {given!r}."
-            )
-        return str(given), decode(Path(given), str(given))
+        return read_image(given, index, self.backbone)
 
     def _predicted(self, batch: list[tuple[str, Tensor] | DataError], topk: int) -> Iterator[Prediction | DataError]:
         """Predictions and errors of a batch."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ostinato import artifact
 from ostinato.backbones import Backbone
 from ostinato.errors import DataError, InputError
+from ostinato.learner.bundling import bundle_of, located
 from ostinato.learner.spec import BackboneSpec, recorded_sizes, sizes_of
 from ostinato.lookup import file_of, get_method, reference, split_file
 from ostinato.records import ArtifactRecord, read_record
@@ -78,7 +79,7 @@ def check_inputs(learned: str, recorded: dict[str, Any], backbone: Backbone) -> 
         )
 
 
-def save(learner: Learner, path: Path, run_id: str | None) -> None:
+def save(learner: Learner, path: Path, run_id: str | None, bundle: bool) -> None:
     """Write a learner as a folder, see :meth:`Learner.save`.
 
     Raises:
@@ -94,6 +95,7 @@ def save(learner: Learner, path: Path, run_id: str | None) -> None:
     spec = asdict(learner.spec)
     if learner.spec.weights is not None:
         spec["weights"] = str(Path(learner.spec.weights).resolve())
+    if learner.spec.weights is not None or bundle:
         spec["sizes"] = sizes_of(learner.method.backbone)
     about = {
         "run_id": run_id,
@@ -114,7 +116,8 @@ def save(learner: Learner, path: Path, run_id: str | None) -> None:
         "train": learner.settings.overrides or {},
     }
     text = source.text if source else None
-    artifact.write(path, about, learner.method.learned_state(), learner.used, text)
+    held = bundle_of(learner.spec, learner.origin) if bundle else None
+    artifact.write(path, about, learner.method.learned_state(), learner.used, text, held)
 
 
 def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: str | None) -> dict[str, Any]:
@@ -124,8 +127,7 @@ def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: 
         InputError: if the method is another one, or must be given.
     """
     spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=recorded_sizes(about))
-    if weights is not None:
-        spec = replace(spec, weights=weights)
+    spec = replace(spec, weights=located(folder, about) if weights is None else weights)
     name = method_of(folder, about, method)
     check_options(get_method(name), about.options)  # so that none is an argument of the constructor
     known = {"seed": about.seed, "crop": about.crop, "precision": about.precision, "train": about.train}

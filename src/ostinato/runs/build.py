@@ -200,6 +200,7 @@ class Work:
         split: split of ``tests``, "test" or "validation".
         protocol: scores the same samples once more in batches of one task; None for per sample alone.
         checkpoint_every: steps between checkpoints within a task; 0 for none.
+        bundle: whether the artifact holds the backbone's weights.
     """
 
     learner: Learner
@@ -212,6 +213,7 @@ class Work:
     split: str
     protocol: BatchProtocol | None
     checkpoint_every: int
+    bundle: bool
 
 
 def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Callable[[str], None]) -> Work:
@@ -253,7 +255,17 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
             f"samples, learn other classes first, or raise data.validation (now {config.data.validation})."
         )
     return Work(
-        learner, stream, augment, tests, old, known, before, config.eval.split, protocol, config.checkpoint.every
+        learner,
+        stream,
+        augment,
+        tests,
+        old,
+        known,
+        before,
+        config.eval.split,
+        protocol,
+        config.checkpoint.every,
+        config.bundle,
     )
 
 

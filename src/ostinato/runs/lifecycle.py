@@ -11,7 +11,7 @@ from ostinato import artifact
 from ostinato.config import RunConfig, absolute, build_config, check_changes
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
-from ostinato.learner import check_inputs
+from ostinato.learner import check_inputs, located
 from ostinato.records import StreamRecord
 from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
@@ -181,11 +181,17 @@ def learn_more(
         keep = {k: v for k, v in base.get("data", {}).items() if k in carried}
         keep |= options_for(str(overrides["data"]["path"]), parent.data)
         # The artifact has the newest path of the weights; the configuration has the first.
-        weights = artifact.read_about(dirs.artifact).backbone.weights
+        about = artifact.read_about(dirs.artifact)
+        given = overrides.get("backbone", {}).get("weights")
+        weights = given or located(dirs.artifact, about)
         moved: dict[str, Any] = {"backbone": {"weights": weights}} if weights else {}
         scoring = {k: v for k, v in base.get("eval", {}).items() if k not in ("protocol", "batch", "shots")}
         if parent.eval.protocol == "batch":
             reporter.message("The new classes are scored sample by sample; eval.protocol=batch is for 'run'.")
+        if about.bundle is not None:
+            if overrides.get("bundle") is False:
+                raise InputError(f"{dirs.root} holds the backbone's weights, and keeps them. Leave out bundle=false.")
+            moved["bundle"] = True
         config = absolute(build_config(base | {"data": keep, "stream": {}, "eval": scoring}, moved, overrides))
         number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in continuations(dirs)), default=0) + 1
         sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ostinato.config import RunConfig
 from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol
 from ostinato.learner import Learner, Prediction
-from ostinato.predicting import image_files, texts_of
+from ostinato.predicting import STDIN, images_of, texts_of
 from ostinato.runs.build import samples_to_score
 from ostinato.runs.rundir import RunDir
 
@@ -37,7 +38,7 @@ def config_of(run: str | Path) -> RunConfig | None:
 def predict_inputs(
     run: str | Path,
     learner: Learner,
-    files: Sequence[Path] = (),
+    files: Sequence[Path | BufferedReader] = (),
     texts: Sequence[str] = (),
     *,
     column: str | None = None,
@@ -48,7 +49,7 @@ def predict_inputs(
     Args:
         run: directory of the run, which records the text column.
         learner: learner of the run.
-        files: images or folders of images; for a text model, files of texts.
+        files: images or folders of images; for a text model, files of texts; among them standard input.
         texts: further texts.
         column: text column of a table; None finds it by its name.
         topk: classes per input.
@@ -66,7 +67,7 @@ def predict_inputs(
     elif texts or column:
         raise InputError(f"predict: --text and --column need a run that learned texts; {run} learned images.")
     else:
-        named = ((str(file), file) for file in image_files(list(files)))
+        named = ((STDIN if isinstance(file, bytes) else str(file), file) for file in images_of(files))
     sources: deque[str] = deque()
 
     def inputs() -> Iterator[Any]:
@@ -76,7 +77,12 @@ def predict_inputs(
 
     for result in learner.predictions(inputs(), topk=topk):
         source = sources.popleft()
-        yield result if isinstance(result, DataError) else replace(result, source=source)
+        if not isinstance(result, DataError):
+            yield replace(result, source=source)
+        elif source == STDIN:  # the learner knows its position only
+            yield DataError(f"{STDIN}: {str(result).partition(': ')[2]}")
+        else:
+            yield result
 
 
 @dataclass(frozen=True)

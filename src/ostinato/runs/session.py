@@ -299,7 +299,7 @@ class Session:
             accuracy_curve(self.matrix, self.dirs.plots / "accuracy_curve.png", title, incremental)
             accuracy_heatmap(self.matrix, self.dirs.plots / "accuracy_matrix.png", title, labels)
         self._write_matrix()  # again, in case the file was changed since
-        self.learner.save(self.dirs.artifact, run_id=self.run_id)
+        self.learner.save(self.dirs.artifact, run_id=self.run_id, bundle=self.work.bundle)
         if self.before is not None:
             _promote(self.dirs, RunDir(self.dirs.root.parent), self.run_id)
         self.dirs.write_summary(result)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ostinato.errors import InputError, did_you_mean
-from ostinato.paths import is_there, user_path
+from ostinato.paths import is_there, refuse_url, user_path
 from ostinato.streams.arrays import arrays
 from ostinato.streams.base import LabeledDataset, Source, Split, StreamOptions, Task, TaskStream, Transform, scorable
 from ostinato.streams.folder import holds_class_folders, image_folder
@@ -118,6 +118,7 @@ def kind_of(spec: str) -> str:
         if spec == "hub:":
             raise InputError("hub: needs the name of a data set, as in 'hub:owner/name'.")
         return "hub"
+    refuse_url(spec, "data")
     path = user_path(spec, "data")
     if not spec or not is_there(path):
         raise InputError(

@@ -57,6 +57,9 @@ FULL_CHECK_BYTES = 2_000_000_000
 
 _READ = "BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read"
 
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands of the pictures of phones, at byte 8."""
+
 _ORIENTATION = 0x0112
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _TURNS = {
@@ -254,7 +257,10 @@ def _opened(
                 )
             needed = _METADATA
             file.seek(0)
-            if file.read(12)[8:] == b"WEBP":  # its decoder reads all of the file
+            head = file.read(12)
+            if head[4:8] == b"ftyp" and head[8:] in _HEIC:
+                raise _Unfit(f"a HEIC picture; {_READ}. Convert it to JPEG, for example: heif-convert IN.heic OUT.jpg")
+            if head[8:] == b"WEBP":  # its decoder reads all of the file
                 needed += 2 * size
             if needed <= held:
                 with Image.open(file, formats=FORMATS) as image:
