@@ -238,7 +238,7 @@ def closed_forms() -> list[Case]:
             continue
         method = cls(tiny_backbone())
         images = Images(CLASSES, method.backbone.preprocess.size, range(CLASSES))
-        task = LearnTask(0, range(CLASSES), images, lambda images=images: iter([images.batch(CLASSES, CPU)]))
+        task = LearnTask(0, range(CLASSES), images, lambda *_, images=images: iter([images.batch(CLASSES, CPU)]))
         method.begin_task(task)
         if list(method.stages(task)):
             continue

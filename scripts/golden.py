@@ -99,7 +99,8 @@ ROWS = (
     Row("fecam on texts", "fecam", on="text"),
     # Closed form beside an adaptation to the first task
     Row("duet", "duet", {"n_random": 500}, train=FEW),
-    Row("duet, plain", "duet", {"adapt": False}, on="image"),
+    Row("duet, plain", "duet", {"encoders": "plain"}, on="image"),
+    Row("duet, adapted", "duet", {"encoders": "adapted", "n_random": 50}, on="image"),
     Row("duet, layers", "duet", {"layers": (5, 2), "rank": 4, "keep": 1.0, "n_random": 50}, on="image"),
     Row("duet on texts", "duet", on="text"),
     # Bounds
@@ -208,6 +209,8 @@ ROWS = (
     Row("soft_tf, Gaussians", "soft_tf", {"keys": "gaussians", "base": "none"}),
     Row("soft_tf, gradient", "soft_tf", {"task_id": "gradient_id"}),
     Row("soft_tf, gradient, top", "soft_tf", {"task_id": "gradient_id", "entropy_over": "top"}, on="image"),
+    Row("soft_tf, entropy, benchmark", "soft_tf",
+        {"task_id": "min_entropy", "entropy_over": "benchmark", "benchmark_classes": 10}, on="image"),
     Row("soft_tf, entropy, top", "soft_tf", {"task_id": "min_entropy", "entropy_over": "top"}, on="image"),
     Row("soft_tf, score", "soft_tf", {"task_id": "max_score"}, on="image"),
     Row("soft_tf, layers", "soft_tf", {"layers": (5, 8), "base": {"e_layers": (3, 8), "g_layers": (1,)}}, on="image"),
@@ -272,9 +275,9 @@ ROWS = (
     # Replay
     Row("er", "er", KEPT, train=FEW),
     Row("er, herding", "er", {"memory": {"name": "herding", "size": 3, "per": "class"}}, on="image"),
-    Row("er on texts", "er", KEPT, on="text"),
+    Row("er on texts", "er", {"memory": {"name": "random", "size": 20}}, on="text"),
     Row("der", "der", KEPT, train=FEW),
-    Row("der, ++", "der", KEPT | {"alpha": 0.1, "beta": 0.5}, on="image"),
+    Row("der, ++", "der", {"memory": {"name": "herding", "size": 20}, "alpha": 0.1, "beta": 0.5}, on="image"),
     Row("der on texts", "der", {"memory": {"name": "random", "size": 10}}, on="text"),
     Row("icarl", "icarl", KEPT, train=FEW),
     Row("icarl, random", "icarl", {"memory": {"name": "random", "size": 2, "per": "class"}}, on="image"),

@@ -34,7 +34,7 @@ RECORD: dict[str, Any] = {
     "protocol": "sample", "data_seen": "current task", "scored_on": "test", "backbone": None, "preprocess": {},
     "precision": "fp32", "precision_reason": "asked for", "device": "cpu", "threads": 1, "processes": 1,
     "stream": {"source": "x", "class_order": [os.fsdecode(b"caf\xe9")], "options": {}, "tasks": [], "skipped": [],
-               "notes": []},
+               "notes": [], "known": None},
     "continues": None, "versions": {},
 }  # fmt: skip
 """Fields of a run's record."""

@@ -35,8 +35,12 @@ OTHERWISE = {
 NOT_COMMANDS = ("make ", "pip install ", "source ", "git ", ".venv/bin/", "python examples/")
 """Beginnings of lines that are no commands of the package; other tests look at them."""
 
-ELSEWHERE = {"ostinato check my_method.py"}
-"""Commands of several pages that take long; tests/cli/test_own_methods.py runs them on the same file."""
+ELSEWHERE = {
+    "ostinato check my_method.py",
+    "find new -name '*.jpg' | ostinato predict runs/photos -",
+    "curl -s https://example.org/daisy.jpg | ostinato predict runs/photos -",
+}
+"""Commands that take long or read standard input; test_own_methods.py and test_commands.py run the same."""
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def places(tmp_path_factory):
     shutil.copyfile(bundled_file(), root / "first/mine.safetensors")
     stream = ostinato.stream("glyphs", classes=2, step=2, limit_per_class=4)
     learner = Learner("simplecil", weights=str(root / "first/mine.safetensors"), device="cpu")
-    learner.learn(stream[0])
+    learner.learn(stream.task(0))
     learner.save(root / "plain")
     learner.save(root / "whole", bundle=True)
     image = stream.test(0).raw(0)
@@ -150,7 +150,7 @@ def test_the_folder_of_a_text_encoder_is_bundled_with_its_tokenizer(tmp_path):
     for split, rows in texts.items():
         (tmp_path / f"data/{split}.csv").write_text("text,label\n" + "".join(f"{t},{c}\n" for t, c in rows))
     learner = Learner("simplecil", backbone=BackboneSpec("bert", str(folder)), device="cpu")
-    learner.learn(ostinato.stream(str(tmp_path / "data"), step=2, validation=0)[0])
+    learner.learn(ostinato.stream(str(tmp_path / "data"), step=2, validation=0).task(0))
     learner.save(tmp_path / "model", bundle=True)
     scores = learner.predict(["w1 w2"], topk=2)[0].scores
     folder.rename(tmp_path / "gone")
@@ -171,7 +171,7 @@ def test_weights_by_their_name_on_the_hub_are_bundled_under_their_hash(monkeypat
     monkeypatch.setattr(timm_weights, "_timm_state", lambda *_: (state, digest_of(state)))
     learner = Learner("simplecil", backbone=name, device="cpu")
     stream = ostinato.stream("glyphs", classes=2, step=2, limit_per_class=2)
-    learner.learn(stream[0])
+    learner.learn(stream.task(0))
     learner.save(tmp_path / "model", bundle=True)
     image = stream.test(0).raw(0)
     scores = learner.predict([image], topk=2)[0].scores

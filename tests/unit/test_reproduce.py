@@ -127,7 +127,9 @@ def test_a_row_in_batches_has_the_result_per_sample_beside_it(done):
     matrix = AccuracyMatrix.from_csv(run / "accuracy_matrix_batch.csv")
     assert summary["batch_forgetting"] == metrics(matrix)["forgetting"]
     assert matrix.n_rows == 2
-    first, last = (e for e in map(json.loads, (run / "events.jsonl").open()) if e["event"] == "evaluated")
+    first, last = (
+        e for e in map(json.loads, (run / "events.jsonl").read_text().splitlines()) if e["event"] == "evaluated"
+    )
     learner = Learner.load(run)
     of_task = learner.evaluate([g.with_transform(learner.eval_transform) for g in Subject(run, learner).held_out()])
     assert last["task_incremental_accuracy"] == of_task.task_incremental_accuracy

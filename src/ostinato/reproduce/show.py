@@ -202,8 +202,8 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
 def rich_table(results: Sequence[Measured]) -> Any:
     """Format measured results, with published ones in brackets, for a terminal.
 
-    Published results stand beside those in batches of one task where the row has them. The means of rows with several
-    finished variants come last. ``table.md`` also has the costs.
+    Results in batches of one task follow a slash, where the row has them. The means of rows with several finished
+    variants come last. ``table.md`` also has the costs.
     """
     from rich.table import Table as Rich
     from rich.text import Text
@@ -211,29 +211,30 @@ def rich_table(results: Sequence[Measured]) -> Any:
     shown = [m for m in METRICS if any(m in r.row.published or (r.summary and m not in _IF_PUBLISHED) for r in results)]
     batches = _in_batches(results, shown)
     table = Rich(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", caption_justify="left")
-    table.caption = Text("Measured (published), percent.")
+    slash = " After a slash: in batches of one task." if batches else ""
+    table.caption = Text(f"Measured (published), percent.{slash}")
     table.add_column("row", overflow="fold")
     for metric in shown:
         heading = _HEADINGS[metric].removesuffix(" %").replace(" ", "\n")
         table.add_column(heading, justify="right", no_wrap=True)
-        if metric in batches:
-            table.add_column(f"in\nbatches\n{heading}", justify="right", no_wrap=True)
     for result in results:
         cells, summary = [], result.summary or {}
         together = bool(summary.get("batch_protocol"))
         for metric in shown:
-            quoted = result.row.published.get(metric)
-            cells.append(_beside(summary.get(METRICS[metric]), None if together and metric in batches else quoted))
-            if metric in batches:
-                cells.append(_beside(summary.get(IN_BATCHES[metric]), quoted if together else None))
+            quoted, alone = result.row.published.get(metric), summary.get(METRICS[metric])
+            if together and metric in batches:
+                cells.append(f"{_beside(alone, None)} / {_beside(summary.get(IN_BATCHES[metric]), quoted)}")
+            else:
+                cells.append(_beside(alone, quoted))
         table.add_row(Text(result.row.name), *map(Text, cells))
     for base in dict.fromkeys(r.row.base for r in results if r.row.variant):
         finished = [r.summary for r in results if r.row.base == base and r.summary]
         if len(finished) > 1:
             means = []
             for metric in shown:
-                means.append(_with_spread(finished, METRICS[metric]))
-                means += [_with_spread(finished, IN_BATCHES[metric])] if metric in batches else []
+                mean = _with_spread(finished, METRICS[metric])
+                voted = _with_spread(finished, IN_BATCHES[metric]) if metric in batches else NOTHING
+                means.append(mean if voted == NOTHING else f"{mean} / {voted}")
             table.add_row(Text(f"{base}, mean of {len(finished)}"), *map(Text, means))
     return table
 
