@@ -21,7 +21,7 @@ from ostinato.paths import user_path
 
 KEY_BYTES = 16
 
-_BLOCK = 2**22
+_BLOCK = 2**20
 """Bytes that are asked for at once."""
 
 PLAIN = b""
@@ -179,23 +179,28 @@ class _Slots:
 
     def __init__(self) -> None:
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._fresh: dict[tuple[torch.Size, torch.dtype], tuple[Tensor, int]] = {}  # a block, and its first unused slot
 
     def copy(self, row: Tensor) -> Tensor:
         """A copy of a row, which training may use, too."""
         with torch.inference_mode(False):
             if row.device.type != "cpu":
                 return torch.empty_like(row).copy_(row)
-            free = self._free.setdefault((row.shape, row.dtype), [])
-            if not free:
+            kind = row.shape, row.dtype
+            if free := self._free.get(kind):
+                return free.pop().copy_(row)
+            block, used = self._fresh.get(kind, (row[:0], 0))
+            if used == len(block):
                 n = max(1, _BLOCK // row.nbytes)
-                block = torch.frombuffer(mmap.mmap(-1, n * row.nbytes), dtype=row.dtype)
-                free.extend(block.view(n, *row.shape))
-            return free.pop().copy_(row)
+                block = torch.frombuffer(mmap.mmap(-1, n * row.nbytes), dtype=row.dtype).view(n, *row.shape)
+                used = 0
+            self._fresh[kind] = block, used + 1
+            return block[used].copy_(row)
 
     def release(self, row: Tensor) -> None:
         """Take back a row that is no longer used."""
         if row.device.type == "cpu":
-            self._free[row.shape, row.dtype].append(row)
+            self._free.setdefault((row.shape, row.dtype), []).append(row)
 
 
 class _Rows:
