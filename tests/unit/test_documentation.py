@@ -64,9 +64,11 @@ def test_every_public_name_is_in_the_reference(site):
 @pytest.mark.slow
 def test_commands_of_results_are_folded(site):
     text = (site / "results.html").read_text()
-    assert text.count("<details>") == text.count("<summary>Commands</summary>") == 3
     page = (ROOT / "docs/results.md").read_text()
-    assert page.count(FOLDED.split("{}")[0]) == 3
+    tables = page.count("<!-- table:")
+    assert tables >= 3
+    assert text.count("<details>") == text.count("<summary>Commands</summary>") == tables
+    assert page.count(FOLDED.split("{}")[0]) == tables
 
 
 def test_nested_options_are_written_as_they_are_given():
