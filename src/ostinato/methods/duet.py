@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.backbones import Backbone, Edit, LayerPlan, Tokens
+from ostinato.backbones import Backbone, LayerPlan, Tokens
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
-from ostinato.methods.parts.closed_form import forget_class, shared_by
+from ostinato.methods.parts.closed_form import OnSums
 from ostinato.nn import ClassMeans
 from ostinato.nn.proxy import CosineProxy
 from ostinato.nn.ridge import RandomRidge, random_width
@@ -47,7 +47,7 @@ SCALE = 20.0
 
 
 @register("duet")
-class Duet(Method):
+class Duet(OnSums):
     """Ridge regression on the plain and the adapted encoder.
 
     Args:
@@ -127,54 +127,32 @@ class Duet(Method):
         self.proxy.weight.copy_(F.normalize(means.means(), dim=-1))
         self.proxy.scale.fill_(SCALE)
 
-    def updates(self) -> LayerPlan:
-        """The updates as edits."""
-        return LayerPlan({layer: Edit(linear=maps) for layer, maps in self.bank.edits(0).items()})
-
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the first task's classes, of a random share of each batch's patches."""
         tokens = self.states(x, self.entry)
         if self.keep < 1 and self.backbone.modality == "image":
             tokens = some_of(tokens, self.keep)
-        return {"ce": F.cross_entropy(self.proxy(self.backbone.features(tokens, self.updates(), start=self.entry)), y)}
+        return {
+            "ce": F.cross_entropy(self.proxy(self.backbone.features(tokens, self.bank.plan(0), start=self.entry)), y)
+        }
 
     def features(self, x: Tensor) -> Tensor:
         """Features f of inputs: (B, 2 D), or (B, D) of one encoder."""
-        plans = {"both": [None, self.updates], "adapted": [self.updates], "plain": [None]}[self.encoders]
-        read = self.features_under(x, [plan and plan() for plan in plans], self.entry)
-        return torch.cat([F.normalize(f, dim=-1) for f in read], dim=-1)
+        plans: list[LayerPlan | None] = [] if self.encoders == "adapted" else [None]
+        if self.encoders != "plain":
+            plans.append(self.bank.plan(0))
+        return torch.cat([F.normalize(f, dim=-1) for f in self.features_under(x, plans, self.entry)], dim=-1)
 
     def end_task(self, task: LearnTask) -> None:
         """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
         self.proxy.reset(0)
         self._train(False)
-        self.head.add(*task.extract_features(self.features), len(task.classes))
+        super().end_task(task)
 
     @property
     def refines(self) -> str:
         """The ridge regression."""
         return "its ridge regression, exactly; the adapted encoder stays as the first task left it"
-
-    def refine(self, task: LearnTask) -> None:
-        """Add more samples of known classes to the sums of the ridge regression."""
-        self.head.add(*task.extract_features(self.features), 0)
-
-    def relabel(self, labels: Tensor) -> None:
-        """Join and drop the sums of classes."""
-        self.head.relabel(labels)
-
-    @property
-    def shares(self) -> str | None:
-        """The Gram matrix."""
-        return shared_by(self.head)
-
-    def forget(self, task: LearnTask) -> None:
-        """Subtract a class from the Gram matrix; the updates that the first task has trained stay."""
-        forget_class(self.head, *task.extract_features(self.features))
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Fitted labels (B, n_seen)."""
-        return self.head(self.features(x))
 
 
 def some_of(tokens: Tokens, share: float) -> Tokens:

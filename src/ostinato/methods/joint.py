@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ostinato.backbones import Backbone, Edit, LayerPlan
+from ostinato.backbones import Backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
@@ -100,7 +100,7 @@ class Joint(Method):
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D), cached if the backbone is frozen and has no updates."""
         if self.scope == "lora":
-            plan = LayerPlan({i: Edit(linear=maps) for i, maps in self.bank.edits(0).items()})
+            plan = self.bank.plan(0)
             return self.backbone.features(self.states(x, plan.first), plan, start=plan.first)
         return self.backbone(x) if self.trains_backbone else self.query(x)
 

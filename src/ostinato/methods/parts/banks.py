@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ostinato.backbones import Arch, LinearEdit
+from ostinato.backbones import Arch, Edit, LayerPlan, LinearEdit
 from ostinato.nn import Growing, PerTask
 from ostinato.nn.masks import initial_mask, initial_scores, keep_largest
 
@@ -62,6 +62,10 @@ class Bank(nn.Module):
         for i, name in self.places:
             edits.setdefault(i, {})[name] = self.edit(i, name, task)
         return edits
+
+    def plan(self, task: int) -> LayerPlan:
+        """Plan of all edits under a task, counted from 0."""
+        return LayerPlan({layer: Edit(linear=maps) for layer, maps in self.edits(task).items()})
 
 
 def grouped(parts: dict[tuple[int, str], nn.Module]) -> nn.ModuleDict:

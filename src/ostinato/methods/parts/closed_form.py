@@ -1,4 +1,4 @@
-"""Methods that train nothing: a classifier of frozen features that follows from sums over samples."""
+"""Methods whose classifier follows from sums over the features of samples."""
 
 from __future__ import annotations
 
@@ -45,40 +45,14 @@ class SharedHead(SumHead, Protocol):
         ...
 
 
-def shared_by(head: object) -> str | None:
-    """Name of the sum of a head over all classes; None if there is none."""
-    return f"its {head.shared}" if isinstance(head, SharedHead) else None
+class OnSums(Method):
+    """Base of methods that classify by a head of sums over features, which do not change once they were added.
 
-
-def forget_class(head: object, features: Tensor, labels: Tensor) -> None:
-    """Subtract a class from the shared sum of a head.
-
-    Raises:
-        InputError: if the features (n, D) with equal labels (n,) are not all that were learned of the class.
-    """
-    if isinstance(head, SharedHead) and len(labels):
-        head.forget(features, int(labels[0]))
-
-
-class ClosedForm(Method):
-    """Base of methods whose only state is a head of sums over the frozen features of all samples.
-
-    The order of classes and tasks has no influence, and two learners add (:class:`ostinato.methods.base.Additive`).
-
-    Args:
-        backbone: the frozen encoder.
-        head: the classifier.
+    Attributes:
+        head: the classifier, made by the subclass.
     """
 
     head: SumHead
-
-    def __init__(self, backbone: Backbone, head: SumHead) -> None:
-        super().__init__(backbone)
-        self.head = head
-
-    def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
-        """Nothing to optimise."""
-        return []
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, D) that the head reads."""
@@ -87,10 +61,6 @@ class ClosedForm(Method):
     def end_task(self, task: LearnTask) -> None:
         """Add the task's training samples to the sums."""
         self.head.add(*task.extract_features(self.features), len(task.classes))
-
-    def merge(self, other: ClosedForm, labels: Tensor) -> None:
-        """Add the sums of another one, see :class:`ostinato.methods.base.Additive`."""
-        self.head.merge(other.head, labels)
 
     @property
     def refines(self) -> str:
@@ -107,13 +77,42 @@ class ClosedForm(Method):
 
     @property
     def shares(self) -> str | None:
-        """The sum of the head over all classes."""
-        return shared_by(self.head)
+        """The sum of the head over all classes; None if it has none."""
+        return f"its {self.head.shared}" if isinstance(self.head, SharedHead) else None
 
     def forget(self, task: LearnTask) -> None:
-        """Subtract a class from it."""
-        forget_class(self.head, *task.extract_features(self.features))
+        """Subtract all samples of one class from that sum.
+
+        Raises:
+            InputError: if they are not all that were learned of the class.
+        """
+        features, labels = task.extract_features(self.features)
+        if isinstance(self.head, SharedHead) and len(labels):
+            self.head.forget(features, int(labels[0]))
 
     def scores(self, x: Tensor) -> Tensor:
         """Values (B, n_seen) of the head."""
         return self.head(self.features(x))
+
+
+class ClosedForm(OnSums):
+    """Base of methods whose only state is a head of sums over the frozen features of all samples.
+
+    The order of classes and tasks has no influence, and two learners add (:class:`ostinato.methods.base.Additive`).
+
+    Args:
+        backbone: the frozen encoder.
+        head: the classifier.
+    """
+
+    def __init__(self, backbone: Backbone, head: SumHead) -> None:
+        super().__init__(backbone)
+        self.head = head
+
+    def stages(self, task: LearnTask) -> list[Stage]:  # noqa: ARG002
+        """Nothing to optimise."""
+        return []
+
+    def merge(self, other: ClosedForm, labels: Tensor) -> None:
+        """Add the sums of another one, see :class:`ostinato.methods.base.Additive`."""
+        self.head.merge(other.head, labels)
