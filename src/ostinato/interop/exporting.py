@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,11 +41,22 @@ class Scores(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = method
+        self.method = with_fixed_tasks(method)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Scores (B, C) in fp32 of pixels (B, 3, S, S) in uint8."""
         return self.method.scores(pixels).float()
+
+
+def with_fixed_tasks(method: Method) -> Method:
+    """A method on the same tensors whose numbers of tasks and classes are plain numbers.
+
+    They are in a buffer, whose values a recorded program does not know.
+    """
+    sizes, kind = method.classes_per_task, type(method)
+    fixed = copy(method)
+    fixed.__class__ = type(kind.__name__, (kind,), {"classes_per_task": property(lambda _: sizes)})
+    return fixed
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,8 @@ def convert(method: Method, images: Tensor, about: str, to: str) -> tuple[bytes,
     Raises:
         InputError: as :func:`export`.
     """
-    kind, scores = FORMATS[to], Scores(method.eval())
-    with torch.no_grad(), _without_caches(method):
+    kind, scores = FORMATS[to], Scores(method).eval()
+    with torch.no_grad(), without_caches(method):
         want = scores(images)  # also computes what a method keeps once it has been asked
         try:
             data = kind.write(scores, images[:TRACED], about)
@@ -167,7 +179,8 @@ def _check(learner: Learner) -> None:
         raise InputError("export: load the learner with device='cpu', precision='fp32', as the file computes.")
 
 
-def _without_caches(method: Method) -> AbstractContextManager[None]:
+def without_caches(method: Method) -> AbstractContextManager[None]:
+    """Context in which a method computes everything."""
     return nullcontext() if method.frozen is None else method.frozen.without_caches()
 
 

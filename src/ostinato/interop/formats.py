@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
 
 from ostinato.errors import DataError, InputError
 from ostinato.interop.about import KEY
@@ -155,7 +157,16 @@ FORMATS: dict[str, Format] = {"onnx": Onnx(), "pt2": Pt2(), "torchscript": Torch
 def exported_program(scores: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """The program of ``torch.export`` of a module for any number of images, without tensors that it does not use."""
     batch = ({0: torch.export.Dim("batch")},)
-    return torch.export.export(scores, (example,), dynamic_shapes=batch, strict=False)
+    program = torch.export.export(scores, (example,), dynamic_shapes=batch, strict=False)
+    unused = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}
+    specs = program.graph_signature.input_specs
+    for spec in [spec for spec in specs if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)]:
+        if spec.arg.name in unused:  # such as kept training images, which no program needs
+            program.graph.erase_node(unused[spec.arg.name])
+            specs.remove(spec)
+            program.state_dict.pop(spec.target, None)
+    program.graph_module.recompile()
+    return program
 
 
 def needed(package: str) -> Any:
@@ -174,10 +185,18 @@ def needed(package: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the warnings of exporters, which speak of their own future versions and of constants in traces."""
-    with warnings.catch_warnings():
+    """Hide what exporters print: warnings of their future versions, steps of translations, graphs that failed."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _member(data: bytes) -> str | None:

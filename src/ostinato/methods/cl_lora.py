@@ -263,7 +263,7 @@ class CLLoRA(Method):
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of each class's mean with the feature under its task's adapters, with the frozen term."""
-        means = self.class_means.means().split(self.task_sizes.tolist())
+        means = self.class_means.means().split(self.classes_per_task)
         cosines = torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
         return self.frozen_term.add(cosines, x, self.query)
 

@@ -94,7 +94,7 @@ class Joint(Method):
             self.bank = self._updates()
         self.head = TaskHeads(self.backbone.dim, freeze_old=False)
         with torch.no_grad():
-            for size in self.task_sizes.tolist():
+            for size in self.classes_per_task:
                 self.head.grow(size, device=self.device)
 
     def features(self, x: Tensor) -> Tensor:

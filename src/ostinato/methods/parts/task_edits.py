@@ -202,7 +202,7 @@ class TaskEdits(TaskInferring):
 
     def match(self, query: Tensor) -> Tensor:
         """Evidence (B, T) of the keys for q(x), (B, D)."""
-        return self.keys.match(query, self.task_sizes.tolist())
+        return self.keys.match(query, self.classes_per_task)
 
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """The rules of this module's docstring; ``gradient_id`` for masks only."""
