@@ -89,7 +89,7 @@ def latency(methods: list[str], model: str, rounds: int) -> list[tuple[str, ...]
 def main(
     only: Annotated[str, typer.Option(help="Methods of the first table, with commas; all by default.")] = "",
     timed: Annotated[str, typer.Option(help="Methods of the second table, with commas.")] = "simplecil,dualprompt",
-    model: Annotated[str, typer.Option(help="timm's name of the encoder that is timed; its weights are random.")] = NAME,
+    model: Annotated[str, typer.Option(help="timm's name of the timed encoder; its weights are random.")] = NAME,
     rounds: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 20,
     write: Annotated[bool, typer.Option("--write", help="Put the tables into docs/howto/export.md.")] = False,
 ) -> None:

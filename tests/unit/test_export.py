@@ -58,7 +58,8 @@ def test_a_file_gives_the_scores_of_its_method_for_any_batch(name, options, to):
     assert difference <= TOLERANCE
     images = inputs_of(tiny_stream())[:7]
     want = scores(method, images)
-    got = FORMATS[to].load(data)(images)
+    with torch.inference_mode():
+        got = FORMATS[to].load(data)(images)
     assert float((got - want).abs().max() / want.abs().max()) <= TOLERANCE
 
 
@@ -70,6 +71,7 @@ def test_kept_training_images_stay_out_of_a_file():
     assert not any(name.endswith(kept) for name in program.state_dict)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit says that it is old
 def test_rows_under_their_tasks_are_the_same_when_traced():
     tasks, rows = torch.tensor([2, 0, 2]), torch.tensor([[1.0], [2.0], [3.0]])
 
@@ -89,18 +91,16 @@ def test_scores_by_gradients_are_refused_with_the_reason(to):
         convert(method, check_images(SIDE), "{}", to)
 
 
-class Drifts(torch.nn.Module):
+def drifting(pixels):
     """Scores that depend on the number of images."""
-
-    def forward(self, pixels):
-        return pixels.float().mean((1, 2, 3))[:, None] + torch.arange(2.0) * (1 + 1e-3 * pixels.shape[0])
+    return pixels.float().mean((1, 2, 3))[:, None] * torch.ones(pixels.shape[0]).sum()
 
 
 @pytest.mark.parametrize("to", ["pt2", "torchscript"])
 def test_a_file_with_other_scores_is_refused(monkeypatch, to):
     method = learned("simplecil", {}, depth=1)
-    monkeypatch.setattr(type(method), "scores", lambda self, x: Drifts()(x))
-    with pytest.raises(InputError, match="differ from those of PyTorch by .* of the largest score"):
+    monkeypatch.setattr(type(method), "scores", lambda self, x: drifting(x))
+    with pytest.raises(InputError, match=r"differ from those of PyTorch by .* of the largest score"):
         convert(method, check_images(SIDE), "{}", to)
 
 
@@ -157,7 +157,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         with pytest.raises(DataError, match=f"model{suffix}: it is damaged"):
             load_exported(file, trust=True)
     (tmp_path / "model.h5").write_bytes(b"")
-    with pytest.raises(InputError, match="no exported model, which ends with .onnx, .pt2, .pt"):
+    with pytest.raises(InputError, match=r"no exported model, which ends with \.onnx, \.pt2, \.pt"):
         load_exported(tmp_path / "model.h5")
 
 
@@ -188,7 +188,9 @@ def test_targets_and_options_are_checked_before_any_work(places, tmp_path):
     assert "must be a folder" in refused("--to", "pt2", f"out={tmp_path / 'none/a.pt2'}")
     said = ostinato_command("predict", tmp_path / "a.pt2", "a.png", "device=cpu", code=2).stderr
     assert "Leave out device" in said
-    assert "--trust is for exported files" in ostinato_command("predict", "--trust", places / "model", "a", code=2).stderr
+    assert (
+        "--trust is for exported files" in ostinato_command("predict", "--trust", places / "model", "a", code=2).stderr
+    )
 
 
 def test_texts_and_other_precisions_are_refused(places, tmp_path):

@@ -111,7 +111,8 @@ def test_requests_are_bounded(places, model):
         large = client.post("/predict", files=form([bytes(20_000)]))
         assert large.status_code == 413
         assert "at most 0.01 MB" in large.json()["error"]
-        pieces = client.post("/predict", content=iter([bytes(6_000)] * 3), headers={"content-type": "multipart/form-data; boundary=x"})  # fmt: skip
+        kind = {"content-type": "multipart/form-data; boundary=x"}
+        pieces = client.post("/predict", content=iter([bytes(6_000)] * 3), headers=kind)
         assert pieces.status_code == 413  # no length is declared
         pixels = client.post("/predict", files=form([wide.getvalue()]))
         assert "400 x 400 pixels; at most 0.01 million are read" in pixels.json()["predictions"][0]["error"]

@@ -98,9 +98,7 @@ class State:
             await asyncio.to_thread(self.served.refresh)
 
 
-def make_app(
-    served: Served, *, limits: Limits | None = None, token: str | None = None, every: float = 2.0
-) -> FastAPI:
+def make_app(served: Served, *, limits: Limits | None = None, token: str | None = None, every: float = 2.0) -> FastAPI:
     """The application of a model.
 
     Args:

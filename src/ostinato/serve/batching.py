@@ -48,9 +48,9 @@ class _Job:
 class Batcher:
     """Predicts images of concurrent requests together.
 
-    A request that finds the model idle is computed at once. Those that arrive meanwhile gather, and the next batch holds
-    as many of them as fit. No request waits for others to come. The images of a request stay together, so that one model
-    answers all of them. No score depends on its batch.
+    A request that finds the model idle is computed at once. Those that arrive meanwhile gather, and the next batch
+    holds as many of them as fit. No request waits for others to come. The images of a request stay together, so that
+    one model answers all of them. No score depends on its batch.
 
     Args:
         predict: computes a batch.
