@@ -28,7 +28,8 @@ from ostinato.nn.routing import by_task
 missing = [package for package in ("onnx", "onnxscript", "onnxruntime") if find_spec(package) is None]
 needs_onnx = pytest.mark.skipif(bool(missing), reason=f"the extra onnx is not installed: {', '.join(missing)}")
 
-TO = [pytest.param("onnx", marks=needs_onnx), "pt2", "torchscript"]
+TO = [pytest.param("onnx", marks=needs_onnx), "torchscript"]
+"""Formats of the tests of commands; the manual runs all of them."""
 
 PREFIXES = {"g_layers": (0,), "e_layers": (1,)}
 

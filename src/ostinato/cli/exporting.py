@@ -62,9 +62,10 @@ def _bundle(run: Path, target: Path, weights: str | None) -> None:
 
 
 def _file(run: Path, target: Path, to: str, where: dict[str, Any]) -> None:
-    from ostinato.interop import FORMATS, TOLERANCE, export
+    from ostinato.interop import FORMATS, TOLERANCE, check_target, export
     from ostinato.runs.scoring import load_run
 
+    check_target(target, to)  # before the weights are read
     learner = load_run(run, device="cpu", precision="fp32", **where)
     made = export(learner, target, to)
     say(

@@ -2,7 +2,16 @@
 
 from ostinato.interop.about import ExportRecord
 from ostinato.interop.exported import ExportedModel, load_exported
-from ostinato.interop.exporting import TOLERANCE, Export, export
+from ostinato.interop.exporting import TOLERANCE, Export, check_target, export
 from ostinato.interop.formats import FORMATS
 
-__all__ = ["FORMATS", "TOLERANCE", "Export", "ExportRecord", "ExportedModel", "export", "load_exported"]
+__all__ = [
+    "FORMATS",
+    "TOLERANCE",
+    "Export",
+    "ExportRecord",
+    "ExportedModel",
+    "check_target",
+    "export",
+    "load_exported",
+]
