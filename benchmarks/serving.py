@@ -91,7 +91,9 @@ def main(
     )
     typer.echo(text)
     if write:
-        replace_between(PAGE, "serving", f"{text}\n```sh\npython -m benchmarks.serving --images {images} --write\n```\n")
+        replace_between(
+            PAGE, "serving", f"{text}\n```sh\npython -m benchmarks.serving --images {images} --write\n```\n"
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from ostinato import Learner
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
 
-missing = [package for package in ("fastapi", "httpx2", "multipart", "prometheus_client") if find_spec(package) is None]
+missing = [
+    package for package in ("fastapi", "httpx2", "python_multipart", "prometheus_client") if find_spec(package) is None
+]
 if missing:
     pytest.skip(f"the extra serve is not installed: {', '.join(missing)}", allow_module_level=True)
 

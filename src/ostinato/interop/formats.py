@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
 
 from ostinato.errors import DataError, InputError
 from ostinato.interop.about import KEY
@@ -156,6 +155,8 @@ FORMATS: dict[str, Format] = {"onnx": Onnx(), "pt2": Pt2(), "torchscript": Torch
 
 def exported_program(scores: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     """The program of ``torch.export`` of a module for any number of images, without tensors that it does not use."""
+    from torch.export.graph_signature import InputKind  # a second of imports, which commands without export save
+
     batch = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(scores, (example,), dynamic_shapes=batch, strict=False)
     unused = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Query, Request, UploadFile
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
@@ -122,7 +123,7 @@ def make_app(served: Served, *, limits: Limits | None = None, token: str | None 
     app = FastAPI(title="ostinato", version=version("ostinato"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = state
     app.add_middleware(Limited, most=round(state.limits.megabytes * 1e6), report=state.metrics.request)
-    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.get("/", include_in_schema=False)(_page)
     app.get("/healthz")(_health)
@@ -203,7 +204,7 @@ async def _page() -> HTMLResponse:
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 - FastAPI calls it for these alone
+    assert isinstance(error, StarletteHTTPException)  # noqa: S101 - FastAPI calls it for these alone
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 

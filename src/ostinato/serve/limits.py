@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fastapi.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-
-class _TooLargeError(Exception):
-    """A body of more bytes than allowed."""
 
 
 class Limited:
@@ -38,7 +35,7 @@ class Limited:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self.most:
-                raise _TooLargeError
+                raise HTTPException(413, self._too_large())  # which the application answers
             return message
 
         async def noting(message: Message) -> None:
@@ -49,19 +46,20 @@ class Limited:
 
         try:
             if _declared(scope) > self.most:
-                raise _TooLargeError
-            await self.app(scope, bounded, noting)
-        except _TooLargeError:
-            text = f"The request must have at most {self.most / 1e6:g} MB. Send fewer or smaller images."
-            await JSONResponse({"error": text}, 413)(scope, receive, noting)
+                await JSONResponse({"error": self._too_large()}, 413)(scope, receive, noting)
+            else:
+                await self.app(scope, bounded, noting)
         finally:
             self.report(_path(scope), status, time.perf_counter() - began)
+
+    def _too_large(self) -> str:
+        return f"The request must have at most {self.most / 1e6:g} MB. Send fewer or smaller images."
 
 
 def _declared(scope: Scope) -> int:
     """Length of the body by its header; 0 if there is none."""
     value: Any = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(value) if value.isdigit() else 0
+    return int(value) if value.isdigit() and len(value) < 20 else 0
 
 
 def _path(scope: Scope) -> str:
