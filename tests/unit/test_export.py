@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from tests.cli.command import ostinato as ostinato_command
-from tests.conftest import save_bert, text_tables
 
 import ostinato
 from ostinato import Learner
+from ostinato.backbones import VisionBackbone
 from ostinato.contract.harness import inputs_of, learn, make, scores
 from ostinato.contract.tiny_models import SIDE, random_backbone, tiny_stream
 from ostinato.errors import DataError, InputError
@@ -194,12 +194,11 @@ def test_targets_and_options_are_checked_before_any_work(places, tmp_path):
     )
 
 
-def test_texts_and_other_precisions_are_refused(places, tmp_path):
+def test_texts_and_other_precisions_are_refused(places, monkeypatch, tmp_path):
     learner = Learner.load(places / "model", device="cpu", precision="bf16")
     with pytest.raises(InputError, match="precision='fp32'"):
         export(learner, tmp_path / "a.pt2", "pt2")
-    text_tables(tmp_path / "texts", 2)
-    learner = Learner("simplecil", backbone=str(save_bert(tmp_path / "bert")), device="cpu", precision="fp32")
-    learner.learn(ostinato.stream(str(tmp_path / "texts"), step=2).task(0))
+    learner = Learner.load(places / "model", device="cpu", precision="fp32")
+    monkeypatch.setattr(VisionBackbone, "modality", "text")
     with pytest.raises(InputError, match="only models of images"):
         export(learner, tmp_path / "a.pt2", "pt2")

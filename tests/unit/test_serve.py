@@ -13,6 +13,7 @@ from PIL import Image
 
 import ostinato
 from ostinato import Learner
+from ostinato.backbones import VisionBackbone
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
 
@@ -217,12 +218,7 @@ def test_requests_that_arrive_meanwhile_share_a_batch():
     asyncio.run(play())
 
 
-def test_models_of_texts_are_refused(tmp_path):
-    from tests.conftest import save_bert, text_tables
-
-    text_tables(tmp_path / "texts", 2)
-    learner = Learner("simplecil", backbone=str(save_bert(tmp_path / "bert")), device="cpu")
-    learner.learn(ostinato.stream(str(tmp_path / "texts"), step=2).task(0))
-    learner.save(tmp_path / "model")
+def test_models_of_texts_are_refused(model, monkeypatch):
+    monkeypatch.setattr(VisionBackbone, "modality", "text")
     with pytest.raises(InputError, match="must be one of images"):
-        Served(tmp_path / "model", device="cpu")
+        Served(model, device="cpu")

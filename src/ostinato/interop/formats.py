@@ -59,8 +59,8 @@ class Format(Protocol):
 class Pt2:
     """Program of ``torch.export``."""
 
-    suffix = ".pt2"
-    runs_code = True  # torch unpickles parts of it
+    suffix: ClassVar[str] = ".pt2"
+    runs_code: ClassVar[bool] = True  # torch unpickles parts of it
 
     def write(self, scores: nn.Module, example: Tensor, about: str) -> bytes:
         """Export for any number of images."""
@@ -82,8 +82,8 @@ class Pt2:
 class TorchScript:
     """Trace of ``torch.jit``, for programs in C++ that cannot read the others."""
 
-    suffix = ".pt"
-    runs_code = True  # a script may, for example, write files
+    suffix: ClassVar[str] = ".pt"
+    runs_code: ClassVar[bool] = True  # a script may, for example, write files
 
     def write(self, scores: nn.Module, example: Tensor, about: str) -> bytes:
         """Trace one batch; the caller compares others."""
@@ -106,8 +106,8 @@ class TorchScript:
 class Onnx:
     """Graph of ONNX with its weights in one file, run by ONNX Runtime."""
 
-    suffix = ".onnx"
-    runs_code = False  # a graph of known operators; from bytes, no other file is read
+    suffix: ClassVar[str] = ".onnx"
+    runs_code: ClassVar[bool] = False  # a graph of known operators; from bytes, no other file is read
 
     def write(self, scores: nn.Module, example: Tensor, about: str) -> bytes:
         """Translate the program of ``torch.export``."""
@@ -162,7 +162,7 @@ def exported_program(scores: nn.Module, example: Tensor) -> torch.export.Exporte
     unused = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}
     specs = program.graph_signature.input_specs
     for spec in [spec for spec in specs if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)]:
-        if spec.arg.name in unused:  # such as kept training images, which no program needs
+        if spec.arg.name in unused and spec.target is not None:  # such as kept images, which no program needs
             program.graph.erase_node(unused[spec.arg.name])
             specs.remove(spec)
             program.state_dict.pop(spec.target, None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def traced() -> bool:
     """Whether operations are recorded for a batch of any size, so that no size and no value may decide what runs."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def by_task(tasks: Tensor, n_tasks: int, compute: Callable[[int, Tensor | slice], Tensor]) -> Tensor:
