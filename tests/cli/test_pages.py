@@ -42,8 +42,8 @@ ELSEWHERE = {
     "ostinato serve runs/photos",
     "curl -F images=@daisy.jpg -F images=@rose.jpg '127.0.0.1:8000/predict?topk=3'",
 }
-"""Commands that take long, wait, or read standard input; test_own_methods.py, test_commands.py and test_serve.py run the
-same."""
+"""Commands that take long, wait, or read standard input; test_own_methods.py, test_commands.py and test_serve.py run
+the same."""
 
 
 @pytest.fixture(scope="module")
