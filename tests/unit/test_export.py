@@ -147,7 +147,7 @@ def test_a_file_that_can_run_code_needs_trust(tmp_path, suffix):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps(print))
     assert "reading a" in ostinato_command("predict", file, tmp_path / "a.png", code=2).stderr
-    with pytest.raises(DataError, match="it has no description"):
+    with pytest.raises(DataError, match="has no description"):
         load_exported(file, trust=True)
 
 

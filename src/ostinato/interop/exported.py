@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +83,25 @@ def load_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:
             "or trust its source, or export the model to onnx."
         )
     data = read_regular(path, MAX_BYTES)
-    try:
+    with _naming(path):
         text = kind.about(data)
-        if text is None:
-            raise DataError("it has no description; only files of 'ostinato export' are read")
-        about = read_about(text, str(path))
+    if text is None:
+        raise DataError(f"{path} has no description. Only files of 'ostinato export' are read.")
+    about = read_about(text, str(path))
+    with _naming(path):
         return ExportedModel(path, about, kind.load(data))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of its content, of any library."""
+    try:
+        yield
+    except InputError:  # of a missing package
+        raise
     except DataError as error:
-        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}.") from None
-    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:  # torch, on damaged archives
+        raise DataError(f"{path}: {error}.") from None
+    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}). Export the model again.") from error
 
 
