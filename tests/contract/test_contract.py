@@ -45,7 +45,7 @@ VARIANTS = [("joint", "image", "lora"), ("joint", "image", "full"), ("joint", "t
 @pytest.fixture(scope="module", params=[*CASES, *VARIANTS], ids="-".join)
 def case(request, device) -> Case:
     name, kind, *scope = request.param
-    return Case(METHODS[name], kind, {"scope": scope[0]} if scope else {}, device=device)
+    return Case(METHODS[name], kind, {"scope": scope[0]} if scope else {}, device=device, depth=6)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -59,6 +59,8 @@ def test_contract(case, check):
 def test_a_task_of_one_class_is_told_from_those_before(case):
     """Its only class has nothing to be told apart from but the classes before."""
     name = case.method.name
+    if case.kind != kinds_of(case.method)[0]:
+        pytest.skip("the loss is the same for every kind of encoder")
     if name == "zero_shot":
         pytest.skip("it reads the names of classes, which say nothing to random weights")
     settings = replace(case.settings, overrides={"epochs": LONGER.get(name, 12), "batch_size": 8, "lr": 0.01})
