@@ -12,7 +12,9 @@ from ostinato.streams import StreamOptions, TaskStream, open_source
 FASTER = {
     "finetune": {"epochs": 3, "batch_size": 8},
     "joint": {"epochs": 2, "batch_size": 12},
-    "l2p": {"epochs": 3, "batch_size": 8, "lr": 0.005},
+    "icarl": {"epochs": 2},
+    "ewc": {"epochs": 3},
+    "l2p": {"epochs": 2, "batch_size": 8, "lr": 0.01},
     "dualprompt": {"epochs": 3, "batch_size": 8, "lr": 0.01},
     "coda_prompt": {"epochs": 3, "batch_size": 16, "lr": 0.01},
     "lieprompt": {"epochs": 1},
