@@ -31,8 +31,8 @@ FASTER = {
 }
 """Shorter recipes than the papers', which are made for larger data."""
 
-MORE = {"dualprompt": 24}
-"""Training images per class, where the 20 of the others are too few to tell."""
+IMAGES = {"dualprompt": 24, "er": 14, "der": 14, "lwf": 14, "gdumb": 12, "finetune": 12, "slca": 14, "icarl": 12}
+"""Training images per class, where the 20 of the others are too few to tell, or steps are long."""
 
 OPTIONS = {"duet": {"n_random": 500}, "ranpac": {"n_random": 500}}
 """Fewer random features than for large data."""
@@ -44,7 +44,7 @@ ON_IMAGES = [name for name, cls in methods().items() if issubclass(VisionBackbon
 def test_six_digits_in_three_tasks(name):
     source = open_source("digits")
     options = StreamOptions(
-        tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=MORE.get(name, 20), test_limit_per_class=20
+        tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=IMAGES.get(name, 20), test_limit_per_class=20
     )
     stream = TaskStream(source, options)
     learner = Learner(name, train=FASTER.get(name, {}), precision="fp32", **OPTIONS.get(name, {}))
