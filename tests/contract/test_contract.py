@@ -38,6 +38,10 @@ LONGER = {"bic": 60}
 """Epochs, where the 12 of the others are too few beside distillation."""
 
 
+SHORTER = {"hide_prompt": {"align": {"epochs": 3, "samples": 24}}}
+"""Options where those of papers take many steps beside the few of a toy stream."""
+
+
 VARIANTS = [("joint", "image", "lora"), ("joint", "image", "full"), ("joint", "text", "lora")]
 """Scopes of joint training that hold other state than the default one: name, kind and scope."""
 
@@ -45,7 +49,7 @@ VARIANTS = [("joint", "image", "lora"), ("joint", "image", "full"), ("joint", "t
 @pytest.fixture(scope="module", params=[*CASES, *VARIANTS], ids="-".join)
 def case(request, device) -> Case:
     name, kind, *scope = request.param
-    return Case(METHODS[name], kind, {"scope": scope[0]} if scope else {}, device=device)
+    return Case(METHODS[name], kind, {"scope": scope[0]} if scope else SHORTER.get(name, {}), device=device)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
