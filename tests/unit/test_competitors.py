@@ -340,7 +340,7 @@ def test_hide_prompt_trains_the_head_of_tasks_on_gaussians_of_plain_features(str
         (InfLoRA, {"energy": 0.0}, "method.energy must lie in"),
         (SDLoRA, {"magnitude": 0.0}, "method.magnitude must be positive"),
         (SPrompt, {"length": 0}, "method.length"),
-        (SPrompt, {"keys": {"clusters": 0}}, "method.keys.clusters"),
+        (SPrompt, {"clusters": 0}, "method.clusters"),
         (HiDePrompt, {"momentum": 1.0}, "method.momentum must lie in"),
         (HiDePrompt, {"layers": ()}, "method.layers must name"),
         (HiDePrompt, {"layers": (3,)}, "method.layers must name layers in"),

@@ -91,8 +91,7 @@ class LinearEdit:
 
     Attributes:
         mask: (out, in), multiplies the frozen weight.
-        scale: (out,), multiplies the output of the frozen or masked map.
-        bias: (out,), added to it.
+        bias: (out,), added to the frozen bias after ``scale``.
         down: (r, in), the first factor of a low-rank update.
         up: (out, r), the second factor, any scale included.
         inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
@@ -100,10 +99,10 @@ class LinearEdit:
         mask_coefficients: (B, S) zeros, without effect on the output; after the backward pass its gradient is, for
             each sample, the derivative of the loss with respect to the coefficients of ``mask_basis`` in the mask.
         mask_basis: (S, out, in), directions of these coefficients, added to the mask.
+        scale: (out,), multiplies the output of the frozen or masked map.
     """
 
     mask: Tensor | None = None
-    scale: Tensor | None = None
     bias: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
@@ -111,6 +110,7 @@ class LinearEdit:
     outer: Tensor | None = None
     mask_coefficients: Tensor | None = None
     mask_basis: Tensor | None = None
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the two factors of an update are both given."""

@@ -16,16 +16,13 @@ competes with the frozen rows of earlier classes in training. There is no varian
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
-
 import torch
 from torch import Tensor
 
 from ostinato.backbones import Backbone
-from ostinato.choices import Part
 from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, TaskInferring, check_positive
 from ostinato.nn import PerTask, TaskHeads
-from ostinato.nn.keys import CLUSTER_KEYS, TaskKeys
+from ostinato.nn.keys import ClusterKeys
 from ostinato.registry import register
 
 LOWERED = 1e4
@@ -39,24 +36,21 @@ class SPrompt(TaskInferring):
     Args:
         backbone: the frozen encoder.
         length: tokens of a prompt.
-        keys: task keys: "clusters" has centres of k-means, as published; "mean" a mean per task, "learned" a trained
-            key per task, "classes" a mean per class, "gaussians" a Gaussian per class.
+        clusters: centres of k-means per task.
     """
 
     recipe = Recipe(epochs=10, batch_size=128, lr=0.01, optimizer="sgd", weight_decay=2e-4, schedule="cosine")
 
-    def __init__(
-        self, backbone: Backbone, *, length: int = 10, keys: Annotated[Part, CLUSTER_KEYS] = "clusters"
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, length: int = 10, clusters: int = 5) -> None:
         super().__init__(backbone)
-        check_positive(length=length)
+        check_positive(length=length, clusters=clusters)
         self.length = length
         self.prompts = PerTask()  # T of (P, D)
-        self.keys: TaskKeys = CLUSTER_KEYS.read(keys, "method.keys").build(backbone.dim)
+        self.keys = ClusterKeys(backbone.dim, clusters)
         self.head = TaskHeads(backbone.dim)
 
     def begin_task(self, task: LearnTask) -> None:
-        """Add a prompt, keys and rows of the head."""
+        """Add a prompt, centres and rows of the head."""
         super().begin_task(task)
         bound = self.backbone.arch.dim**-0.5
         self.prompts.add(torch.empty(self.length, self.backbone.arch.dim, device=self.device).uniform_(-bound, bound))
@@ -64,9 +58,9 @@ class SPrompt(TaskInferring):
         self.head.grow(len(task.classes), device=self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """One stage; keys that are not learned are set before it."""
-        prepare = None if self.keys.learned else lambda: self.keys.fit(*task.extract_features(self.query), task.classes)
-        return [Stage(self.loss, prepare=prepare)]
+        """One stage; the task's centres are set before it."""
+        fit = self.keys.fit
+        return [Stage(self.loss, prepare=lambda: fit(*task.extract_features(self.query), task.classes))]
 
     def features(self, x: Tensor, prompts: Tensor) -> Tensor:
         """Features (B, D) with prompts (B | 1, P, D) among the tokens."""
@@ -76,23 +70,11 @@ class SPrompt(TaskInferring):
         return self.backbone.pool(self.backbone.run(tokens).without(1, self.length))
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the task's classes, and the pull of learned keys."""
-        features = self.features(x, self.prompts[-1][None])
-        return {"ce": self.head.loss(features, y)} | self.keys.pull(x, self.query)
-
-    @property
-    def refines(self) -> str | None:
-        """The keys, if they are sums."""
-        return "the Gaussians of its keys; prompts and head stay as they are" if self.keys.adds else None
-
-    def refine(self, task: LearnTask) -> None:
-        """Add more samples of known classes to the keys."""
-        if self.refines is None:
-            super().refine(task)
-        self.keys.refine(*task.extract_features(self.query))
+        """Cross-entropy over the task's classes."""
+        return {"ce": self.head.loss(self.features(x, self.prompts[-1][None]), y)}
 
     def task_scores(self, x: Tensor) -> Tensor:
-        """Evidence (B, T) of the keys for q(x)."""
+        """Negative distance (B, T) of q(x) to the nearest centre of every task."""
         return self.keys.match(self.query(x), self.task_sizes.tolist())
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:

@@ -245,8 +245,3 @@ MEAN_KEYS = Choice[KeyOptions](
     MeanKeyOptions(), LearnedKeyOptions(), ClassKeyOptions(), ClusterKeyOptions(), GaussianKeyOptions()
 )
 """Kinds of keys; "mean" is the default."""
-
-CLUSTER_KEYS = Choice[KeyOptions](
-    ClusterKeyOptions(), MeanKeyOptions(), LearnedKeyOptions(), ClassKeyOptions(), GaussianKeyOptions()
-)
-"""Kinds of keys; "clusters" is the default."""
