@@ -163,6 +163,18 @@ def test_aper_without_anything_to_adapt_is_nearest_mean():
     torch.testing.assert_close(scores(method, test), scores(plain, test), atol=1e-5, rtol=1e-5)
 
 
+def test_aper_adds_samples_of_known_classes_to_its_means():
+    stream = tiny_stream(n_classes=2)
+    method, test = learn(aper(), stream), inputs_of(stream)
+    before, counts = scores(method, test), method.head.counts.clone()
+    with torch.no_grad():
+        method.refine(learn_task_of(method, stream, 0))  # the same samples again: the same means
+    assert torch.equal(method.head.counts, 2 * counts)
+    torch.testing.assert_close(scores(method, test), before)
+    method.relabel(torch.tensor([0, 0]))
+    assert scores(method, test).shape == (len(test), 1)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -16,6 +16,7 @@ competes with the frozen rows of earlier classes in training. There is no varian
 from __future__ import annotations
 
 from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
