@@ -57,7 +57,7 @@ class Case:
     def settings(self) -> Settings:
         """Settings of the training: four steps for two classes, so that two of them are inside an epoch."""
         settings = settings_on(self.device)
-        return replace(settings, overrides=settings.overrides | {"batch_size": 12})
+        return replace(settings, overrides={**(settings.overrides or {}), "batch_size": 12})
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -75,7 +75,8 @@ class Case:
 
     def backbone(self) -> Backbone:
         """A new encoder, always of the same weights."""
-        return BACKBONES[self.kind](**({} if self.depth is None else {"depth": self.depth}))
+        make_backbone = BACKBONES[self.kind]
+        return make_backbone() if self.depth is None else make_backbone(depth=self.depth)
 
     def make(self) -> Method:
         """The method before the first task."""
