@@ -121,9 +121,12 @@ def test_predict_files(photo_run):
     file = photo_run / "old/red/0.jpg"
     text = ostinato("predict", "runs/photos", file, "--topk", "3", cwd=photo_run).stdout
     assert text.startswith(f"{file}: red ")
-    assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
+    shown = [float(value) for value in re.findall(r"(\d+\.\d)%", text)]
+    assert len(shown) == 3
+    assert shown == sorted(shown, reverse=True), "probabilities, best first"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
+    assert both[0]["probabilities"][0] == pytest.approx(shown[0] / 100, abs=0.0006)
 
 
 def test_predict_standard_input(photo_run, monkeypatch):

@@ -48,6 +48,7 @@ def predict(
     from typing import cast
 
     from ostinato.config import parse_overrides
+    from ostinato.learner.predicting import NO_PROBABILITIES
     from ostinato.paths import refuse_url
     from ostinato.runs.scoring import load_run, predict_inputs
 
@@ -61,6 +62,8 @@ def predict(
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
     learner = load_run(run, **machine_of(parse_overrides(words)))
+    if learner.temperature is None:
+        say(f"{run} has no probabilities, but scores. {NO_PROBABILITIES}", err=True)
     predictions, bad = [], []
     began = time.perf_counter()
     for prediction in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
@@ -81,10 +84,10 @@ def predict(
 
 
 def _best(prediction: Prediction) -> str:
-    if prediction.confidences is None:
+    if prediction.probabilities is None:
         values = [f"{score:.3f}" for score in prediction.scores]
     else:
-        values = [f"{100 * confidence:.1f}%" for confidence in prediction.confidences]
+        values = [f"{100 * probability:.1f}%" for probability in prediction.probabilities]
     return "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
 
 
@@ -171,6 +174,7 @@ def evaluate(
             "backbone.weights=FILE, device=NAME, precision=fp32, eval.unknown=skip (for classes that were not "
             "learned), and eval.protocol=batch with eval.batch=24 and eval.shots=7."
         )
+    from ostinato.report.tables import calibration_line
     from ostinato.runs.scoring import score_run
 
     score = score_run(
@@ -185,7 +189,8 @@ def evaluate(
     if as_json:
         shown = {"accuracy": score.accuracy, "images": score.images}
         if score.classes is not None:
-            say_json(shown | {"classes": score.classes})
+            errors = {"calibration_error": score.calibration_error, "uncalibrated_error": score.uncalibrated_error}
+            say_json(shown | errors | {"classes": score.classes})
         else:
             say_json(shown | {"protocol": score.protocol, "task_id_accuracy": score.task_id_accuracy})
         return
@@ -194,6 +199,8 @@ def evaluate(
         say(f"{line}, protocol {score.protocol}")
         return
     say(f"{line}, {len(score.classes)} classes")
+    if remark := calibration_line(score.calibration_error, score.uncalibrated_error):
+        say(remark)
     for name, share in sorted(score.classes.items(), key=lambda item: item[1]):
         say(f"  {100 * share:5.1f}%  {name}")
 

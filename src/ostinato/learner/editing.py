@@ -126,6 +126,9 @@ def _relabel(learner: Learner, gone: int, into: int | None) -> None:
     sizes[task] -= 1
     method.task_sizes = sizes[sizes > 0]
     learner.class_names.pop(gone)
+    learner.held_out = []  # their labels are others now
+    if learner.certainty is not None:
+        learner.certainty.close()
     if learner.samples is not None:
         if into is not None:
             learner.samples[into] += learner.samples[gone]

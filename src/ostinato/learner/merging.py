@@ -109,5 +109,10 @@ def _join(first: Learner, other: Learner) -> None:
             first.samples[label] += n
     else:
         first.samples = None
+    if first.certainty is not None and other.certainty is not None:
+        first.certainty.merge(other.certainty)
+    else:
+        first.certainty = None
+    first.held_out = []
     first.class_names = list(numbers)
     first.used = np.union1d(first.used, other.used)

@@ -15,6 +15,10 @@ from ostinato.reading import ahead, batched
 from ostinato.streams import Transform
 from ostinato.streams.texts import EMPTY, is_empty
 
+NO_PROBABILITIES = (
+    "Probabilities need samples that were held out of training: learn the model again, with data.validation above 0."
+)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -23,14 +27,14 @@ class Prediction:
     Attributes:
         source: the file, or the position of an image without a file or of a text.
         classes: names, best first.
-        scores: of these classes, logits or cosines; comparable within one learner only.
-        confidences: softmax of the scores over all classes, not calibrated; None if scores are no logits.
+        scores: of these classes; comparable within one learner only.
+        probabilities: of these classes, calibrated on held-out samples; None for a learner without any.
     """
 
     source: str
     classes: list[str]
     scores: list[float]
-    confidences: list[float] | None
+    probabilities: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class Predictor:
         transform: of inputs at test time.
         scores: from transformed inputs (B, ...) to scores (B, C).
         class_names: of the C classes.
-        scores_are_logits: whether predictions have confidences.
+        temperature: T of the probabilities softmax(scores / T); None for no probabilities.
         backbone: its name, for messages.
     """
 
     transform: Transform
     scores: Callable[[Tensor], Tensor]
     class_names: list[str]
-    scores_are_logits: bool
+    temperature: float | None
     backbone: str
 
     def predictions(
@@ -87,10 +91,11 @@ class Predictor:
             scores = self.scores(batch_of(self.transform, list(inputs))).float()
             best = scores.topk(min(topk, scores.shape[1]), dim=1)
             names = [[self.class_names[c] for c in row] for row in best.indices.tolist()]
-            confidences: list[list[float] | None] = [None] * len(usable)
-            if self.scores_are_logits:
-                confidences = scores.softmax(1).gather(1, best.indices).tolist()
-            made = map(Prediction, sources, names, best.values.tolist(), confidences)
+            probabilities: list[list[float] | None] = [None] * len(usable)
+            if self.temperature is not None:
+                shares = (scores.double() / self.temperature).softmax(1)
+                probabilities = shares.gather(1, best.indices).tolist()
+            made = map(Prediction, sources, names, best.values.tolist(), probabilities)
         for item in batch:
             yield item if isinstance(item, DataError) else next(made)
 

@@ -96,6 +96,8 @@ class Score:
         classes: fraction correct by class; None under a batch protocol.
         protocol: name of the batch protocol; None if every sample is scored alone.
         task_id_accuracy: fraction with the correct task; None if no task is inferred.
+        calibration_error: of the probabilities, and that of the softmax before calibration, ``uncalibrated_error``;
+            None under a batch protocol, the first also for a learner without probabilities.
     """
 
     accuracy: float
@@ -104,6 +106,8 @@ class Score:
     classes: dict[str, float] | None
     protocol: str | None
     task_id_accuracy: float | None
+    calibration_error: float | None
+    uncalibrated_error: float | None
 
 
 def score_run(
@@ -154,4 +158,8 @@ def score_run(
         counts = zip(numbers, result.correct, result.totals, strict=True)
         classes = {learner.class_names[label]: correct / total for label, correct, total in counts}
     name = protocol.name if protocol else None
-    return Score(result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy)
+    before = result.uncalibrated_error if protocol is None else None
+    return Score(
+        result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy,
+        result.calibration_error, before,
+    )  # fmt: skip
