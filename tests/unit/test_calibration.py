@@ -47,11 +47,20 @@ def test_samples_may_come_in_parts_and_from_two_learners() -> None:
 
 
 def test_right_answers_alone_leave_doubt() -> None:
-    """Of r right answers, the probability is (r + 1) / (r + 2)."""
+    """Of 8 right answers, the probability is 8.5 / 9."""
     fitted = Temperature()
     fitted.add(torch.tensor([[1.0, 0.0]] * 8), torch.zeros(8, dtype=torch.int64), torch.arange(2))
-    wanted = 1 / math.log(9 / 1)  # sigmoid(1 / T) = 9 / 10
+    wanted = 1 / math.log(8.5 / 0.5)  # sigmoid(1 / T) = 8.5 / 9
     assert fitted.value() == pytest.approx(wanted, rel=0.03)
+
+
+def test_answers_that_no_temperature_fits_take_the_last_one() -> None:
+    """Probabilities of two classes are never below one half, and of equal scores never above."""
+    wrong, equal = Temperature(), Temperature()
+    wrong.add(torch.tensor([[1.0, 0.0]] * 8), torch.ones(8, dtype=torch.int64), torch.arange(2))
+    assert wrong.value() == 2.0**20
+    equal.add(torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64), torch.arange(2))
+    assert equal.value() == 2.0**-20
 
 
 def test_no_samples_give_no_temperature() -> None:
@@ -77,6 +86,7 @@ def test_classes_that_are_one_answer_share_its_probability() -> None:
     fitted = Temperature()
     fitted.add(scores, torch.tensor([2, 0]), groups)
     assert fitted.counts.tolist() == [1, 1]
+    assert float(fitted.sums[40]) == pytest.approx(float(wanted.sum())), "at a temperature of 1"
 
 
 def test_the_calibration_error_by_hand() -> None:
@@ -86,5 +96,7 @@ def test_the_calibration_error_by_hand() -> None:
     sums = bin_sums(probability, right)
     assert sums[:, 0].nonzero().flatten().tolist() == [0, 9, 14]
     assert calibration_error(sums) == pytest.approx((0 + abs(1 - 1.28) + abs(2 - 1.95)) / 5)
+    edge = bin_sums(torch.tensor([0.6], dtype=torch.float64), torch.tensor([True]))
+    assert edge[:, 0].nonzero().flatten().tolist() == [8], "9/15 is the end of its bin"
     halves = bin_sums(probability[:2], right[:2]) + bin_sums(probability[2:], right[2:])
     assert torch.allclose(halves, sums)

@@ -31,11 +31,23 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
     column: Annotated[str | None, typer.Option(help="Text column of a table; by default found by its name.")] = None,
     topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
+    threshold: Annotated[
+        float | None, typer.Option(help="Answer 'unknown' if the best class is less probable, such as 0.8.")
+    ] = None,
+    reject_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Answer 'unknown' far from all classes learned; of samples of these, this share is rejected, such as "
+            "0.05."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Classify images or texts with a finished run, each on its own.
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
+
+    Example: ostinato predict runs/photos new/*.jpg --threshold 0.8 --reject-rate 0.05
 
     Example: find new -name '*.jpg' | ostinato predict runs/photos -
 
@@ -66,11 +78,14 @@ def predict(
         say(f"{run} has no probabilities, but scores. {NO_PROBABILITIES}", err=True)
     predictions, bad = [], []
     began = time.perf_counter()
-    for prediction in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
+    answers = predict_inputs(
+        run, learner, files, text or [], column=column, topk=topk, threshold=threshold, reject_rate=reject_rate
+    )
+    for prediction in answers:
         if isinstance(prediction, DataError):
             bad.append(str(prediction))
             continue
-        predictions.append(asdict(prediction))
+        predictions.append(asdict(prediction) | {"answer": prediction.answer})
         if not as_json:
             say(f"{prediction.source}: {_best(prediction)}")
     n = len(predictions) + len(bad)
@@ -88,7 +103,8 @@ def _best(prediction: Prediction) -> str:
         values = [f"{score:.3f}" for score in prediction.scores]
     else:
         values = [f"{100 * probability:.1f}%" for probability in prediction.probabilities]
-    return "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
+    best = "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
+    return f"{prediction.answer}, nearest {best}" if prediction.unknown else best
 
 
 @app.command()

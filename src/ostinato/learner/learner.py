@@ -25,7 +25,8 @@ from ostinato.learner.certainty import Certainty, certainty_in, refit
 from ostinato.learner.damage import explaining_damage
 from ostinato.learner.inputs import Input, is_one_input
 from ostinato.learner.learning import check_history, check_refines, counted, learned_tests, parts_of, passes, whole_task
-from ostinato.learner.predicting import Prediction, Predictor
+from ostinato.learner.predicting import Prediction
+from ostinato.learner.rejecting import predictor_of
 from ostinato.learner.saving import arguments, artifact_folder, check_run, fill, save
 from ostinato.learner.spec import BackboneSpec
 from ostinato.lookup import file_of, get_method
@@ -74,7 +75,7 @@ class Learner:
             classes beyond the list differ from all. None if all classes differ.
         samples: training samples of each class so far; None for a model of an earlier version, which did not count.
         bundled: whether it was loaded from a folder that holds the backbone's weights.
-        certainty: statistics of held-out samples, for probabilities; None for a model of an earlier version.
+        certainty: statistics for probabilities and unknown inputs; None for a model of an earlier version.
         held_out: validation samples of the tasks learned since it was made or loaded.
 
     Raises:
@@ -132,7 +133,7 @@ class Learner:
         self.held_out: list[LabeledDataset] = []
         self.loaded_from: Path | None = None
         self.bundled = False
-        self.certainty: Certainty | None = Certainty().to(where)
+        self.certainty: Certainty | None = Certainty(loaded.dim).to(where)
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         check_effect(self.method, train)
@@ -198,9 +199,8 @@ class Learner:
                 seconds = self._refine(task.known, callback)
         if task.classes:
             seconds += self._learn_classes(task, augment, callback, resume)
-        held_out = [*self.held_out, *parts_of(task)[1]]
         if self.certainty is not None:
-            seconds += refit(self.certainty, self, LabeledDataset.concat(held_out), callback)
+            seconds += refit(self.certainty, self, task, callback)
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
         self._note_used(task)
         return seconds
@@ -326,7 +326,14 @@ class Learner:
         loaded_from = None if from_file else self.loaded_from
         return explaining_damage(self.method.name, loaded_from, self.eval_transform, self.raw_scores)
 
-    def predict(self, inputs: Sequence[Input] | np.ndarray | Tensor, *, topk: int = 1) -> list[Prediction]:
+    def predict(
+        self,
+        inputs: Sequence[Input] | np.ndarray | Tensor,
+        *,
+        topk: int = 1,
+        threshold: float | None = None,
+        reject_rate: float | None = None,
+    ) -> list[Prediction]:
         """Predict the best classes of images or texts, each scored alone, in order.
 
         Args:
@@ -334,45 +341,39 @@ class Learner:
                 (H, W, channels), or a tensor (channels, H, W), both in uint8 or in floats from 0 to 1; texts for a text
                 encoder.
             topk: classes per input.
+            threshold: probability of the best class below which the answer is "unknown".
+            reject_rate: share of samples of the classes that may be called "unknown" for their distance to the classes.
 
         Raises:
             DataError: naming a file that is missing or no image, or an empty text.
-            InputError: if no class was learned yet, or ``topk`` is below 1.
+            InputError: if no class was learned yet, a number is out of range, or there were too few held-out samples.
         """
         if is_one_input(inputs):
             raise InputError("predict takes a list, also of one input: predict([...]).")
         out: list[Prediction] = []
-        for result in self.predictions(inputs, topk=topk):
+        for result in self.predictions(inputs, topk=topk, threshold=threshold, reject_rate=reject_rate):
             if isinstance(result, DataError):
                 raise result
             out.append(result)
         return out
 
-    def predictions(self, inputs: Iterable[Input | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
+    def predictions(
+        self,
+        inputs: Iterable[Input | DataError],
+        *,
+        topk: int = 1,
+        threshold: float | None = None,
+        reject_rate: float | None = None,
+    ) -> Iterator[Prediction | DataError]:
         """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
-        Threads read files ahead.
-
-        Args:
-            inputs: as in :meth:`predict`; errors among them are passed on.
-            topk: classes per input.
-
-        Raises:
-            InputError: if no class was learned yet, or ``topk`` is below 1.
+        Threads read files ahead. For arguments and errors see :meth:`predict`; errors among the inputs are passed on.
         """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
         self._check_whole()
-        if topk < 1:
-            raise InputError(f"topk must be at least 1, got {topk}.")
-        predictor = Predictor(
-            transform=self.eval_transform,
-            scores=self.scores,
-            class_names=self.class_names,
-            temperature=self.temperature,
-            backbone=self.spec.name,
-        )
-        return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
+        predictor = predictor_of(self, topk, threshold, reject_rate)
+        return predictor.predictions(inputs, self.settings.eval_batch_size)
 
     def save(self, path: str | Path, *, run_id: str | None = None, bundle: bool = False) -> None:
         """Write the learner as a folder with ``artifact.json``, whole or not at all.
@@ -436,7 +437,7 @@ class Learner:
         """
         try:
             learned = {k: v.to(self.settings.device) for k, v in learned.items()}
-            self.certainty, learned = certainty_in(learned)
+            self.certainty, learned = certainty_in(learned, self.method.backbone.dim)
             self.method.load_learned_state(learned)
         except OstinatoError:
             raise

@@ -43,6 +43,8 @@ def predict_inputs(
     *,
     column: str | None = None,
     topk: int = 1,
+    threshold: float | None = None,
+    reject_rate: float | None = None,
 ) -> Iterator[Prediction | DataError]:
     """Predict images or texts, each on its own; yield after each batch.
 
@@ -53,6 +55,8 @@ def predict_inputs(
         texts: further texts.
         column: text column of a table; None finds it by its name.
         topk: classes per input.
+        threshold: probability below which the answer is "unknown", see :meth:`Learner.predict`.
+        reject_rate: share of samples of the classes that may be called "unknown".
 
     Yields:
         In order, a prediction or the error of an input that cannot be used.
@@ -75,7 +79,7 @@ def predict_inputs(
             sources.append(source)
             yield value
 
-    for result in learner.predictions(inputs(), topk=topk):
+    for result in learner.predictions(inputs(), topk=topk, threshold=threshold, reject_rate=reject_rate):
         source = sources.popleft()
         if not isinstance(result, DataError):
             yield replace(result, source=source)
