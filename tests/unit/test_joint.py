@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ostinato.backbones import Edit, LayerPlan
 from ostinato.contract.harness import SETTINGS, learn, learn_task_of, make, scores
@@ -69,11 +70,11 @@ def test_training_with_updates_begins_at_the_pretrained_features():
     assert not torch.allclose(method.features(x), method.query(x), atol=1e-3)
 
 
-@pytest.mark.parametrize("scope", WHAT)
-def test_a_restart_equals_learning_all_tasks_at_once(scope):
+@pytest.mark.parametrize(("scope", "classifier"), [("head", "cosine"), *((scope, "linear") for scope in WHAT)])
+def test_a_restart_equals_learning_all_tasks_at_once(scope, classifier):
     """What was learned before leaves no trace: only the draws differ, so that they are made the same here."""
     stream = tiny_stream("image")
-    method, fresh = (make("joint", scope=scope, restart=True) for _ in range(2))
+    method, fresh = (make("joint", scope=scope, classifier=classifier, restart=True) for _ in range(2))
     learn(method, stream, upto=1)
     for one in (method, fresh):
         if one is fresh:  # the tasks before are begun, and nothing is learned of them
@@ -81,8 +82,30 @@ def test_a_restart_equals_learning_all_tasks_at_once(scope):
         learn_task(one, learn_task_of(one, stream, 1), SETTINGS)
     x, _ = next(learn_task_of(method, stream, 1).eval_batches())
     assert torch.equal(scores(method, x), scores(fresh, x))
-    on, _ = taught(scope)
+    on, _ = taught(scope, classifier=classifier)
     assert not torch.equal(scores(on, x), scores(fresh, x)), "without a restart it goes on from what was learned"
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_rows_of_a_cosine_classifier_start_at_the_class_means(restart):
+    """Rows of earlier tasks go on from what was learned, without a restart."""
+    stream = tiny_stream("image")
+    method = make("joint", classifier="cosine", restart=restart)
+    learn(method, stream, upto=1)
+    learned = method.head.weight[0].clone()
+    task = learn_task_of(method, stream, 1)
+    method.begin_task(task)
+    method.stages(task)[0].prepare()
+    features, labels = task.extract_features(method.query)
+    means = torch.stack([F.normalize(features[labels == c].mean(0), dim=0) for c in range(int(labels.max()) + 1)])
+    old = len(learned)
+    torch.testing.assert_close(method.head.weight[1], means[old:])
+    torch.testing.assert_close(method.head.weight[0], means[:old] if restart else learned)
+    assert not torch.allclose(learned, means[:old], atol=1e-4), "the first task was trained"
+    x, _ = next(task.eval_batches())
+    z = 20 * F.normalize(method.query(x), dim=-1) @ F.normalize(method.head.weight.joined(), dim=-1).T
+    if restart:
+        torch.testing.assert_close(scores(method, x), z)
 
 
 @pytest.mark.parametrize("scope", ["head", "full"])

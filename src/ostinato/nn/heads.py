@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.nn.growing import PerTask
+from ostinato.nn.matching import cosine
 
 
 class TaskHeads(nn.Module):
@@ -63,6 +64,40 @@ class TaskHeads(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, n_seen) of features (B, D)."""
         return _linear(features, self.weight.joined(), self.bias.joined())
+
+
+class CosineHeads(nn.Module):
+    """Cosine classifier in fp32 with a block of rows per task and a learned scale: ``z_j = sigma cos(f, w_j)``.
+
+    Args:
+        dim: width D of the features.
+        scale: sigma at the start.
+        freeze_old: False trains the rows of all classes.
+    """
+
+    def __init__(self, dim: int, *, scale: float = 20.0, freeze_old: bool = True) -> None:
+        super().__init__()
+        self.dim = dim
+        self.weight = PerTask(freeze_old=freeze_old)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def grow(self, n_classes: int, *, device: torch.device) -> None:
+        """Add the rows of a task: truncated normal of std 0.02."""
+        rows = torch.empty(n_classes, self.dim, device=device)
+        self.weight.add(nn.init.trunc_normal_(rows, std=0.02))
+
+    @torch.no_grad()
+    def set_rows(self, weight: Tensor, *, first: int = 0) -> None:
+        """Set the rows of all classes from number ``first``, the first one of a task, to ``weight`` (n_seen, D)."""
+        start = 0
+        for rows in self.weight:
+            if start >= first:
+                rows.copy_(weight[start : start + len(rows)])
+            start += len(rows)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, n_seen) of features (B, D)."""
+        return self.scale * cosine(features, self.weight.joined())
 
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
