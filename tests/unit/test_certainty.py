@@ -98,6 +98,10 @@ def test_it_is_saved_and_goes_on(learner, stream, tmp_path: Path):
     assert again.certainty.temperature.samples == wanted.samples == 30
     assert again.temperature == pytest.approx(wanted.value(), rel=1e-4)
     assert again.temperature != pytest.approx(learner.temperature, rel=1e-4)
+    again.save(tmp_path / "model")
+    more = ostinato.load(str(tmp_path / "model"))
+    assert torch.equal(more.certainty.earlier_distances, again.certainty.typicality.distances)
+    assert more.certainty.typicality.samples == 30
 
 
 def test_a_learner_that_was_resumed_scores_all_again(learner, stream):
@@ -274,6 +278,7 @@ def test_tensors_that_do_not_fit_are_refused(learner):
     for key, value in (
         ("typicality.classes.scatter", torch.zeros(3, 3)),
         ("typicality.distances", torch.zeros(2, 2)),
+        ("earlier_distances", torch.zeros(2, 2)),
         ("temperature.sums", torch.zeros(2)),
     ):
         state = learner.learned_state() | {PREFIX + key: value.double()}

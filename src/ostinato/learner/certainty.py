@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ostinato.backbones.frozen import FrozenBackbone
 from ostinato.backbones.weights import load_backbone
 from ostinato.errors import DataError
 from ostinato.learner.learning import parts_of, whole_task
 from ostinato.nn.calibration import Temperature
+from ostinato.nn.growing import Growing
 from ostinato.nn.typicality import Typicality
 from ostinato.streams import LabeledDataset, Task
 from ostinato.training.callbacks import Callback
@@ -30,7 +31,7 @@ PREFIX = "certainty/"
 """Of its tensors beside those of a method, whose names have no slash."""
 
 
-class Certainty(nn.Module):
+class Certainty(Growing):
     """Statistics of held-out samples under the newest model, and of the plain features of training samples.
 
     Args:
@@ -87,6 +88,8 @@ def certainty_in(state: dict[str, Tensor], dim: int) -> tuple[Certainty | None, 
     certainty = Certainty(dim).to(next(iter(own.values())).device)
     certainty.load_state_dict(own)
     certainty.typicality.check()
+    if certainty.earlier_distances.ndim != 1:
+        raise RuntimeError(f"earlier_distances {tuple(certainty.earlier_distances.shape)}")
     return certainty, others
 
 
