@@ -240,6 +240,8 @@ class ScoreRecord(Record):
     task_incremental_accuracy: Fraction
     task_id_accuracy: Fraction | None
     oracle_id_accuracy: Fraction | None
+    calibration_error: Fraction | None = None
+    uncalibrated_error: Fraction | None = None
     batch_accuracy: Fraction | None = None
     batch_task_id_accuracy: Fraction | None = None
 
@@ -318,6 +320,8 @@ class SummaryRecord(BaseModel):
     oracle_id_accuracy: Fraction | None = None
     task_incremental_accuracy: Fraction | None = None
     task_incremental_forgetting: Fraction | None = None
+    calibration_error: Fraction | None = None
+    uncalibrated_error: Fraction | None = None
     old_accuracy_before: Fraction | None = None
     old_accuracy_after: Fraction | None = None
     new_accuracy: Fraction | None = None

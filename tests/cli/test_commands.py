@@ -18,8 +18,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from tests.cli.command import ENV, README, ROOT, blocks, ostinato, process
 from tests.cli.forking import Forked
@@ -123,9 +125,40 @@ def test_predict_files(photo_run):
     file = photo_run / "old/red/0.jpg"
     text = ostinato("predict", "runs/photos", file, "--topk", "3", cwd=photo_run).stdout
     assert text.startswith(f"{file}: red ")
-    assert len(re.findall(r"-?0\.\d{3}", text)) == 3, "cosines are no percentages"
+    shown = [float(value) for value in re.findall(r"(\d+\.\d)%", text)]
+    assert len(shown) == 3
+    assert shown == sorted(shown, reverse=True), "probabilities, best first"
     both = json.loads(ostinato("predict", "runs/photos", file, "old/blue/1.jpg", "--json", cwd=photo_run).stdout)
     assert [p["classes"][0] for p in both] == ["red", "blue"]
+    assert both[0]["probabilities"][0] == pytest.approx(shown[0] / 100, abs=0.0006)
+
+
+def test_what_is_like_no_class_is_answered_as_unknown(photo_run, tmp_path):
+    odd, red = tmp_path / "odd.png", photo_run / "old/red/0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(odd)
+    words = ("predict", "runs/photos", odd, red, "--reject-rate", "0.2")
+    lines = ostinato(*words, cwd=photo_run).stdout.splitlines()
+    assert lines[0].startswith(f"{odd}: unknown, nearest ")
+    assert lines[1].startswith(f"{red}: red ")
+    found = json.loads(ostinato(*words, "--json", cwd=photo_run).stdout)
+    assert [(p["answer"], p["unknown"]) for p in found] == [("unknown", True), ("red", False)]
+    assert found[0]["typicality"] == pytest.approx(0.2)
+    assert found[1]["typicality"] > 0.2
+    found = json.loads(ostinato("predict", "runs/photos", red, "--threshold", "0.999", "--json", cwd=photo_run).stdout)
+    assert (found[0]["answer"], found[0]["classes"]) == ("unknown", ["red"])
+    refused = ostinato("predict", "runs/photos", red, "--reject-rate", "0.05", code=2, cwd=photo_run).stderr
+    assert "reject_rate=0.05 needs 19 held-out samples, but this model has 4. It can take 0.2 or more." in refused
+
+
+def test_a_model_without_held_out_samples_says_that_it_has_no_probabilities(photo_run, tmp_path):
+    words = ("data=photos/", "data.validation=0", "stream.step=4", f"out={tmp_path / 'all'}")
+    ostinato("run", "simplecil", *words, cwd=photo_run)
+    done = ostinato("predict", tmp_path / "all", photo_run / "old/red/0.jpg")
+    assert re.fullmatch(r".*0\.jpg: red -?0\.\d{3}\n", done.stdout), "a score, not a probability"
+    assert "has no probabilities, but scores. Probabilities need samples that were held out" in done.stderr
+    summary = json.loads((tmp_path / "all/summary.json").read_text())
+    assert summary["calibration_error"] is None
+    assert 0 <= summary["uncalibrated_error"] <= 1
 
 
 def test_predict_standard_input(photo_run, monkeypatch):

@@ -28,6 +28,7 @@ OTHERWISE = {
     r"^(ostinato reproduce soft_tf/table\d) (data=.*)$": r"\1 \2 --dry-run",
     r"^torchrun --nproc-per-node \d -m (ostinato run .*)$": r"\1 train.epochs=1",
     r"^torchrun --nproc-per-node \d -m ostinato resume": "ostinato resume",
+    r"--reject-rate \S+": "--reject-rate 0.2",  # a few photos have few held-out ones
     "BUNDLED": "backbone=vit_mini_patch8_32.glyphs",
 }
 """What takes the place of what only a network, several processes or hours could give: patterns and replacements."""
@@ -119,6 +120,7 @@ def test_what_takes_the_place_of_something_is_shown_somewhere():
 PYTHON = {
     "README": ["all 5 tasks"],
     "python": ["all 5 tasks", "Prediction("],
+    "unknown": [" [0."],
     "CONTRIBUTING": ["all 2 tasks", "torch.Size([2, 192])"],
 }
 """Pages with Python, and some of the output."""

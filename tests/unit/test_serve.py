@@ -71,7 +71,19 @@ def test_predictions_are_those_of_the_learner(places, model):
     assert [one["classes"] for one in answer["predictions"]] == [one.classes for one in want]
     for got, one in zip(answer["predictions"], want, strict=True):
         assert got["scores"] == pytest.approx(one.scores, abs=1e-6)
-        assert got["confidences"] is None  # cosines have none
+        assert got["probabilities"] == pytest.approx(one.probabilities, abs=1e-6)
+        assert got["answer"] == one.classes[0]
+
+
+def test_an_answer_below_the_threshold_is_unknown(places, model):
+    images = places[1]
+    sure = [one.probabilities[0] for one in Learner.load(model, device="cpu", precision="fp32").predict(images)]
+    middle = sorted(sure)[1]
+    with client_of(model) as client:
+        answer = client.post(f"/predict?threshold={middle}", files=form(images)).json()
+        assert [one["unknown"] for one in answer["predictions"]] == [p < middle for p in sure]
+        assert [one["answer"] == "unknown" for one in answer["predictions"]] == [p < middle for p in sure]
+        assert client.post("/predict?threshold=1.5", files=form(images)).status_code == 422
 
 
 def test_classes_health_and_page(model):

@@ -123,7 +123,7 @@ def merge(
 
 def show_result(result: dict[str, Any], console: Console, as_json: bool, processes: ProcessGroup) -> None:
     """Print the result of a run in the main process."""
-    from ostinato.report.tables import percent, run_table
+    from ostinato.report.tables import calibration_line, percent, run_table
 
     if not processes.is_main:
         return
@@ -151,4 +151,6 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
             )
         if result["new_accuracy"] is not None:
             console.print(f"New classes: {percent(result['new_accuracy'])} %.")
+    if line := calibration_line(result.get("calibration_error"), result.get("uncalibrated_error")):
+        console.print(line)
     console.print(f"Written to {result['run']}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)

@@ -35,6 +35,16 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
     column: Annotated[str | None, typer.Option(help="Text column of a table; by default found by its name.")] = None,
     topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
+    threshold: Annotated[
+        float | None, typer.Option(help="Answer 'unknown' if the best class is less probable, such as 0.8.")
+    ] = None,
+    reject_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Answer 'unknown' far from all classes learned; of samples of these, this share is rejected, such as "
+            "0.05."
+        ),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read an exported .pt2 or .pt file, which can run code of its maker.")
     ] = False,
@@ -43,6 +53,8 @@ def predict(
     """Classify images or texts with a finished run, each on its own.
 
     Example: ostinato predict runs/photos new/*.jpg --topk 3
+
+    Example: ostinato predict runs/photos new/*.jpg --threshold 0.8 --reject-rate 0.05
 
     Example: find new -name '*.jpg' | ostinato predict runs/photos -
 
@@ -57,6 +69,7 @@ def predict(
     from typing import cast
 
     from ostinato.config import parse_overrides
+    from ostinato.learner.predicting import NO_PROBABILITIES
     from ostinato.paths import refuse_url
     from ostinato.runs.scoring import load_model, predict_inputs
 
@@ -70,13 +83,18 @@ def predict(
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
     learner = load_model(run, trust=trust, **machine_of(parse_overrides(words)))
+    if learner.temperature is None:
+        say(f"{run} has no probabilities, but scores. {NO_PROBABILITIES}", err=True)
     predictions, bad = [], []
     began = time.perf_counter()
-    for prediction in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
+    answers = predict_inputs(
+        run, learner, files, text or [], column=column, topk=topk, threshold=threshold, reject_rate=reject_rate
+    )
+    for prediction in answers:
         if isinstance(prediction, DataError):
             bad.append(str(prediction))
             continue
-        predictions.append(asdict(prediction))
+        predictions.append(asdict(prediction) | {"answer": prediction.answer})
         if not as_json:
             say(f"{prediction.source}: {_best(prediction)}")
     n = len(predictions) + len(bad)
@@ -90,11 +108,12 @@ def predict(
 
 
 def _best(prediction: Prediction) -> str:
-    if prediction.confidences is None:
+    if prediction.probabilities is None:
         values = [f"{score:.3f}" for score in prediction.scores]
     else:
-        values = [f"{100 * confidence:.1f}%" for confidence in prediction.confidences]
-    return "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
+        values = [f"{100 * probability:.1f}%" for probability in prediction.probabilities]
+    best = "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
+    return f"{prediction.answer}, nearest {best}" if prediction.unknown else best
 
 
 @app.command()
@@ -180,6 +199,7 @@ def evaluate(
             "backbone.weights=FILE, device=NAME, precision=fp32, eval.unknown=skip (for classes that were not "
             "learned), and eval.protocol=batch with eval.batch=24 and eval.shots=7."
         )
+    from ostinato.report.tables import calibration_line
     from ostinato.runs.scoring import score_run
 
     score = score_run(
@@ -194,7 +214,8 @@ def evaluate(
     if as_json:
         shown = {"accuracy": score.accuracy, "images": score.images}
         if score.classes is not None:
-            say_json(shown | {"classes": score.classes})
+            errors = {"calibration_error": score.calibration_error, "uncalibrated_error": score.uncalibrated_error}
+            say_json(shown | errors | {"classes": score.classes})
         else:
             say_json(shown | {"protocol": score.protocol, "task_id_accuracy": score.task_id_accuracy})
         return
@@ -203,6 +224,8 @@ def evaluate(
         say(f"{line}, protocol {score.protocol}")
         return
     say(f"{line}, {len(score.classes)} classes")
+    if remark := calibration_line(score.calibration_error, score.uncalibrated_error):
+        say(remark)
     for name, share in sorted(score.classes.items(), key=lambda item: item[1]):
         say(f"  {100 * share:5.1f}%  {name}")
 

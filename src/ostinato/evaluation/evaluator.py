@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ostinato.errors import InputError
+from ostinato.evaluation.calibration import BINS, answer_probabilities, bin_sums, calibration_error
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.streams import LabeledDataset
 from ostinato.training.callbacks import Callback
@@ -40,6 +41,9 @@ class Evaluation:
         seconds: time spent.
         answers: predicted class of each sample, group after group.
         right: whether each answer is right.
+        calibration_error: of the probabilities, see :func:`ostinato.evaluation.calibration.calibration_error`; None
+            without a temperature.
+        uncalibrated_error: the same of the softmax of the scores as they are.
     """
 
     totals: list[int]
@@ -53,6 +57,8 @@ class Evaluation:
     seconds: float
     answers: list[int]
     right: list[bool]
+    calibration_error: float | None = None
+    uncalibrated_error: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -168,6 +174,7 @@ def evaluate(
     protocol: BatchProtocol | None = None,
     label_groups: Tensor | None = None,
     names: Sequence[str] | None = None,
+    temperature: float | None = None,
     callback: Callback | None = None,
 ) -> Evaluation:
     """Score all groups, with samples mixed and shuffled by a fixed seed unless there is a protocol.
@@ -180,6 +187,7 @@ def evaluate(
         protocol: None scores every sample alone; otherwise each batch is of one group and shares a task id.
         label_groups: group number of each label; labels of one group are the same answer.
         names: of the classes seen, for messages.
+        temperature: of the probabilities; None for none.
         callback: called after every batch.
 
     Raises:
@@ -217,6 +225,8 @@ def evaluate(
     predicted, bad_scores = (torch.zeros(method.n_seen, dtype=torch.int64, device=device) for _ in range(2))
     bad_evidence = torch.zeros(method.n_tasks, dtype=torch.int64, device=device)
     answers, right = (torch.zeros(total, dtype=torch.int64, device=device) for _ in range(2))  # each process its share
+    temperatures = [1.0] if temperature is None else [1.0, temperature]
+    bins = torch.zeros(len(temperatures), BINS, 3, dtype=torch.float64, device=device)
     method.eval()
     done = 0
     for x, y in given_batches(samples, batches, device=device, workers=settings.workers):
@@ -246,6 +256,8 @@ def evaluate(
             "til": answer[scores.masked_fill(~own_classes[task], -torch.inf).argmax(1)] == answer[y],
         }
         answers[rows], right[rows] = best, hits["all"].long()
+        for sums, t in zip(bins, temperatures, strict=True):
+            sums += bin_sums(answer_probabilities(scores, t, answer), hits["all"])
         if inferred is not None:
             hits["id"] = inferred == task
         if given is not None:
@@ -254,7 +266,7 @@ def evaluate(
             counts[name].index_add_(0, group, hit.long())
         done += len(y)
         callback.on_batch(len(y))
-    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence, answers, right])
+    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence, answers, right, bins])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
     if done < total:  # samples of other processes
@@ -272,6 +284,8 @@ def evaluate(
         seconds=time.perf_counter() - began,
         answers=answers.tolist(),
         right=right.bool().tolist(),
+        calibration_error=None if temperature is None else calibration_error(bins[1]),
+        uncalibrated_error=calibration_error(bins[0]),
     )
 
 

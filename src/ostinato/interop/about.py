@@ -26,7 +26,7 @@ class ExportRecord(Record):
         method: name of the method.
         backbone: name of the backbone.
         class_names: in the order of the scores.
-        scores_are_logits: whether a softmax of the scores has a meaning.
+        temperature: T of the probabilities softmax(scores / T); None if no sample was held out.
         protocol: "sample", since every image is scored alone.
         input: the input in words.
         preprocess: side, mean, standard deviation and interpolation. The file itself normalises by mean and deviation.
@@ -38,7 +38,7 @@ class ExportRecord(Record):
     method: PlainName
     backbone: Text
     class_names: Annotated[list[Text], Field(min_length=1)]
-    scores_are_logits: bool
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     protocol: Text
     input: Text = INPUT
     preprocess: PreprocessRecord

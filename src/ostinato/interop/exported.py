@@ -16,7 +16,7 @@ from ostinato.interop.about import ExportRecord, read_about
 from ostinato.interop.formats import FORMATS, Format, Run
 from ostinato.learner import Prediction
 from ostinato.learner.inputs import Input
-from ostinato.learner.predicting import Predictor
+from ostinato.learner.predicting import Predictor, check_asked
 
 MAX_BYTES = 2**34
 """Largest file to read."""
@@ -50,18 +50,40 @@ class ExportedModel:
             raise DataError(f"{self.path} must give a finite score for each of its classes. Export the model again.")
         return scores
 
-    def predictions(self, inputs: Iterable[Input | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
-        """Predict a stream of images in order, see :meth:`ostinato.learner.Learner.predictions`."""
-        if topk < 1:
-            raise InputError(f"topk must be at least 1, got {topk}.")
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the probabilities; None if no sample was held out."""
+        return self.about.temperature
+
+    def predictions(
+        self,
+        inputs: Iterable[Input | DataError],
+        *,
+        topk: int = 1,
+        threshold: float | None = None,
+        reject_rate: float | None = None,
+    ) -> Iterator[Prediction | DataError]:
+        """Predict a stream of images in order, see :meth:`ostinato.learner.Learner.predictions`.
+
+        Raises:
+            InputError: also if a rate of rejection is given, for which a file has no statistics.
+        """
+        check_asked(self.temperature, topk, threshold, reject_rate)
+        if reject_rate is not None:
+            raise InputError(
+                f"reject_rate needs the statistics of a run, which {self.path} does not hold. Give the run, or a "
+                "threshold."
+            )
         predictor = Predictor(
             transform=self.about.transform,
             scores=self.scores,
             class_names=self.about.class_names,
-            scores_are_logits=self.about.scores_are_logits,
+            temperature=self.temperature,
             backbone=self.about.backbone,
+            topk=topk,
+            threshold=threshold,
         )
-        return predictor.predictions(inputs, topk, self.batch_size)
+        return predictor.predictions(inputs, self.batch_size)
 
 
 def load_exported(path: str | Path, *, trust: bool = False) -> ExportedModel:

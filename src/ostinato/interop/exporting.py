@@ -132,7 +132,7 @@ def describe(learner: Learner) -> ExportRecord:
         method=learner.method.name,
         backbone=learner.spec.name,
         class_names=learner.class_names,
-        scores_are_logits=learner.method.scores_are_logits,
+        temperature=learner.temperature,
         protocol=learner.method.protocol,
         preprocess=PreprocessRecord(
             size=preprocess.size,

@@ -8,11 +8,15 @@ import numpy as np
 import torch
 
 from ostinato.errors import InputError, did_you_mean
+from ostinato.learner.certainty import forget
 from ostinato.learner.learner import Learner
 from ostinato.records import ArtifactRecord
 from ostinato.streams import LabeledDataset
 from ostinato.streams.source import plain_name
 from ostinato.training.callbacks import Callback
+
+PLAIN = "its covariance of plain features"
+"""Sum over the samples of all classes that is kept for unknown inputs."""
 
 FEWEST = 2
 """Classes that must stay, to have something to tell apart."""
@@ -69,7 +73,7 @@ def remove_class(learner: Learner, name: str, samples: LabeledDataset | None = N
         samples: all training samples of the class, to subtract their share and to forget their fingerprints.
 
     Returns:
-        Sum in which the samples stay, in words; None if nothing of them is left.
+        Sums in which the samples stay, in words; None if nothing of them is left.
 
     Raises:
         InputError: if there is no such class, only two are left, the method cannot, or the samples are others.
@@ -78,15 +82,20 @@ def remove_class(learner: Learner, name: str, samples: LabeledDataset | None = N
     _check_alike(learner, "remove")
     if n <= FEWEST:
         raise InputError(f"remove: at least {FEWEST} classes must stay, but there are {n}.")
-    shared = learner.method.shares
-    if samples is not None and shared is not None:
+    shared = [] if learner.method.shares is None else [learner.method.shares]
+    if learner.certainty is not None:
+        shared.append(PLAIN)
+    if samples is not None:
         own = samples.subset(np.arange(len(samples)))
         own.labels = torch.full((len(own),), label)
-        learner.update_from(own, learner.method.forget, Callback())
+        if learner.method.shares is not None:
+            learner.update_from(own, learner.method.forget, Callback())
+        if learner.certainty is not None:
+            forget(learner.certainty, learner, own, label)
     _relabel(learner, gone=label, into=None)
     if samples is not None:
         learner.used = np.setdiff1d(learner.used, samples.fingerprints())
-    return shared if samples is None else None
+    return " and ".join(shared) if samples is None and shared else None
 
 
 def merge_classes(learner: Learner, name: str, other: str) -> None:
@@ -122,6 +131,9 @@ def _relabel(learner: Learner, gone: int, into: int | None) -> None:
     numbers[gone] = -1 if into is None else numbers[into]
     task = int(method.task_of_class[gone])
     method.relabel(numbers.to(method.device))
+    learner.held_out = []  # their labels are others now
+    if learner.certainty is not None:
+        learner.certainty.relabel(numbers.to(method.device))
     sizes = method.task_sizes.clone()
     sizes[task] -= 1
     method.task_sizes = sizes[sizes > 0]

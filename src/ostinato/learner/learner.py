@@ -21,11 +21,13 @@ from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import DataError, InputError, OstinatoError
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation, check_scores, check_shape, evaluate, not_finite
+from ostinato.learner.certainty import Certainty, certainty_in, refit
 from ostinato.learner.damage import explaining_damage
 from ostinato.learner.inputs import Input, is_one_input
-from ostinato.learner.learning import check_refines, counted, parts_of, passes
-from ostinato.learner.predicting import Prediction, Predictor
-from ostinato.learner.saving import arguments, artifact_folder, check_backbone, check_run, save
+from ostinato.learner.learning import check_history, check_refines, counted, learned_tests, parts_of, passes, whole_task
+from ostinato.learner.predicting import Prediction
+from ostinato.learner.rejecting import predictor_of
+from ostinato.learner.saving import arguments, artifact_folder, check_run, fill, save
 from ostinato.learner.spec import BackboneSpec
 from ostinato.lookup import file_of, get_method
 from ostinato.methods.base import LearnTask, Method
@@ -73,6 +75,8 @@ class Learner:
             classes beyond the list differ from all. None if all classes differ.
         samples: training samples of each class so far; None for a model of an earlier version, which did not count.
         bundled: whether it was loaded from a folder that holds the backbone's weights.
+        certainty: statistics for probabilities and unknown inputs; None for a model of an earlier version.
+        held_out: validation samples of the tasks learned since it was made or loaded.
 
     Raises:
         InputError: for unknown names or options, with the closest known ones.
@@ -126,8 +130,10 @@ class Learner:
         self.samples: list[int] | None = []
         self.precision, self.precision_reason = precision, chosen.reason
         self._history: list[LabeledDataset] = []
-        self._loaded_from: Path | None = None
+        self.held_out: list[LabeledDataset] = []
+        self.loaded_from: Path | None = None
         self.bundled = False
+        self.certainty: Certainty | None = Certainty(loaded.dim).to(where)
         with seeded(where, seed, "method"):
             self.method = cls(loaded, **self.options)
         check_effect(self.method, train)
@@ -193,6 +199,8 @@ class Learner:
                 seconds = self._refine(task.known, callback)
         if task.classes:
             seconds += self._learn_classes(task, augment, callback, resume)
+        if self.certainty is not None:
+            seconds += refit(self.certainty, self, task, callback)
         self.class_names = [*self.class_names[: task.classes.start], *task.class_names]
         self._note_used(task)
         return seconds
@@ -204,9 +212,7 @@ class Learner:
 
     def update_from(self, known: LabeledDataset, by: Callable[[LearnTask], None], callback: Callback) -> float:
         """Update the method by its ``refine`` or ``forget`` from samples of known classes; return the seconds spent."""
-        n, batches = self.method.n_seen, passes(known, self.eval_transform, self.settings, callback)
-        work = LearnTask(self.method.n_tasks, range(n, n), known, batches, self.settings.processes)
-        return update(self.method, by, work, self.settings)
+        return update(self.method, by, whole_task(self, known, callback), self.settings)
 
     def _learn_classes(
         self, task: Task, augment: str | None, callback: Callback, resume: tuple[Position, dict[str, Tensor]] | None
@@ -228,7 +234,8 @@ class Learner:
             )
 
     def _note_used(self, task: Task) -> None:
-        """Count the training samples of each class, and keep the fingerprints of all samples."""
+        """Count the training samples of each class, and keep the held-out ones and the fingerprints of all."""
+        self.held_out = [*self.held_out, *parts_of(task)[1]]
         if self.samples is not None:
             self.samples = counted(self.samples, task)
         if not self.settings.processes.is_main:  # fingerprints read every sample, and only the main process saves
@@ -240,15 +247,11 @@ class Learner:
         """Keep the data of all tasks for methods that train on it."""
         if self.method.data_seen != "all":
             return
-        if len(self._history) < task.index:
-            raise InputError(
-                f"{self.method.name} trains on the data of all tasks, but that of tasks {len(self._history)} to "
-                f"{task.index - 1} is missing. Run it on the whole stream, or choose a method that needs no old data."
-            )
+        check_history(self.method, len(self._history), task.index)
         self._history = [*self._history[: task.index], task.train]
 
     def remember(self, tasks: Sequence[Task]) -> None:
-        """Restore the used samples, and data for methods that need it, of tasks learned before a restart."""
+        """Restore the samples of tasks learned before a restart: used, held out, and for methods that need it, all."""
         for task in tasks:
             self._remember(task)
             self._note_used(task)
@@ -276,23 +279,25 @@ class Learner:
         """
         self._check_whole()
         if isinstance(groups, TaskStream):
-            learned = self.method.n_tasks - groups.offset_tasks
-            known = groups.known_test()
-            groups = [groups.test(i) for i in range(min(len(groups), learned))]
-            groups = groups if known is None else [known, *groups]
+            groups = learned_tests(groups, self.method.n_tasks)
         same = self.answers() if label_groups is None else label_groups
         seen = [group.with_transform(self.eval_transform) for group in groups]
         with self._explaining_damage():
             return evaluate(
                 self.method, seen, self.settings, oracle=oracle, protocol=protocol, label_groups=same,
-                names=self.class_names, callback=callback,
+                names=self.class_names, temperature=None if protocol else self.temperature, callback=callback,
             )  # fmt: skip
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature T of the probabilities softmax(scores / T); None if no sample was held out."""
+        return None if self.certainty is None else self.certainty.temperature.value()
 
     def answers(self) -> Tensor | None:
         """``label_groups`` of all classes learned, (n_seen,)."""
         if self.label_groups is None:
             return None
-        n = len(self.class_names)
+        n = self.method.n_seen
         return torch.tensor([*self.label_groups[:n], *range(len(self.label_groups), n)])
 
     @torch.inference_mode()
@@ -303,11 +308,12 @@ class Learner:
             InputError: if scores are not finite.
         """
         with self._explaining_damage():
-            scores = self._scores(x)
+            scores = self.raw_scores(x)
         check_scores(self.method, not_finite(scores), self.class_names)
         return scores
 
-    def _scores(self, x: Tensor) -> Tensor:
+    def raw_scores(self, x: Tensor) -> Tensor:
+        """:meth:`scores` without a check."""
         self.method.eval()
         with compute(self.method, self.settings.device, self.settings.dtype):
             scores = self.method.scores(x.to(self.settings.device))
@@ -317,10 +323,17 @@ class Learner:
     def _explaining_damage(self) -> AbstractContextManager[None]:
         """Raise DataError for a failure of loaded tensors."""
         from_file = file_of(type(self.method)) is not None  # its author needs the original error
-        loaded_from = None if from_file else self._loaded_from
-        return explaining_damage(self.method.name, loaded_from, self.eval_transform, self._scores)
+        loaded_from = None if from_file else self.loaded_from
+        return explaining_damage(self.method.name, loaded_from, self.eval_transform, self.raw_scores)
 
-    def predict(self, inputs: Sequence[Input] | np.ndarray | Tensor, *, topk: int = 1) -> list[Prediction]:
+    def predict(
+        self,
+        inputs: Sequence[Input] | np.ndarray | Tensor,
+        *,
+        topk: int = 1,
+        threshold: float | None = None,
+        reject_rate: float | None = None,
+    ) -> list[Prediction]:
         """Predict the best classes of images or texts, each scored alone, in order.
 
         Args:
@@ -328,45 +341,39 @@ class Learner:
                 (H, W, channels), or a tensor (channels, H, W), both in uint8 or in floats from 0 to 1; texts for a text
                 encoder.
             topk: classes per input.
+            threshold: probability of the best class below which the answer is "unknown".
+            reject_rate: share of samples of the classes that may be called "unknown" for their distance to the classes.
 
         Raises:
             DataError: naming a file that is missing or no image, or an empty text.
-            InputError: if no class was learned yet, or ``topk`` is below 1.
+            InputError: if no class was learned yet, a number is out of range, or there were too few held-out samples.
         """
         if is_one_input(inputs):
             raise InputError("predict takes a list, also of one input: predict([...]).")
         out: list[Prediction] = []
-        for result in self.predictions(inputs, topk=topk):
+        for result in self.predictions(inputs, topk=topk, threshold=threshold, reject_rate=reject_rate):
             if isinstance(result, DataError):
                 raise result
             out.append(result)
         return out
 
-    def predictions(self, inputs: Iterable[Input | DataError], *, topk: int = 1) -> Iterator[Prediction | DataError]:
+    def predictions(
+        self,
+        inputs: Iterable[Input | DataError],
+        *,
+        topk: int = 1,
+        threshold: float | None = None,
+        reject_rate: float | None = None,
+    ) -> Iterator[Prediction | DataError]:
         """Predict a stream of inputs in order, batch by batch, with an error in place of an unusable input.
 
-        Threads read files ahead.
-
-        Args:
-            inputs: as in :meth:`predict`; errors among them are passed on.
-            topk: classes per input.
-
-        Raises:
-            InputError: if no class was learned yet, or ``topk`` is below 1.
+        Threads read files ahead. For arguments and errors see :meth:`predict`; errors among the inputs are passed on.
         """
         if not self.class_names:
             raise InputError("predict: no class was learned yet; call learn first.")
         self._check_whole()
-        if topk < 1:
-            raise InputError(f"topk must be at least 1, got {topk}.")
-        predictor = Predictor(
-            transform=self.eval_transform,
-            scores=self.scores,
-            class_names=self.class_names,
-            scores_are_logits=self.method.scores_are_logits,
-            backbone=self.spec.name,
-        )
-        return predictor.predictions(inputs, topk, self.settings.eval_batch_size)
+        predictor = predictor_of(self, topk, threshold, reject_rate)
+        return predictor.predictions(inputs, self.settings.eval_batch_size)
 
     def save(self, path: str | Path, *, run_id: str | None = None, bundle: bool = False) -> None:
         """Write the learner as a folder with ``artifact.json``, whole or not at all.
@@ -415,25 +422,23 @@ class Learner:
         if (Path(path) / "config.toml").is_file():
             check_run(Path(path), saved.about)
         learner = cls(device=device, **(arguments(folder, saved.about, weights, method) | more))
-        check_backbone(folder, saved.about, learner)
-        learner.restore(saved.learned, saved.about.class_names)
-        if learner.method.task_sizes.tolist() != saved.about.task_sizes:
-            raise DataError(
-                f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact."
-            )
-        learner.used, learner.label_groups, learner._loaded_from = saved.used, saved.about.label_groups, folder
-        learner.samples = saved.about.samples
-        learner.bundled = saved.about.bundle is not None
+        fill(learner, folder, saved)
         return learner
 
+    def learned_state(self) -> dict[str, Tensor]:
+        """Learned tensors of the method, and the statistics of held-out samples."""
+        return self.method.learned_state() | ({} if self.certainty is None else self.certainty.state())
+
     def restore(self, learned: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Set learned tensors and class names.
+        """Set a :meth:`learned_state` and class names.
 
         Raises:
             DataError: if the tensors do not fit the method.
         """
         try:
-            self.method.load_learned_state({k: v.to(self.settings.device) for k, v in learned.items()})
+            learned = {k: v.to(self.settings.device) for k, v in learned.items()}
+            self.certainty, learned = certainty_in(learned, self.method.backbone.dim)
+            self.method.load_learned_state(learned)
         except OstinatoError:
             raise
         except Exception as error:  # of any kind, for tensors of wrong shapes

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ostinato.errors import InputError
 from ostinato.evaluation.evaluator import SHOWN
-from ostinato.methods.base import NOTHING_REFINES, Method
-from ostinato.streams import LabeledDataset, Task, Transform
+from ostinato.methods.base import NOTHING_REFINES, LearnTask, Method
+from ostinato.streams import LabeledDataset, Task, TaskStream, Transform
 from ostinato.training.callbacks import Callback
 from ostinato.training.loader import fixed_batches
 from ostinato.training.loop import Settings
+
+if TYPE_CHECKING:
+    from ostinato.learner.learner import Learner
 
 
 def passes(
@@ -39,6 +43,12 @@ def passes(
     return batches
 
 
+def whole_task(learner: Learner, samples: LabeledDataset, callback: Callback) -> LearnTask:
+    """Samples of classes that a learner knows, as a task without classes of its own."""
+    n, batches = learner.method.n_seen, passes(samples, learner.eval_transform, learner.settings, callback)
+    return LearnTask(learner.method.n_tasks, range(n, n), samples, batches, learner.settings.processes)
+
+
 def check_refines(method: Method, names: Sequence[str]) -> str:
     """Name the part of a method that more samples of known classes refine.
 
@@ -59,6 +69,15 @@ def check_refines(method: Method, names: Sequence[str]) -> str:
     return part
 
 
+def check_history(method: Method, n: int, index: int) -> None:
+    """Raise InputError unless the data of all ``index`` tasks before are there, of which ``n`` are."""
+    if n < index:
+        raise InputError(
+            f"{method.name} trains on the data of all tasks, but that of tasks {n} to {index - 1} is missing. Run it "
+            "on the whole stream, or choose a method that needs no old data."
+        )
+
+
 def parts_of(task: Task) -> tuple[list[LabeledDataset], list[LabeledDataset]]:
     """Training and validation samples of a task, those of known classes first."""
     known = [] if task.known is None else [task.known]
@@ -72,3 +91,10 @@ def counted(samples: Sequence[int], task: Task) -> list[int]:
     counts = torch.bincount(labels, minlength=task.n_seen).tolist()
     before = [*samples, *[0] * (task.n_seen - len(samples))]
     return [n + more for n, more in zip(before, counts, strict=True)]
+
+
+def learned_tests(stream: TaskStream, n_tasks: int) -> list[LabeledDataset]:
+    """Test samples of the tasks of a stream that are among the ``n_tasks`` learned; first those of known classes."""
+    known = stream.known_test()
+    tests = [stream.test(i) for i in range(min(len(stream), n_tasks - stream.offset_tasks))]
+    return tests if known is None else [known, *tests]

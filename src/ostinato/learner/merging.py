@@ -100,8 +100,8 @@ def _join(first: Learner, other: Learner) -> None:
     labels = [numbers.setdefault(name, len(numbers)) for name in other.class_names]
     new = torch.tensor([label >= first.method.n_seen for label in labels])
     sizes = torch.stack([part.sum() for part in new.split(other.method.task_sizes.tolist())])
-    method = first.method
-    cast(Additive, method).merge(other.method, torch.tensor(labels, device=method.device))
+    method, places = first.method, torch.tensor(labels, device=first.method.device)
+    cast(Additive, method).merge(other.method, places)
     method.task_sizes = torch.cat([method.task_sizes, sizes[sizes > 0].to(method.device)])
     if first.samples is not None and other.samples is not None:
         first.samples += [0] * (len(numbers) - len(first.samples))
@@ -109,5 +109,10 @@ def _join(first: Learner, other: Learner) -> None:
             first.samples[label] += n
     else:
         first.samples = None
+    if first.certainty is not None and other.certainty is not None:
+        first.certainty.merge(other.certainty, places)
+    else:
+        first.certainty = None
+    first.held_out = []
     first.class_names = list(numbers)
     first.used = np.union1d(first.used, other.used)

@@ -117,7 +117,7 @@ def save(learner: Learner, path: Path, run_id: str | None, bundle: bool) -> None
     }
     text = source.text if source else None
     held = bundle_of(learner.spec, learner.origin) if bundle else None
-    artifact.write(path, about, learner.method.learned_state(), learner.used, text, held)
+    artifact.write(path, about, learner.learned_state(), learner.used, text, held)
 
 
 def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: str | None) -> dict[str, Any]:
@@ -142,3 +142,21 @@ def check_backbone(folder: Path, about: ArtifactRecord, learner: Learner) -> Non
             f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
         )
     check_inputs(str(folder), about.preprocess, learner.method.backbone)
+
+
+def fill(learner: Learner, folder: Path, saved: artifact.Artifact) -> None:
+    """Give a new learner what a saved one has learned.
+
+    Raises:
+        DataError: if its backbone is another one, or the files of the artifact contradict each other.
+    """
+    about = saved.about
+    check_backbone(folder, about, learner)
+    learner.restore(saved.learned, about.class_names)
+    if learner.method.task_sizes.tolist() != about.task_sizes:
+        raise DataError(f"{folder}: artifact.json and the learned tensors have different tasks. Restore the artifact.")
+    learner.used, learner.label_groups, learner.loaded_from = saved.used, about.label_groups, folder
+    learner.samples = about.samples
+    if learner.certainty is not None:
+        learner.certainty.close()
+    learner.bundled = about.bundle is not None

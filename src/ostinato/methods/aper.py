@@ -42,7 +42,6 @@ class APER(FirstSession):
     """
 
     recipe = Recipe(epochs=20, batch_size=48, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="cosine_per_epoch")
-    scores_are_logits = False
 
     def __init__(self, backbone: Backbone, *, adapt: Annotated[Part, ADAPTATIONS] = "adapter") -> None:
         super().__init__(backbone)

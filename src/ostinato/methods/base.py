@@ -167,7 +167,6 @@ class Method(Growing):
         frozen: the frozen backbone with its caches; None if the backbone is trained.
         data_seen: training data of a task, recorded in results: "current task"; "memory" for kept samples of earlier
             tasks as well; "all" for the data of all tasks so far (upper bounds only).
-        scores_are_logits: whether scores have a meaningful softmax; cosines do not.
         no_effect: per option, another option and its values under which the first has no effect; setting both is an
             error.
         default_readout: read-out of the backbone if the user names none; None for that of the weights.
@@ -180,7 +179,6 @@ class Method(Growing):
     data_seen: ClassVar[Literal["current task", "memory", "all"]] = "current task"
     default_readout: ClassVar[str | None] = None
     protocol: ClassVar[str] = "sample"
-    scores_are_logits: ClassVar[bool] = True
     no_effect: ClassVar[Mapping[str, tuple[str, tuple[Any, ...]]]] = {}
 
     task_sizes: Tensor

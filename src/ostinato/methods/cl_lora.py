@@ -82,7 +82,6 @@ class CLLoRA(Method):
         epochs=30, batch_size=64, lr=0.03, optimizer="sgd", momentum=0.9, weight_decay=1e-4,
         schedule="cosine_per_epoch",
     )  # fmt: skip
-    scores_are_logits = False
 
     shared_down: Tensor
     teacher_up: Tensor

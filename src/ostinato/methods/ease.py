@@ -49,7 +49,6 @@ class EASE(Method):
     """
 
     recipe = Recipe(epochs=20, batch_size=48, lr=0.025, optimizer="sgd", weight_decay=5e-4, schedule="cosine_per_epoch")
-    scores_are_logits = False
 
     prototypes: Tensor
 

@@ -40,8 +40,6 @@ class FeCAM(ClosedForm):
         tukey: exponent of Tukey's transformation, in (0, 1]; 1 is off.
     """
 
-    scores_are_logits = False
-
     def __init__(self, backbone: Backbone, *, gamma1: float = 1.0, gamma2: float = 0.0, tukey: float = 1.0) -> None:
         if not (0 < gamma1 < math.inf and 0 <= gamma2 <= gamma1):
             raise InputError(

@@ -43,7 +43,6 @@ class ICaRL(Finetune):
     """
 
     data_seen = "memory"
-    scores_are_logits = False
     means: Tensor
 
     def __init__(self, backbone: Backbone, *, memory: Annotated[Part, CLASS_MEMORY] = "herding") -> None:

@@ -164,7 +164,6 @@ class LiEPrompt(TaskInferring):
         self.balance, self.ortho, self.key_pull = balance, ortho, key_pull
         self.test_gate, self.off, self.match, self.restrict = test_gate, off, query, restrict
         self.readout = readout
-        self.scores_are_logits = readout == "linear"  # pyright: ignore[reportAttributeAccessIssue] - of this object
         self.pools = nn.ModuleList(
             PromptPool(pool_size, length, width, keys=d if query == "frozen" else width) for _ in range(depth)
         )

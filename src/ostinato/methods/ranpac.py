@@ -38,8 +38,6 @@ class RanPAC(ClosedForm):
         penalty: l; None for generalised cross-validation over 1e-2 to 1e8 after every task.
     """
 
-    scores_are_logits = False
-
     def __init__(self, backbone: Backbone, *, n_random: int | None = None, penalty: float | None = None) -> None:
         wide = random_width(backbone.dim, n_random, most=10_000)
         if penalty is not None and not 0 < penalty < math.inf:

@@ -24,8 +24,6 @@ from ostinato.registry import register
 class SimpleCIL(Method):
     """Nearest class mean by cosine."""
 
-    scores_are_logits = False
-
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         self.class_means = ClassMeans(backbone.dim)

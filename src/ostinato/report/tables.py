@@ -31,6 +31,8 @@ FRACTIONS = (
     "oracle_id_accuracy",
     "task_incremental_accuracy",
     "task_incremental_forgetting",
+    "calibration_error",
+    "uncalibrated_error",
 )
 """Keys of a summary that hold fractions."""
 
@@ -194,6 +196,16 @@ def task_line(row: Mapping[str, Any]) -> str:
         if not _absent(row.get(key)):
             parts.append(f"{name} {seconds(row[key])} s")
     return " | ".join(parts)
+
+
+def calibration_line(error: float | None, before: float | None) -> str | None:
+    """Say how far probabilities are from the accuracy, given two calibration errors as fractions; None without one."""
+    if error is None or before is None:
+        return None
+    return (
+        f"Probabilities of answers differ from their accuracy by {percent(error)} points, by {percent(before)} before "
+        "calibration."
+    )
 
 
 def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> None:

@@ -76,8 +76,8 @@ def remove(run: str | Path, name: str, data: str | None = None, **where: Any) ->
         if stays is None:
             return f"{name!r} is removed, and nothing of its samples stays."
         return (
-            f"{name!r} is removed and never predicted again. Its samples stay in {stays}, a sum over all classes; "
-            "before the removal, data=FOLDER with these samples takes them out of it, too."
+            f"{name!r} is removed and never predicted again. Its samples stay in {stays}, summed over all "
+            "classes; before the removal, data=FOLDER with these samples takes them out of there, too."
         )
 
     return _edit(run, change, where)

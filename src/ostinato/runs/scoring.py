@@ -66,6 +66,8 @@ def predict_inputs(
     *,
     column: str | None = None,
     topk: int = 1,
+    threshold: float | None = None,
+    reject_rate: float | None = None,
 ) -> Iterator[Prediction | DataError]:
     """Predict images or texts, each on its own; yield after each batch.
 
@@ -76,6 +78,8 @@ def predict_inputs(
         texts: further texts.
         column: text column of a table; None finds it by its name.
         topk: classes per input.
+        threshold: probability below which the answer is "unknown", see :meth:`Learner.predict`.
+        reject_rate: share of samples of the classes that may be called "unknown".
 
     Yields:
         In order, a prediction or the error of an input that cannot be used.
@@ -98,7 +102,7 @@ def predict_inputs(
             sources.append(source)
             yield value
 
-    for result in learner.predictions(inputs(), topk=topk):
+    for result in learner.predictions(inputs(), topk=topk, threshold=threshold, reject_rate=reject_rate):
         source = sources.popleft()
         if not isinstance(result, DataError):
             yield replace(result, source=source)
@@ -119,6 +123,8 @@ class Score:
         classes: fraction correct by class; None under a batch protocol.
         protocol: name of the batch protocol; None if every sample is scored alone.
         task_id_accuracy: fraction with the correct task; None if no task is inferred.
+        calibration_error: of the probabilities, and that of the softmax before calibration, ``uncalibrated_error``;
+            None under a batch protocol, the first also for a learner without probabilities.
     """
 
     accuracy: float
@@ -127,6 +133,8 @@ class Score:
     classes: dict[str, float] | None
     protocol: str | None
     task_id_accuracy: float | None
+    calibration_error: float | None
+    uncalibrated_error: float | None
 
 
 def score_run(
@@ -177,4 +185,8 @@ def score_run(
         counts = zip(numbers, result.correct, result.totals, strict=True)
         classes = {learner.class_names[label]: correct / total for label, correct, total in counts}
     name = protocol.name if protocol else None
-    return Score(result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy)
+    before = result.uncalibrated_error if protocol is None else None
+    return Score(
+        result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy,
+        result.calibration_error, before,
+    )  # fmt: skip

@@ -212,6 +212,8 @@ class Session:
             "task_incremental_accuracy": result.task_incremental_accuracy,
             "task_id_accuracy": result.task_id_accuracy,
             "oracle_id_accuracy": result.oracle_id_accuracy,
+            "calibration_error": result.calibration_error,
+            "uncalibrated_error": result.uncalibrated_error,
             **together,
         }
         self.progress.evaluations.append(row)
@@ -258,7 +260,7 @@ class Session:
             return
         self.checkpoints.save(
             Checkpoint(
-                self.learner.method.learned_state(),
+                self.learner.learned_state(),
                 optimizer_tensors(optimizer) if optimizer else {},
                 asdict(self.progress),
             )
@@ -324,6 +326,8 @@ class Session:
             **metrics,
             **shares,
             "task_incremental_forgetting": summary(self.task_incremental)["forgetting"] if complete else None,
+            "calibration_error": final.get("calibration_error"),
+            "uncalibrated_error": final.get("uncalibrated_error"),
             "protocol": learner.method.protocol,
             "scored_on": self.work.split,
             "data_seen": learner.method.data_seen,

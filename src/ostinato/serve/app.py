@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
+from ostinato.learner.predicting import NO_PROBABILITIES
 from ostinato.serve.batching import Answer, Batcher, BusyError, Given
 from ostinato.serve.limits import Limited
 from ostinato.serve.metrics import Metrics
@@ -67,9 +68,11 @@ class Asked(BaseModel, extra="forbid"):
 
     Attributes:
         topk: classes per image.
+        threshold: probability of the best class below which the answer is "unknown".
     """
 
     topk: Annotated[int, Field(ge=1)] = 1
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class State:
@@ -151,6 +154,8 @@ async def _predict(request: Request, images: list[UploadFile], asked: Annotated[
     state = _state(request)
     if len(images) > state.limits.images:
         raise HTTPException(413, f"A request must have at most {state.limits.images} images, got {len(images)}.")
+    if asked.threshold is not None and state.served.current.model.temperature is None:
+        raise HTTPException(422, f"threshold needs probabilities, and this model has none. {NO_PROBABILITIES}")
     names = [image.filename or f"image {i}" for i, image in enumerate(images)]
     data = [await image.read() for image in images]
     given = await asyncio.to_thread(_checked, data, state.limits.pixels)
@@ -158,7 +163,7 @@ async def _predict(request: Request, images: list[UploadFile], asked: Annotated[
         answer = await state.batcher.ask(given, asked.topk)
     except BusyError:
         raise HTTPException(503, "Too many images wait. Try again.", {"Retry-After": "1"}) from None
-    results = [_result(name, result) for name, result in zip(names, answer.predictions, strict=True)]
+    results = [_result(*each, asked.threshold) for each in zip(names, answer.predictions, strict=True)]
     good = sum("error" not in result for result in results)
     state.metrics.images.labels("predicted").inc(good)
     state.metrics.images.labels("refused").inc(len(results) - good)
@@ -173,11 +178,13 @@ def _checked(images: Sequence[bytes], pixels: int) -> list[Given]:
     ]
 
 
-def _result(name: str, result: Prediction | DataError) -> dict[str, Any]:
+def _result(name: str, result: Prediction | DataError, threshold: float | None) -> dict[str, Any]:
     """A result as JSON, under the name of its file."""
     if isinstance(result, DataError):  # its name is a position in a batch
         return {"source": name, "error": str(result).partition(": ")[2]}
-    return asdict(replace(result, source=name))
+    unsure = threshold is not None and result.probabilities is not None and result.probabilities[0] < threshold
+    named = replace(result, source=name, unknown=unsure)
+    return asdict(named) | {"answer": named.answer}
 
 
 async def _classes(request: Request) -> dict[str, Any]:
