@@ -35,7 +35,6 @@ CASES = [
     pytest.param("er", {}, "pt2"),
     pytest.param("duet", {}, "onnx", marks=needs_onnx),
     pytest.param("dualprompt", {"keys": "mean"} | PREFIXES, "onnx", marks=needs_onnx),
-    pytest.param("wsn", {"layers": (1,), "base": {"name": "dualprompt"} | PREFIXES}, "onnx", marks=needs_onnx),
     pytest.param("wsn", {"layers": (1,), "base": {"name": "l2p"}, "task_id": "max_score"}, "torchscript"),
     pytest.param("slda", {}, "torchscript"),
     pytest.param("fecam", {}, "torchscript"),
