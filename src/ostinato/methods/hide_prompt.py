@@ -146,7 +146,7 @@ class HiDePrompt(TaskInferring):
 
     def task_scores(self, x: Tensor) -> Tensor:
         """Largest logit (B, T) of the plain features among the classes of every task."""
-        return nearest_per_task(self.tii_head(self.query(x)), self.task_sizes.tolist())
+        return nearest_per_task(self.tii_head(self.query(x)), self.classes_per_task)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the prefixes of ``tasks``."""

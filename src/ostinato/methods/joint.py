@@ -112,7 +112,7 @@ class Joint(Method):
     def _begin_at_means(self, task: LearnTask) -> None:
         if not isinstance(self.head, CosineHeads):
             return
-        sizes = self.task_sizes.tolist()
+        sizes = self.classes_per_task
         means = ClassMeans(self.backbone.dim).to(self.device)
         means.grow(sum(sizes))
         means.update(*task.extract_features(self.features))

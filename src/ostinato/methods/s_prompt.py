@@ -76,7 +76,7 @@ class SPrompt(TaskInferring):
 
     def task_scores(self, x: Tensor) -> Tensor:
         """Negative distance (B, T) of q(x) to the nearest centre of every task."""
-        return self.keys.match(self.query(x), self.task_sizes.tolist())
+        return self.keys.match(self.query(x), self.classes_per_task)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the prompts of ``tasks``; those of other tasks' classes are lowered."""
