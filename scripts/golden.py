@@ -109,6 +109,7 @@ ROWS = (
     Row("finetune on texts", "finetune", on="text"),
     Row("joint", "joint", {"scope": "full"}),
     Row("joint, head", "joint", {"scope": "head"}, on="image"),
+    Row("joint, head, cosine", "joint", {"scope": "head", "classifier": "cosine"}, on="image"),
     Row("joint, head, restart", "joint", {"scope": "head", "restart": True}, on="image"),
     Row("joint, restart", "joint", {"scope": "full", "restart": True}, on="image"),
     Row("joint, lora", "joint", {"scope": "lora"}),

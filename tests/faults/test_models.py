@@ -61,12 +61,12 @@ def bundled() -> Backbone:
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", METHODS)
 def test_tensors_that_do_not_fit_are_refused(models, bundled, monkeypatch, tmp_path, name, change):
-    """Each one alone, and all together; what can be used all the same gives finite scores."""
+    """All together, the first, the last and two between alone; what can be used all the same gives finite scores."""
     # The frozen weights are read from their file once.
     monkeypatch.setattr("ostinato.learner.learner.load_backbone", lambda **_: bundled)
     shutil.copytree(models / name, tmp_path / "r")
-    keys = list(artifact.read(models / name / "artifact").learned)
-    for some in (keys, *([key] for key in keys)):
+    keys = sorted(artifact.read(models / name / "artifact").learned)
+    for some in (keys, *([key] for key in sorted({keys[i * (len(keys) - 1) // 3] for i in range(4)}))):
         rewritten(
             models / name / "artifact",
             tmp_path / "r/artifact",

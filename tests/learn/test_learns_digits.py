@@ -12,7 +12,9 @@ from ostinato.streams import StreamOptions, TaskStream, open_source
 FASTER = {
     "finetune": {"epochs": 3, "batch_size": 8},
     "joint": {"epochs": 2, "batch_size": 12},
-    "l2p": {"epochs": 3, "batch_size": 8, "lr": 0.005},
+    "icarl": {"epochs": 2},
+    "ewc": {"epochs": 3},
+    "l2p": {"epochs": 2, "batch_size": 8, "lr": 0.01},
     "dualprompt": {"epochs": 3, "batch_size": 8, "lr": 0.01},
     "coda_prompt": {"epochs": 3, "batch_size": 16, "lr": 0.01},
     "lieprompt": {"epochs": 1},
@@ -29,8 +31,8 @@ FASTER = {
 }
 """Shorter recipes than the papers', which are made for larger data."""
 
-MORE = {"dualprompt": 24}
-"""Training images per class, where the 20 of the others are too few to tell."""
+IMAGES = {"dualprompt": 24, "er": 14, "der": 14, "lwf": 14, "gdumb": 12, "finetune": 12, "slca": 14, "icarl": 12}
+"""Training images per class, where the 20 of the others are too few to tell, or steps are long."""
 
 OPTIONS = {"duet": {"n_random": 500}, "ranpac": {"n_random": 500}}
 """Fewer random features than for large data."""
@@ -42,7 +44,7 @@ ON_IMAGES = [name for name, cls in methods().items() if issubclass(VisionBackbon
 def test_six_digits_in_three_tasks(name):
     source = open_source("digits")
     options = StreamOptions(
-        tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=MORE.get(name, 20), test_limit_per_class=20
+        tasks=[["0", "1"], ["2", "3"], ["4", "5"]], limit_per_class=IMAGES.get(name, 20), test_limit_per_class=20
     )
     stream = TaskStream(source, options)
     learner = Learner(name, train=FASTER.get(name, {}), precision="fp32", **OPTIONS.get(name, {}))

@@ -28,6 +28,7 @@ from ostinato.contract.tiny_models import random_backbone
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.lookup import get_method
+from ostinato.methods.parts.task_edits import edited
 from ostinato.registry import check_options
 from ostinato.report import figures
 from ostinato.report.console import Reporter
@@ -120,7 +121,7 @@ def pixels(learner, examples) -> torch.Tensor:
 def test_kinds_follow_hooks(runs):
     every = {"attention", "task_confusion"}
     assert set(kinds(runs("simplecil"))) == every
-    assert set(kinds(runs("soft_tf"))) == every | {"mask_density", "prompt_usage"}
+    assert set(kinds(runs("soft_tf"))) == every | {"mask_density", "mask_path", "prompt_usage", "weight_density"}
     assert set(kinds(runs("lieprompt"))) == every | {"layer_importance", "prompt_usage"}
     assert set(kinds(runs("cl_lora"))) == every | {"block_weights"}
     assert set(kinds(runs("l2p"))) == every | {"prompt_usage"}
@@ -206,6 +207,49 @@ def test_mask_density(runs, tmp_path):
     assert sum(int(r["count"]) for r in one[:BINS]) == method.mask_values(1)[name].numel()
     with pytest.raises(InputError, match=r"task must lie in \[0, 1\], .* got 2"):
         analyse(run, "mask_density", task=2)
+
+
+def test_weight_density(runs, tmp_path):
+    """Both kinds of weights fill the same bins, and a mask moves some of them."""
+    table = made(runs("soft_tf"), "weight_density", task=0, out=tmp_path)
+    method = Learner.load(runs("soft_tf")).method
+    width, qkv = method.backbone.arch.dim, method.backbone.encoder.blocks[10].attn.qkv.weight
+    frozen, masked = method.masked_weights(0)["10.k"]
+    assert torch.equal(frozen, qkv[width : 2 * width])
+    assert torch.equal(masked, frozen * method.mask_values(0)["10.k"])
+    assert not torch.equal(masked, frozen)
+    found = {
+        kind: [int(r["count"]) for r in table if (r["layer"], r["map"], r["weights"]) == ("10", "k", kind)]
+        for kind in ("frozen", "masked")
+    }
+    edges = np.array([float(r["from"]) for r in table[:BINS]])
+    assert edges[0] == pytest.approx(-max(float(w.abs().max()) for p in method.masked_weights(0).values() for w in p))
+    for kind, weights in (("frozen", frozen), ("masked", masked)):
+        assert sum(found[kind]) == weights.numel()
+        assert sum(found[kind][: BINS // 2]) == pytest.approx(int((weights < edges[BINS // 2]).sum()), abs=1)
+    with pytest.raises(InputError, match="simplecil does not support it"):
+        analyse(runs("simplecil"), "weight_density")
+
+
+def test_the_path_between_masks(runs, tmp_path):
+    """Its ends are the scores under the masks of one task and of the other."""
+    table = made(runs("soft_tf"), "mask_path", task=1, out=tmp_path)
+    assert [(r["task"], r["towards"]) for r in table] == [("1", "0")] * 9
+    learner = Learner.load(runs("soft_tf"))
+    method, group = learner.method, Subject(runs("soft_tf"), learner).held_out()[1]
+    x = pixels(learner, group)
+    labels = torch.from_numpy(np.asarray(group.labels))
+    with torch.inference_mode():
+        own = method.scores_given_task(x, torch.ones(len(x), dtype=torch.int64))[:, 2:4]
+        masks, prompts = method.linear(0), method.prompts.under(1)
+        states = method.shared(x)
+        other = method.head(method.prompts.read(states, edited(prompts, masks), start=method.split))[:, 2:4]
+    for share, logits in (("0", own), ("1", other)):
+        (row,) = (r for r in table if r["share"] == share)
+        loss = torch.nn.functional.cross_entropy(logits, labels - 2)
+        assert float(row["loss"]) == pytest.approx(float(loss), rel=1e-4)
+        assert float(row["accuracy"]) == pytest.approx(float((logits.argmax(1) == labels - 2).float().mean()))
+    assert len({row["loss"] for row in table}) == len(table)
 
 
 def test_bins():

@@ -18,6 +18,7 @@ from ostinato.methods.base import Additive
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.mahalanobis import ClassMahalanobis
 from ostinato.nn.ridge import PENALTIES, SCALE, RandomRidge
+from ostinato.nn.shifted import ShiftedGram, pivoted_cholesky
 from ostinato.nn.statistics import ClassMeans, between
 from ostinato.streams import StreamOptions, TaskStream
 
@@ -71,7 +72,7 @@ def test_validation_is_that_of_the_hat_matrix(penalty: float) -> None:
     part = ridge(200)
     part.add(x, y, C)
     exact, _ = exact_validation(part, x, y, penalty)
-    value, _ = part.validation(penalty)
+    value, _ = part._validation(ShiftedGram(part.gram, 400), penalty)
     assert value == pytest.approx(exact, rel=0.03)
 
 
@@ -98,7 +99,7 @@ def test_a_fit_that_repeats_its_samples_is_not_chosen() -> None:
     x, y = samples(40, noise=3.0)
     part = ridge(400)
     part.add(x, y, C)
-    assert part.validation(1e-2)[0] == float("inf")
+    assert part._validation(ShiftedGram(part.gram, 40), 1e-2)[0] == float("inf")
     h = part.hidden(x.double()).numpy()
     degrees = np.trace(h @ np.linalg.solve(h.T @ h + float(part.chosen) * np.eye(400), h.T))
     assert degrees < 35
@@ -107,6 +108,32 @@ def test_a_fit_that_repeats_its_samples_is_not_chosen() -> None:
 def test_a_penalty_that_leaves_a_singular_matrix_is_refused() -> None:
     with pytest.raises(InputError, match=r"method\.penalty=1e-300 leaves the Gram matrix of 8 samples singular"):
         ridge(50, 1e-300).add(*samples(8), C)
+
+
+@pytest.mark.parametrize("penalty", [1e-2, 1.0, 1e8])
+def test_few_samples_are_solved_for_by_their_rank(penalty: float) -> None:
+    """Repeated samples and features that are never active lower the rank further."""
+    x, y = samples(40)
+    part = ridge(200)
+    part.add(torch.cat([x, x[:5]]), torch.cat([y, y[:5]]), C)
+    part.gram[7] = part.gram[:, 7] = 0
+    part.classes.sums[:, 7] = 0
+    few, whole = ShiftedGram(part.gram, 45), ShiftedGram(part.gram, 200)
+    assert few.thin is not None
+    assert whole.thin is None
+    assert len(few.thin) <= 40
+    right = part.classes.sums.T
+    torch.testing.assert_close(few.solve(penalty, right), whole.solve(penalty, right), rtol=1e-6, atol=1e-9)
+
+
+def test_a_matrix_of_a_larger_rank_is_solved_for_whole() -> None:
+    h = torch.randn(30, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert pivoted_cholesky(h.T @ h, 20) is None
+    factor = pivoted_cholesky(h.T @ h, 30)
+    assert factor is not None
+    torch.testing.assert_close(factor.T @ factor, h.T @ h)
+    system, right = ShiftedGram(h.T @ h, 20), torch.eye(100, dtype=torch.float64)
+    torch.testing.assert_close(system.solve(1.0, right), torch.linalg.inv(h.T @ h + right))
 
 
 def test_other_projections_do_not_add() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ostinato.contract import kinds_of
 from ostinato.contract.harness import SETTINGS as LESSONS
 from ostinato.contract.harness import Stop, StopAt, learn, make
-from ostinato.contract.tiny_models import tiny_stream
+from ostinato.contract.tiny_models import BACKBONES, tiny_stream
 from ostinato.errors import OstinatoError
 from ostinato.lookup import methods
 from ostinato.methods.base import Recipe, Stage
@@ -328,7 +328,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
     overrides = {**LESSONS.overrides, "lr": 1e6, "batch_size": size, "epochs": 1 if size > 8 else 2}
     settings = replace(LESSONS, on_divergence=policy, overrides=overrides)
     with pytest.raises((DivergedError, Heard), match=r"task 1, stage '\w+'.*: the .*Lower train.lr") as caught:
-        learn(make(name, kind), tiny_stream(kind), upto=1, settings=settings, callback=Once())
+        learn(make(name, kind, BACKBONES[kind](depth=6)), tiny_stream(kind), upto=1, settings=settings, callback=Once())
     assert policy == "warn" or caught.type is DivergedError
     assert issubclass(DivergedError, OstinatoError)
 
@@ -337,7 +337,7 @@ def test_no_method_takes_a_rate_of_a_million_in_silence(name, size, policy):
 def test_no_method_is_warned_of_where_it_learns(name):
     """Its last task is of a single class."""
     kind, told = kinds_of(methods()[name])[0], Told()
-    learn(make(name, kind), tiny_stream(kind), callback=told)
+    learn(make(name, kind, BACKBONES[kind](depth=6)), tiny_stream(kind), callback=told)
     assert told.texts == []
 
 

@@ -122,7 +122,7 @@ def test_prompts_under_a_head_that_is_solved_for(name: str) -> None:
     inverse = method.alignment.discriminant.covariance().inverse()
     want = rows @ inverse @ means.T - 0.5 * (means @ inverse * means).sum(1)
     got = method.head(rows.float()).double()
-    torch.testing.assert_close(got - got[:, :1], want - want[:, :1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(got - got[:, :1], want - want[:, :1], atol=5e-3, rtol=5e-3)
 
 
 def moved(method: Method, before: dict[str, Tensor]) -> set[str]:

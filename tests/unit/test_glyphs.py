@@ -82,6 +82,7 @@ def test_the_same_seed_draws_the_same_samples_in_any_order():
     first, again = glyphs(5, 4, 2, seed=3), glyphs(5, 4, 2, seed=3)
     backwards = pixels(again.train, reversed(range(20)))[::-1]
     np.testing.assert_array_equal(pixels(first.train), backwards)
+    np.testing.assert_array_equal(pixels(first.train), backwards, "and when they are loaded again")
 
 
 def test_a_sample_depends_on_neither_the_number_of_classes_nor_of_samples():

@@ -587,7 +587,7 @@ def test_runs_with_other_options(options):
     assert together.shape == (len(x), 5)
     alone = torch.cat([harness.scores(method, x[i : i + 1]) for i in range(len(x))])
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
-    for steps in (4, 6, 9):
+    for steps in (4, 9):
         cut = harness.learn(whole(**options), stream, upto=1)
         callback = harness.StopAt(cut, steps)
         task = harness.learn_task_of(cut, stream, 1)

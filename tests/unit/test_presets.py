@@ -26,6 +26,16 @@ def options(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_preset_says_whether_it_was_verified_and_what_is_published(name):
+    preset = read_preset(name)
+    assert preset.status.startswith(f"Preset {name}, not verified. Not run")
+    for published in preset.provenance.get("published", []):
+        assert published["source"] in preset.status
+    if not preset.provenance.get("published"):
+        assert preset.status.endswith("Published: nothing.")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_what_its_name_says(name):
     preset = read_preset(name)
     benchmark, stem = name.split("/")

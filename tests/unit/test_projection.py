@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ostinato.contract.harness import SETTINGS, Stop, StopAt, inputs_of, learn, learn_task_of, make, scores
+from ostinato.contract import Case
+from ostinato.contract.checks import resuming, scoring, state
+from ostinato.contract.harness import SETTINGS, inputs_of, learn, learn_task_of, make, scores
 from ostinato.contract.tiny_models import random_backbone, tiny_stream
 from ostinato.errors import InputError
+from ostinato.lookup import get_method
 from ostinato.methods.dualprompt import DualPrompt
 from ostinato.methods.parts.prompts import Prompts
 from ostinato.nn.projection import Covariance, GradientProjection, Subspace, sampled
@@ -415,53 +418,23 @@ def test_off_keeps_no_state(stream, name):
     assert not [key for key in state if "projection" in key]
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_stopping_inside_a_task_and_going_on_changes_nothing(stream, name, options):
-    x = inputs_of(stream)
-    whole = learn(make(name, **options), stream)
-    for steps in (1, 4):
-        cut = learn(make(name, **options), stream, upto=1)
-        callback = StopAt(cut, steps)
-        with pytest.raises(Stop):
-            learn_task(cut, learn_task_of(cut, stream, 1), SETTINGS, callback)
-        fresh = make(name, **options)
-        fresh.load_learned_state(callback.state)
-        task = learn_task_of(fresh, stream, 1)
-        learn_task(fresh, task, SETTINGS, resume=(callback.position, callback.optimizer))
-        learn_task(fresh, learn_task_of(fresh, stream, 2), SETTINGS)
-        ours, theirs = fresh.learned_state(), whole.learned_state()
-        assert ours.keys() == theirs.keys()
-        for key in ours:
-            assert torch.equal(ours[key], theirs[key]), key
-        assert torch.equal(scores(fresh, x), scores(whole, x))
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def variant(request) -> Case:
+    name, options = request.param
+    return Case(get_method(name), "image", options, depth=6)
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_state_of_any_length_loads_and_old_private_parameters_stay(stream, name, options):
-    x = inputs_of(stream)
-    method = make(name, **options)
-    snapshots = []
-    for i in range(len(stream)):
-        learn_task(method, learn_task_of(method, stream, i), SETTINGS)
-        snapshots.append({k: v.clone() for k, v in method.learned_state().items()})
-    fresh = make(name, **options)
-    for state in (snapshots[-1], snapshots[0]):
-        twin = make(name, **options)
-        twin.load_learned_state(state)
-        assert {k: v.shape for k, v in twin.learned_state().items()} == {k: v.shape for k, v in state.items()}
-    fresh.load_learned_state(snapshots[-1])
-    torch.testing.assert_close(scores(fresh, x), scores(method, x), atol=1e-6, rtol=1e-5)
-    assert all(v.dtype in (torch.float32, torch.int64) for v in snapshots[-1].values())
-    for key in ("keys.keys.0", "prompts.e_prompt.0"):
-        if name == "dualprompt":
-            assert torch.equal(snapshots[0][key], snapshots[-1][key]), key
+CHECKS = [
+    scoring.a_score_does_not_depend_on_its_batch,
+    state.all_learned_state_is_saved,
+    state.private_parts_of_earlier_tasks_are_bit_equal,
+    resuming.a_run_stopped_anywhere_goes_on_to_the_same_result,
+]
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_a_score_does_not_depend_on_its_batch(stream, name, options):
-    method, x = learn(make(name, **options), stream), inputs_of(stream)
-    alone = torch.cat([scores(method, x[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(alone, scores(method, x), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_holds_with_other_options(variant, check):
+    check(variant)
 
 
 @pytest.mark.parametrize(

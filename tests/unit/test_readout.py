@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 import ostinato
 from ostinato import Learner
 from ostinato.backbones.weights import load_backbone
-from ostinato.contract.harness import inputs_of, learn, make, scores
+from ostinato.contract.harness import SETTINGS, inputs_of, learn, make, scores
 from ostinato.contract.tiny_models import BACKBONES, Kind, random_backbone, random_text_backbone, tiny_stream
 from ostinato.errors import InputError
 from ostinato.learner import BackboneSpec
@@ -21,6 +22,7 @@ from ostinato.lookup import methods
 from ostinato.streams import StreamOptions, TaskStream, open_source
 
 METHODS = methods()
+SHORT = replace(SETTINGS, overrides={"epochs": 1, "batch_size": 12})
 ON_CLIP = ("zero_shot", "clip_pgp")
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS if name not in ON_CLIP),
@@ -73,14 +75,14 @@ def test_the_last_layer_computes_all_that_is_read(readout: str, start: int) -> N
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda value: str(value))
 def test_every_method_learns_on_both_parts(name: str, options: dict[str, Any]) -> None:
     kind: Kind = "text" if METHODS[name].needs.__name__ == "TextBackbone" else "image"
-    backbone, stream = BACKBONES[kind](), tiny_stream(kind)
+    backbone, stream = BACKBONES[kind](depth=6), tiny_stream(kind)
     backbone.readout = "cls+mean"
-    method = learn(make(name, kind, backbone, **options), stream, upto=2)
+    method = learn(make(name, kind, backbone, **options), stream, upto=2, settings=SHORT)
     x = inputs_of(stream, upto=2)
     found = scores(method, x)
     assert found.shape == (len(x), 4)
     assert bool(torch.isfinite(found).all())
-    other = BACKBONES[kind]()
+    other = BACKBONES[kind](depth=6)
     other.readout = "cls+mean"
     loaded = make(name, kind, other, **options)
     loaded.load_learned_state(method.learned_state())

@@ -49,7 +49,7 @@ def taught(name="soft_tf", tasks=3, **options):
     stream = tiny_stream()
     method = make(name, **options)
     with torch.enable_grad():
-        learn(method, stream, upto=tasks)
+        learn(method, stream, upto=tasks, settings=replace(SETTINGS, overrides={"epochs": 1, "batch_size": 24}))
     for i, p in enumerate(method.parameters()):
         if not any(p is q for q in method.backbone.parameters()):
             p.data += 0.2 * draw(*p.shape, seed=i)

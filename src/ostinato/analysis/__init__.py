@@ -16,8 +16,10 @@ from ostinato.analysis import (
     layer_importance,
     layer_sweep,
     mask_density,
+    mask_path,
     prompt_usage,
     task_confusion,
+    weight_density,
 )
 from ostinato.analysis.base import Analysis, Findings, Subject
 from ostinato.errors import InputError, did_you_mean
@@ -27,7 +29,16 @@ from ostinato.runs.rundir import RunDir
 
 ANALYSES: dict[str, Analysis] = {
     part.ANALYSIS.name: part.ANALYSIS
-    for part in (attention, block_weights, layer_importance, mask_density, prompt_usage, task_confusion)
+    for part in (
+        attention,
+        block_weights,
+        layer_importance,
+        mask_density,
+        mask_path,
+        prompt_usage,
+        task_confusion,
+        weight_density,
+    )
 }
 """Analyses of one run."""
 
@@ -86,12 +97,13 @@ def analyse(
         run: finished run, or artifact if no data are needed; for ``layer_sweep`` a directory of runs.
         kind: one of :func:`kinds`.
         images: image files, for ``attention``.
-        data: path of the run's data, if they moved; for ``prompt_usage`` and ``task_confusion``.
+        data: path of the run's data, if they moved; for ``mask_path``, ``prompt_usage`` and ``task_confusion``.
         out: directory; None for ``analysis`` in that of the run.
         device: device to compute on.
         weights: path of the backbone's weights, if they moved.
         method: file of the run's method, if it moved or changed.
-        task: task to show, for ``mask_density``; None for all together.
+        task: task to show, for ``mask_density`` and ``weight_density``, None for all together; and for ``mask_path``,
+            None for the first.
         head: head to show, for ``attention``; None for the mean over heads.
 
     Raises:

@@ -275,6 +275,14 @@ class Encoder(nn.Module):
             return Tokens(h, tokens.mask)
         return Tokens(h, None if tokens.mask is None else tokens.mask[:, read])
 
+    def weight(self, layer: int, name: str) -> Tensor:
+        """Weight (out, in) of a linear map of a layer that a ``LinearEdit`` may name."""
+        block = cast(Block, self.blocks[layer])
+        if name in "qkv":
+            return block.attn.part("qkv".index(name))[0]
+        maps: dict[str, nn.Linear] = {"proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
+        return maps[name].weight
+
     def queries(self, layer: int, h: Tensor) -> Tensor:
         """Queries (..., N, D) of a layer for the states (..., N, D) that enter it, heads joined."""
         block = cast(Block, self.blocks[layer])

@@ -48,10 +48,13 @@ def run(
     checked = new_run(method, given, file, preset)
     out = str(out or directory_for(checked))
     with running(as_json, checked.device) as (console, reporter, processes):
+        from ostinato.presets import read_preset
         from ostinato.runs.lifecycle import start
 
         if method is None:
             console.print(f"Method: {checked.method.name}. 'ostinato list' shows the others.")
+        if preset is not None:
+            console.print(read_preset(preset, checked.method.name).status, markup=False, highlight=False)
         result = start(checked, out, reporter, processes)
         show_result(result, console, as_json, processes)
 

@@ -10,12 +10,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
 
+from ostinato.backbones import Backbone
 from ostinato.contract.case import Case, ContractViolation, DoesNotApply
 from ostinato.contract.checks import CHECKS
 from ostinato.contract.harness import SETTINGS
@@ -50,7 +52,13 @@ class Checked:
 
 def kinds_of(method: type[Method]) -> list[Kind]:
     """Kinds of tiny encoders that a method supports."""
-    return [kind for kind in get_args(Kind) if issubclass(type(BACKBONES[kind]()), method.needs)]
+    return [kind for kind, cls in _classes().items() if issubclass(cls, method.needs)]
+
+
+@cache
+def _classes() -> dict[Kind, type[Backbone]]:
+    """Class of the tiny encoder of each kind."""
+    return {kind: type(BACKBONES[kind]()) for kind in get_args(Kind)}
 
 
 def check_method(method: type[Method], where: torch.device = SETTINGS.device, /, **options: Any) -> Iterator[Checked]:

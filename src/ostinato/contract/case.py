@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ostinato.backbones import Backbone
 from ostinato.contract.harness import SETTINGS, Steps, inputs_of, learn_task_of, make, settings_on
-from ostinato.contract.tiny_models import Kind, tiny_stream
+from ostinato.contract.tiny_models import BACKBONES, Kind, tiny_stream
 from ostinato.lookup import executed_anew
 from ostinato.methods.base import Method
 from ostinato.streams import TaskStream
@@ -36,12 +37,14 @@ class Case:
         kind: of the encoder.
         options: of the method.
         device: of the computation.
+        depth: layers of the encoder; None for those of its kind.
     """
 
     method: type[Method]
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
     device: torch.device = SETTINGS.device
+    depth: int | None = None
     _after: list[Method] = field(default_factory=list, init=False, repr=False, compare=False)
     _steps: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -52,8 +55,9 @@ class Case:
 
     @cached_property
     def settings(self) -> Settings:
-        """Settings of the training."""
-        return settings_on(self.device)
+        """Settings of the training: four steps for two classes, so that two of them are inside an epoch."""
+        settings = settings_on(self.device)
+        return replace(settings, overrides={**(settings.overrides or {}), "batch_size": 12})
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -69,9 +73,14 @@ class Case:
         """The method after all tasks; checks must not change it."""
         return self.after(len(self.stream))
 
+    def backbone(self) -> Backbone:
+        """A new encoder, always of the same weights."""
+        make_backbone = BACKBONES[self.kind]
+        return make_backbone() if self.depth is None else make_backbone(depth=self.depth)
+
     def make(self) -> Method:
         """The method before the first task."""
-        return self._placed(make(self.method, self.kind, **self.options))
+        return self._placed(make(self.method, self.kind, self.backbone(), **self.options))
 
     def _placed(self, method: Method) -> Method:
         prepare(method, self.device, self.settings.dtype)
@@ -103,7 +112,7 @@ class Case:
 
     def reloaded(self, state: dict[str, Tensor]) -> Method:
         """A new method, from a new execution of its file, with copies of learned tensors."""
-        reloaded = self._placed(make(executed_anew(self.method), self.kind, **self.options))
+        reloaded = self._placed(make(executed_anew(self.method), self.kind, self.backbone(), **self.options))
         reloaded.load_learned_state({k: v.clone() for k, v in state.items()})
         return reloaded
 

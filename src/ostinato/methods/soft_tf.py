@@ -23,25 +23,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor
-
 from ostinato.backbones import Backbone
 from ostinato.errors import InputError
 from ostinato.methods.parts.banks import VARIANTS, Masks
-from ostinato.methods.parts.task_edits import TaskEdits
+from ostinato.methods.parts.masked_edits import MaskedEdits
 from ostinato.nn.masks import INITS
 from ostinato.registry import register
 
 
 @register("soft_tf")
-class SoftTF(TaskEdits):
+class SoftTF(MaskedEdits):
     """Multiplicative masks per task over prompts.
 
     Args:
         backbone: the frozen encoder.
         variant: masked maps: "attn" (queries, keys, values), "attn+proj", or "ff" with the MLP as well.
         mask_init: initial masks: "ones"; "uniform", "xavier", "kaiming" and "normal" are the paper's ablation.
-        more: options of the prompts and of task inference, see :class:`TaskEdits`.
+        more: options of the prompts and of task inference, see :class:`MaskedEdits`.
     """
 
     bank: Masks
@@ -59,7 +57,3 @@ class SoftTF(TaskEdits):
         if mask_init not in INITS:
             raise InputError(f"method.mask_init must be one of {list(INITS)}, got {mask_init!r}.")
         super().__init__(backbone, lambda layers: Masks(backbone.arch, layers, VARIANTS[variant], mask_init), **more)
-
-    def mask_values(self, task: int) -> dict[str, Tensor]:
-        """The learned masks of a task by ``layer.map``, for histograms."""
-        return self.bank.values(task)

@@ -20,12 +20,12 @@ from typing import Any, Literal
 from ostinato.backbones import Backbone
 from ostinato.errors import InputError
 from ostinato.methods.parts.banks import VARIANTS, ScoredMasks
-from ostinato.methods.parts.task_edits import TaskEdits
+from ostinato.methods.parts.masked_edits import MaskedEdits
 from ostinato.registry import register
 
 
 @register("wsn")
-class WSN(TaskEdits):
+class WSN(MaskedEdits):
     """Binary masks of the top-scored weights, per task.
 
     Args:
@@ -33,7 +33,7 @@ class WSN(TaskEdits):
         variant: masked maps: "attn" (queries, keys, values), "attn+proj", or "ff" with the MLP as well.
         keep: share of weights kept per map (c in the paper), in (0, 1].
         kind: "binary" (WSN), "hybrid", or "soft" (SoftNet).
-        more: options of the prompts and of task inference, see :class:`TaskEdits`.
+        more: options of the prompts and of task inference, see :class:`MaskedEdits`.
     """
 
     bank: ScoredMasks

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ostinato.errors import InputError
 from ostinato.nn.growing import Growing
+from ostinato.nn.shifted import ShiftedGram
 from ostinato.nn.statistics import ClassMeans
 
 SCALE = 20.0
@@ -146,42 +147,36 @@ class RandomRidge(Growing):
         Raises:
             InputError: if the penalty that was given leaves the Gram matrix singular.
         """
+        n = int(self.classes.counts.sum())
+        system = ShiftedGram(self.gram, n)
         if self.penalty is None:
-            weight, penalty = self._cross_validated()
+            weight, penalty = self._cross_validated(system)
         else:
-            factor, penalty = self._factor(self.penalty), self.penalty
-            if factor is None:
+            weight, penalty = system.solve(self.penalty, self.classes.sums.T), self.penalty
+            if weight is None:
                 raise InputError(
-                    f"method.penalty={penalty:g} leaves the Gram matrix of {int(self.classes.counts.sum())} samples "
-                    "singular. Give a larger one, or leave it out."
+                    f"method.penalty={penalty:g} leaves the Gram matrix of {n} samples singular. Give a larger one, or "
+                    "leave it out."
                 )
-            weight = torch.cholesky_solve(self.classes.sums.T, factor)
         self.weight = weight.T.float().contiguous()
         self.chosen = self.chosen.new_tensor(penalty)
 
-    def _factor(self, penalty: float) -> Tensor | None:
-        """The Cholesky factor of ``G + l I``; None where rounding leaves it singular."""
-        matrix = self.gram.clone()
-        matrix.diagonal().add_(penalty)
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        return None if int(failed) else factor
-
-    def _cross_validated(self) -> tuple[Tensor, float]:
-        """Weights (M, C) under the penalty of the first minimum of :meth:`validation` from above, and the penalty.
+    def _cross_validated(self, system: ShiftedGram) -> tuple[Tensor, float]:
+        """Weights (M, C) under the penalty of the first minimum of :meth:`_validation` from above, and the penalty.
 
         The smoothest of several fits that explain the samples as well is the safest, and small penalties, which take as
         long, are not tried in vain. The choice depends on the sums alone.
         """
-        value, weight = self.validation(PENALTIES[0])
+        value, weight = self._validation(system, PENALTIES[0])
         chosen = PENALTIES[0]
         for penalty in PENALTIES[1:]:
-            lower, found = self.validation(penalty)
+            lower, found = self._validation(system, penalty)
             if not lower < value:
                 break
             value, weight, chosen = lower, found, penalty
         return weight, chosen
 
-    def validation(self, penalty: float) -> tuple[float, Tensor]:
+    def _validation(self, system: ShiftedGram, penalty: float) -> tuple[float, Tensor]:
         """Generalised cross-validation of a penalty, ``n RSS / (n - d)^2``, and the weights (M, C).
 
         Golub, Heath, Wahba: "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter",
@@ -193,11 +188,11 @@ class RandomRidge(Growing):
             or where the matrix is singular.
         """
         cross, n, m = self.classes.sums.T, int(self.classes.counts.sum()), len(self.gram)
-        factor = self._factor(penalty)
-        if factor is None:
-            return math.inf, cross
         signs = torch.randint(0, 2, (m, PROBES), generator=torch.Generator().manual_seed(m)).to(cross) * 2 - 1
-        weight, inverse = torch.cholesky_solve(torch.cat([cross, signs], dim=1), factor).split([len(self), PROBES], 1)
+        solved = system.solve(penalty, torch.cat([cross, signs], dim=1))
+        if solved is None:
+            return math.inf, cross
+        weight, inverse = solved.split([len(self), PROBES], 1)
         degrees = m - penalty * float((signs * inverse).sum()) / PROBES
         # The variance of the estimate is at most 2 d / PROBES, as no eigenvalue of the hat matrix exceeds 1.
         if n - degrees < CERTAIN * math.sqrt(2 * max(degrees, 0.0) / PROBES):

@@ -138,6 +138,21 @@ class Preset:
         """Name of the data set, a key of :data:`DATA`."""
         return self.provenance["data"]
 
+    @property
+    def status(self) -> str:
+        """Whether the options were verified, why not, and what is published for them, in a line."""
+        found = "verified" if self.provenance["verified"] else "not verified"
+        results = [_quoted(one) for one in self.provenance.get("published", [])]
+        published = "; ".join(results) if results else "nothing"
+        return f"Preset {self.name}, {found}. {self.provenance['note']} Published: {published}."
+
+
+def _quoted(published: dict[str, Any]) -> str:
+    """A published result with its source and protocol."""
+    values = ", ".join(f"{metric} {published[metric]:.2f} %" for metric in METRICS if metric in published)
+    protocol = f", {published['protocol']}" if "protocol" in published else ""
+    return f"{values} ({published['source']}{protocol})"
+
 
 def preset_names() -> list[str]:
     """Names of all presets, "benchmark/method"."""

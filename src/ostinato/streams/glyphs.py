@@ -197,17 +197,28 @@ def _jitter(rng: np.random.Generator, side: int) -> tuple[float, float, float, f
     return a, b, float(offset[0]), d, e, float(offset[1])
 
 
+_KEPT = 2**16
+"""Drawn samples of a split that are kept, a kilobyte each, as a drawing takes longer than a pass of a small network."""
+
+
 class _Rendered(Split):
-    """Samples that are drawn on loading."""
+    """Samples that are drawn when they are first loaded."""
 
     def __init__(self, split: str, characters: tuple[str, ...], per_class: int, seed: int):
         self.labels = np.repeat(np.arange(len(characters), dtype=np.int64), per_class)
         self._split, self._characters, self._per_class, self._seed = split, characters, per_class, seed
+        self._drawn: dict[int, bytes] = {}
 
     def load(self, index: int) -> Image.Image:
+        grey = self._drawn.get(index)
+        if grey is not None:
+            return Image.frombytes("L", (SIZE, SIZE), grey).convert("RGB")
         character, number = self._at(index)
         key = [self._seed, zlib.crc32(self._split.encode()), ord(character), number]
-        return sample(character, np.random.default_rng(key))
+        image = sample(character, np.random.default_rng(key))
+        if len(self._drawn) < _KEPT:
+            self._drawn[index] = image.getchannel(0).tobytes()
+        return image
 
     def name(self, index: int) -> str:
         character, number = self._at(index)

@@ -50,7 +50,7 @@ def a_run_stopped_anywhere_goes_on_to_the_same_result(case: Case) -> None:
     first = next((i for i in (1, 0) if case.steps(i)), None)  # preferably a task after another one
     if first is None:
         raise DoesNotApply("nothing is optimised in the first two tasks")
-    early, late = 1, 2 * case.steps(first) // 3
+    early, late = 1, 3 * case.steps(first) // 4
     if late > early:
         got, want = _stopped(case, first, early).learned_state(), case.after(first + 1).learned_state()
         if other := [key for key, value in want.items() if key not in got or not torch.equal(got[key], value)]:

@@ -77,7 +77,7 @@ def nothing_is_sized_by_what_is_to_come(case: Case) -> None:
     x = case.inputs_upto(1)
     names = case.stream.class_names[:2]
     alone = TaskStream(case.stream.source, StreamOptions(tasks=[names], validation=0))
-    first = scores(learn(case.make(), alone), x)
+    first = scores(learn(case.make(), alone, settings=case.settings), x)
     check_same("in a stream of one task", first, scores(case.after(1), x), exact=True)
 
 

@@ -6,7 +6,6 @@ import torch
 
 from ostinato.contract.case import Case, ContractViolation, DoesNotApply, check_same
 from ostinato.contract.harness import learn_task_of, scores
-from ostinato.contract.tiny_models import BACKBONES
 from ostinato.methods.base import Method, Stage
 from ostinato.nn import PerTask
 from ostinato.training.callbacks import Callback
@@ -26,7 +25,7 @@ def a_frozen_backbone_is_bit_equal(case: Case) -> None:
     if method.trains_backbone:
         raise DoesNotApply("it trains its backbone, by declaration")
     now = method.backbone.state_dict()
-    for key, value in BACKBONES[case.kind]().state_dict().items():
+    for key, value in case.backbone().state_dict().items():
         if not torch.equal(value.to(case.device), now[key]):
             raise ContractViolation(f"backbone.{key} changed.")
     if able := [n for n, p in method.backbone.named_parameters() if p.requires_grad]:
