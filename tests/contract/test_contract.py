@@ -30,7 +30,7 @@ KINDS = {kind: type(make_backbone()) for kind, make_backbone in BACKBONES.items(
 CASES = [(name, kind) for kind in KINDS for name in METHODS if kind in kinds_of(METHODS[name])]
 UNMET = [(name, kind) for kind in KINDS for name in METHODS if (name, kind) not in CASES]
 
-SHORT = {name: {"align": {"epochs": 3}} for name in ("aligned", "layer_grouped", "lieprompt")}
+SHORT = {name: {"align": {"epochs": 3}} for name in ("aligned", "hide_prompt", "layer_grouped", "lieprompt")}
 """Fewer passes of the alignments, which draw features of all classes and would take most of the time."""
 
 OTHERS = {"mbpa": {"neighbours": 8}, "slca": {"align": {"epochs": 60}}}

@@ -28,6 +28,12 @@ FASTER = {
     "slm": {"epochs": 2, "batch_size": 8, "lr": 0.001},
     "layer_grouped": {"epochs": 2, "batch_size": 16, "lr": 0.005},
     "duet": {"epochs": 2},
+    "aper": {"epochs": 3, "batch_size": 16},
+    "ease": {"epochs": 3, "batch_size": 16},
+    "inflora": {"epochs": 3, "batch_size": 8, "lr": 0.005},
+    "sd_lora": {"epochs": 3, "batch_size": 8},
+    "s_prompt": {"epochs": 3, "batch_size": 8},
+    "hide_prompt": {"epochs": 2},
 }
 """Shorter recipes than the papers', which are made for larger data."""
 

@@ -48,7 +48,7 @@ def test_built_in_methods_are_found_in_order():
 def test_unknown_methods_get_a_hint():
     with pytest.raises(InputError, match=r"there is no 'l2q'. Did you mean 'l2p'"):
         get_method("l2q")
-    with pytest.raises(InputError, match=r"there is no 'zzzzzz'. Known: adapter, aligned, bic, cl_lora"):
+    with pytest.raises(InputError, match=r"there is no 'zzzzzz'. Known: adapter, aligned, aper, bic, cl_lora"):
         get_method("zzzzzz")
 
 

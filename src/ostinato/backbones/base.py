@@ -115,6 +115,14 @@ class Backbone(nn.Module):
         """Queries of a layer, see :meth:`Encoder.queries`."""
         return self.encoder.queries(layer, h)
 
+    def attention_input(self, layer: int, h: Tensor) -> Tensor:
+        """Input of a layer's attention, see :meth:`Encoder.attention_input`."""
+        return self.encoder.attention_input(layer, h)
+
+    def keys_values(self, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, see :meth:`Encoder.keys_values`."""
+        return self.encoder.keys_values(layer, h)
+
     def pool(self, tokens: Tokens, at: slice | None = None) -> Tensor:
         """Read features out of the states that leave the last layer.
 

@@ -59,6 +59,11 @@ class Tokens(NamedTuple):
         seen = self.mask.new_ones(self.mask.shape[0], extra.shape[-2])
         return Tokens(h, torch.cat([self.mask[:, :at], seen, self.mask[:, at:]], dim=1))
 
+    def without(self, at: int, n: int) -> Tokens:
+        """Drop the ``n`` positions from ``at`` on."""
+        h = torch.cat([self.h[..., :at, :], self.h[..., at + n :, :]], dim=-2)
+        return Tokens(h, None if self.mask is None else torch.cat([self.mask[:, :at], self.mask[:, at + n :]], dim=1))
+
     def take(self, rows: Tensor | slice) -> Tokens:
         """Select samples of states (B, N, D)."""
         return Tokens(self.h[rows], None if self.mask is None else self.mask[rows])
@@ -78,7 +83,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearEdit:
-    """A changed linear map: ``y = x (W * mask)^T + b + bias + (x down^T) up^T``, then ``y + gelu(y inner^T) outer^T``.
+    """A changed map: ``y = scale (x (W * mask)^T + b) + bias + (x down^T) up^T``, then ``y + gelu(y inner^T) outer^T``.
 
     Shapes are those of one shared edit. Leading axes batch it: ``(B, out, in)`` gives every sample its own
     weights on (B, N, in) inputs, ``(T, 1, out, in)`` every task on (T, B, N, in) inputs; the same holds for
@@ -86,7 +91,7 @@ class LinearEdit:
 
     Attributes:
         mask: (out, in), multiplies the frozen weight.
-        bias: (out,), added to the frozen bias.
+        bias: (out,), added to the frozen bias after ``scale``.
         down: (r, in), the first factor of a low-rank update.
         up: (out, r), the second factor, any scale included.
         inner: (r, out), the first factor of a bottleneck adapter on the map's output (serial adapter).
@@ -94,6 +99,7 @@ class LinearEdit:
         mask_coefficients: (B, S) zeros, without effect on the output; after the backward pass its gradient is, for
             each sample, the derivative of the loss with respect to the coefficients of ``mask_basis`` in the mask.
         mask_basis: (S, out, in), directions of these coefficients, added to the mask.
+        scale: (out,), multiplies the output of the frozen or masked map.
     """
 
     mask: Tensor | None = None
@@ -104,6 +110,7 @@ class LinearEdit:
     outer: Tensor | None = None
     mask_coefficients: Tensor | None = None
     mask_basis: Tensor | None = None
+    scale: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the two factors of an update are both given."""
@@ -183,6 +190,8 @@ def edited_output(y: Tensor, x: Tensor, weight: Tensor, edit: LinearEdit | None)
     """Apply all of an edit but its mask to the output y (..., N, out) of a linear map of x (..., N, in)."""
     if edit is None:
         return y
+    if edit.scale is not None:
+        y = y * edit.scale.to(x.dtype)
     if edit.bias is not None:
         y = y + edit.bias.to(x.dtype)
     if edit.down is not None and edit.up is not None:
@@ -208,8 +217,8 @@ def per_task(edits: Sequence[LinearEdit]) -> LinearEdit:
         parts = [getattr(edit, name) for edit in edits]
         return None if parts[0] is None else torch.stack(parts)[:, None]
 
-    if edits[0].bias is not None or edits[0].mask_coefficients is not None:
-        raise InputError("per_task: edits with a bias or mask coefficients cannot be joined.")
+    if any(part is not None for part in (edits[0].scale, edits[0].bias, edits[0].mask_coefficients)):
+        raise InputError("per_task: edits with a scale, a bias or mask coefficients cannot be joined.")
     return LinearEdit(**{name: join(name) for name in ("mask", "down", "up", "inner", "outer")})
 
 
@@ -240,6 +249,41 @@ class _MaskGradient(torch.autograd.Function):
         return d, None, torch.cat(rows), None
 
 
+class Affine(NamedTuple):
+    """A scale (D,) and a shift (D,) of the output of a norm."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """An adapter beside the MLP: ``relu(h down^T + down_bias) up^T + up_bias``.
+
+    Leading axes batch it as those of :class:`LinearEdit`: (T, 1, r, D) on states (T, B, N, D).
+
+    Attributes:
+        down: (r, D).
+        up: (D, r), any scale included.
+        down_bias: (r,).
+        up_bias: (D,), any scale included.
+        dropout: share of the r hidden numbers that are set to 0, drawn from torch's global generator.
+    """
+
+    down: Tensor
+    up: Tensor
+    down_bias: Tensor
+    up_bias: Tensor
+    dropout: float = 0.0
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """(..., N, D) to (..., N, D), in the dtype of ``h``."""
+        hidden = F.relu(_times(h, self.down.to(h.dtype)) + self.down_bias[..., None, :].to(h.dtype))
+        if self.dropout:
+            hidden = F.dropout(hidden, self.dropout)
+        return _times(hidden, self.up.to(h.dtype)) + self.up_bias[..., None, :].to(h.dtype)
+
+
 @dataclass(frozen=True)
 class Edit:
     """All edits of one layer in one call.
@@ -252,12 +296,16 @@ class Edit:
         linear: changed linear maps by name, see ``LINEARS``.
         adapter: runs beside the MLP on the residual stream that enters it, (..., N, D) to (..., N, D); its
             output is added to the MLP's.
+        norm1: scale and shift of the output of the layer's first norm.
+        norm2: scale and shift of the output of its second norm.
     """
 
     prefix: tuple[Tensor, Tensor] | None = None
     prefix_mask: Tensor | None = None
     linear: Mapping[str, LinearEdit] = field(default_factory=dict)
     adapter: Callable[[Tensor], Tensor] | None = None
+    norm1: Affine | None = None
+    norm2: Affine | None = None
 
     def __post_init__(self) -> None:
         """Check the names of the edited maps."""
@@ -300,14 +348,19 @@ class LayerPlan:
         """Hash of all edits, equal for equal values.
 
         Raises:
-            InputError: if an edit has an adapter, which is a function.
+            InputError: if an edit has an adapter that is a function; a :class:`Bottleneck` has values.
         """
         digest = hashlib.blake2b(digest_size=16)
         for layer, edit in sorted(self.edits.items()):
-            if edit.adapter is not None:
-                raise InputError(f"LayerPlan.fingerprint: the edit of layer {layer} has an adapter, which has no hash.")
             parts: dict[str, Tensor | None] = {"prefix_mask": edit.prefix_mask}
+            if isinstance(edit.adapter, Bottleneck):
+                names = ("down", "up", "down_bias", "up_bias")
+                parts |= {f"adapter.{name}": getattr(edit.adapter, name) for name in names}
+            elif edit.adapter is not None:
+                raise InputError(f"LayerPlan.fingerprint: the edit of layer {layer} has an adapter, which has no hash.")
             parts |= dict(zip(("keys", "values"), edit.prefix or (), strict=False))
+            for norm, affine in (("norm1", edit.norm1), ("norm2", edit.norm2)):
+                parts |= {f"{norm}.{key}": value for key, value in (affine._asdict() if affine else {}).items()}
             parts |= {f"{name}.{f.name}": getattr(m, f.name) for name, m in edit.linear.items() for f in fields(m)}
             for name, tensor in sorted(parts.items()):
                 if tensor is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ostinato.backbones.attention import attend
-from ostinato.backbones.edits import Edit, Plan, Tokens, edited_linear, edited_output, frozen_linear
+from ostinato.backbones.edits import Affine, Edit, Plan, Tokens, edited_linear, edited_output, frozen_linear
 from ostinato.errors import InputError
 
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "relu": F.relu}
@@ -214,17 +214,22 @@ class Block(nn.Module):
         """Advance the residual stream (..., N, D) by one layer, at the positions ``read`` alone if given."""
         edit = edit or PLAIN
         kept = h if read is None else h[..., read, :]
-        h = kept + self.ls1(self.attn(self.attention_input(h), mask, edit, read))
+        h = kept + self.ls1(self.attn(self.attention_input(h, edit), mask, edit, read))
         if self.post:
-            h = self.norm1(h)
-        out = self.ls2(self.mlp(h if self.post else self.norm2(h), edit))
+            h = _scaled(self.norm1(h), edit.norm1)
+        out = self.ls2(self.mlp(h if self.post else _scaled(self.norm2(h), edit.norm2), edit))
         if edit.adapter is not None:
             out = out + edit.adapter(h).to(h.dtype)
-        return self.norm2(h + out) if self.post else h + out
+        return _scaled(self.norm2(h + out), edit.norm2) if self.post else h + out
 
-    def attention_input(self, h: Tensor) -> Tensor:
+    def attention_input(self, h: Tensor, edit: Edit | None = None) -> Tensor:
         """Input of attention for the states (..., N, D) that enter the layer."""
-        return h if self.post else self.norm1(h)
+        return h if self.post else _scaled(self.norm1(h), edit.norm1 if edit is not None else None)
+
+
+def _scaled(x: Tensor, affine: Affine | None) -> Tensor:
+    """A norm's output under its edit."""
+    return x if affine is None else x * affine.scale.to(x.dtype) + affine.shift.to(x.dtype)
 
 
 PLAIN = Edit()
@@ -287,3 +292,13 @@ class Encoder(nn.Module):
         """Queries (..., N, D) of a layer for the states (..., N, D) that enter it, heads joined."""
         block = cast(Block, self.blocks[layer])
         return F.linear(block.attention_input(h), *block.attn.part(0))
+
+    def attention_input(self, layer: int, h: Tensor) -> Tensor:
+        """Input (..., N, D) of a layer's attention for the states (..., N, D) that enter the layer."""
+        return cast(Block, self.blocks[layer]).attention_input(h)
+
+    def keys_values(self, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (..., N, D), for the states (..., N, D) that enter it, heads joined."""
+        block = cast(Block, self.blocks[layer])
+        x = block.attention_input(h.to(block.attn.qkv.weight.dtype))
+        return F.linear(x, *block.attn.part(1)), F.linear(x, *block.attn.part(2))

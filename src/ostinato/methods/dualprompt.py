@@ -62,8 +62,9 @@ class DualPrompt(TaskInferring):
         backbone: the frozen encoder.
         keys: task keys: "learned" trains a key per task by a pull of weight ``keys.pull`` (lambda); "mean" sets it
             before training to the mean of q(x) / |q(x)| over the task's images, which maximises their mean cosine;
-            "classes" has such a mean per class and takes the nearest; "gaussians" has a Gaussian of q(x) / |q(x)| per
-            class with a shared covariance and takes the likeliest.
+            "classes" has such a mean per class and takes the nearest; "clusters" has ``keys.clusters`` centres of
+            k-means; "gaussians" has a Gaussian of q(x) / |q(x)| per class with a shared covariance and takes the
+            likeliest.
         prefixes: see :class:`ostinato.methods.parts.prefixes.PrefixOptions`.
     """
 

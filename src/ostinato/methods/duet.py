@@ -21,18 +21,17 @@ adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.backbones import Backbone, LayerPlan, Tokens
 from ostinato.errors import InputError
-from ostinato.methods.base import LearnTask, Losses, Recipe, Stage, check_layers, check_positive
+from ostinato.methods.base import LearnTask, Recipe, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
-from ostinato.methods.parts.closed_form import OnSums
+from ostinato.methods.parts.first_session import FirstSession
 from ostinato.nn import ClassMeans
 from ostinato.nn.proxy import CosineProxy
 from ostinato.nn.ridge import RandomRidge, random_width
@@ -47,7 +46,7 @@ SCALE = 20.0
 
 
 @register("duet")
-class Duet(OnSums):
+class Duet(FirstSession):
     """Ridge regression on the plain and the adapted encoder.
 
     Args:
@@ -86,55 +85,28 @@ class Duet(OnSums):
         self.layers = check_layers("layers", tuple(range(depth // 2, depth)) if layers is None else layers, depth)
         if not self.layers:
             raise InputError("method.layers must name a layer. To adapt none, give method.encoders=plain.")
-        self.encoders, self.keep, self.entry = encoders, KEEP if keep is None else keep, min(self.layers)
+        self.encoders, self.adapts = encoders, encoders != "plain"
+        self.keep, self.entry = KEEP if keep is None else keep, min(self.layers)
         # A is large beside its steps, so that B learns on random directions.
         self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, 1.0, bound=(3 / backbone.arch.dim) ** 0.5)
         self.proxy = CosineProxy(backbone.dim)
         n_features = 2 * backbone.dim if encoders == "both" else backbone.dim
         self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
 
-    def begin_task(self, task: LearnTask) -> None:
-        """Begin the classifier of the first task; freeze the updates in later ones."""
-        super().begin_task(task)
-        if self.encoders != "plain" and task.index == 0:
-            self.bank.begin_task(self.device)
-        adapts = self.adapts_to(task)
-        self.proxy.reset(len(task.classes) if adapts else 0)
-        self._train(adapts)
-
-    def adapts_to(self, task: LearnTask) -> bool:
-        """Whether a task trains: the first one, if it has classes to tell apart."""
-        return self.encoders != "plain" and task.index == 0 and len(task.classes) > 1
-
-    def trained(self) -> list[nn.Parameter]:
-        """Parameters that the first task trains."""
-        return [*self.bank.parameters(), *self.proxy.parameters()]
-
-    def _train(self, on: bool) -> None:
-        for p in self.trained():
-            p.requires_grad_(on)
-
-    def stages(self, task: LearnTask) -> Iterable[Stage]:
-        """Adapt to the first task; train nothing in later ones."""
-        if not self.adapts_to(task):
-            return []
-        return [Stage(self.loss, name="adapt", params=self.trained(), prepare=lambda: self._begin_at_means(task))]
-
-    def _begin_at_means(self, task: LearnTask) -> None:
+    def prepare(self, task: LearnTask) -> None:
+        """Begin the classifier at the class means of the plain encoder."""
         means = ClassMeans(self.backbone.dim).to(self.device)
         means.grow(len(task.classes))
         means.update(*task.extract_features(self.query))
         self.proxy.weight.copy_(F.normalize(means.means(), dim=-1))
         self.proxy.scale.fill_(SCALE)
 
-    def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Cross-entropy over the first task's classes, of a random share of each batch's patches."""
+    def adapted(self, x: Tensor) -> Tensor:
+        """Features (B, D) of a random share of each batch's patches, under the updates."""
         tokens = self.states(x, self.entry)
         if self.keep < 1 and self.backbone.modality == "image":
             tokens = some_of(tokens, self.keep)
-        return {
-            "ce": F.cross_entropy(self.proxy(self.backbone.features(tokens, self.bank.plan(0), start=self.entry)), y)
-        }
+        return self.backbone.features(tokens, self.bank.plan(0), start=self.entry)
 
     def features(self, x: Tensor) -> Tensor:
         """Features f of inputs: (B, 2 D), or (B, D) of one encoder."""
@@ -142,12 +114,6 @@ class Duet(OnSums):
         if self.encoders != "plain":
             plans.append(self.bank.plan(0))
         return torch.cat([F.normalize(f, dim=-1) for f in self.features_under(x, plans, self.entry)], dim=-1)
-
-    def end_task(self, task: LearnTask) -> None:
-        """Drop the classifier of the first task, and add the task's samples to the sums of the ridge regression."""
-        self.proxy.reset(0)
-        self._train(False)
-        super().end_task(task)
 
     @property
     def refines(self) -> str:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ostinato.choices import Choice, Options
+from ostinato.choices import Choice, Options, Size
 from ostinato.errors import InputError
+from ostinato.nn.clusters import centres
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.growing import PerTask
 from ostinato.nn.matching import cosine, nearest_per_task
@@ -130,6 +131,33 @@ class ClassKeys(TaskKeys):
         return nearest_per_task(cosine(query, self.keys.joined()), sizes)
 
 
+class ClusterKeys(TaskKeys):
+    """Centres of k-means on normalised features per task, matched by the nearest one in L1 distance (S-Prompts).
+
+    Args:
+        dim: width D of q(x).
+        clusters: k.
+    """
+
+    def __init__(self, dim: int, clusters: int) -> None:
+        super().__init__(dim)
+        self.clusters = clusters
+        self.keys = PerTask(trains=False)  # T of (k, D)
+
+    def _add(self, drawn: Tensor, n_classes: int) -> None:  # noqa: ARG002 - as many keys for every task
+        self.keys.add(drawn.new_zeros(self.clusters, self.dim))
+
+    @torch.no_grad()
+    def fit(self, query: Tensor, labels: Tensor, classes: range) -> None:  # noqa: ARG002 - classes are not told apart
+        """Set the centres."""
+        self.keys[-1].copy_(centres(F.normalize(query.double(), dim=-1), self.clusters))
+
+    def match(self, query: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Negative distance to the nearest centre of every task."""
+        near = -torch.cdist(F.normalize(query.float(), dim=-1), self.keys.joined(), p=1)
+        return nearest_per_task(near, [self.clusters] * len(sizes))
+
+
 class GaussianKeys(TaskKeys):
     """A Gaussian of normalised features per class with a shared covariance; a task scores as its likeliest class."""
 
@@ -189,6 +217,18 @@ class ClassKeyOptions(KeyOptions, frozen=True):
     name: Literal["classes"] = "classes"
 
 
+class ClusterKeyOptions(KeyOptions, frozen=True):
+    """Centres of k-means on q(x) / |q(x)| over a task.
+
+    Attributes:
+        clusters: centres per task.
+    """
+
+    kind = ClusterKeys
+    name: Literal["clusters"] = "clusters"
+    clusters: Size = 5
+
+
 class GaussianKeyOptions(KeyOptions, frozen=True):
     """A Gaussian of q(x) / |q(x)| per class."""
 
@@ -196,8 +236,12 @@ class GaussianKeyOptions(KeyOptions, frozen=True):
     name: Literal["gaussians"] = "gaussians"
 
 
-LEARNED_KEYS = Choice(LearnedKeyOptions(), MeanKeyOptions(), ClassKeyOptions(), GaussianKeyOptions())
+LEARNED_KEYS = Choice[KeyOptions](
+    LearnedKeyOptions(), MeanKeyOptions(), ClassKeyOptions(), ClusterKeyOptions(), GaussianKeyOptions()
+)
 """Kinds of keys; "learned" is the default."""
 
-MEAN_KEYS = Choice(MeanKeyOptions(), LearnedKeyOptions(), ClassKeyOptions(), GaussianKeyOptions())
+MEAN_KEYS = Choice[KeyOptions](
+    MeanKeyOptions(), LearnedKeyOptions(), ClassKeyOptions(), ClusterKeyOptions(), GaussianKeyOptions()
+)
 """Kinds of keys; "mean" is the default."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ostinato.nn.growing import Growing
 
@@ -63,9 +64,7 @@ class Subspace(Growing):
             energy: share in (0, 1]; 1 takes every direction of the rows beyond rounding.
         """
         d, r = self.basis.shape
-        # Coordinates of the complement keep new directions orthogonal to old ones, and their number within D.
-        complement = torch.linalg.qr(self.basis.double(), mode="complete").Q[:, r:]
-        residual = complement.T @ covariance.double() @ complement
+        complement, residual = self._residual(covariance)
         values, vectors = torch.linalg.eigh(residual)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         total = covariance.diagonal().sum()
@@ -73,6 +72,26 @@ class Subspace(Growing):
         held = covered + torch.cat([values.new_zeros(1), values.cumsum(0)])  # by 0, 1, ... new directions
         n = min(int((held < (energy - ROUNDING) * total).sum()), d - r)
         self.basis = torch.cat([self.basis, (complement @ vectors[:, :n]).to(self.basis.dtype)], dim=1)
+
+    def _residual(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """An orthonormal basis (D, D - r) of the complement, and ``R^^T R^`` in its coordinates, both in fp64.
+
+        The coordinates keep new directions orthogonal to old ones, and their number within D.
+        """
+        complement = torch.linalg.qr(self.basis.double(), mode="complete").Q[:, self.basis.shape[1] :]
+        return complement, complement.T @ covariance.double() @ complement
+
+    @torch.no_grad()
+    def leading(self, covariance: Tensor, n: int) -> Tensor:
+        """The n orthonormal directions (n, D) orthogonal to the basis in which rows have most energy.
+
+        Args:
+            covariance: (D, D), R^T R of the rows.
+            n: number of directions; those beyond the D - r that exist are zero.
+        """
+        complement, residual = self._residual(covariance)
+        vectors = (complement @ torch.linalg.eigh(residual).eigenvectors.flip(1))[:, :n]
+        return F.pad(vectors, (0, n - vectors.shape[1])).T.to(self.basis.dtype)
 
     def project(self, update: Tensor) -> Tensor:
         """The part of an update (..., D) that is orthogonal to the basis."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ostinato.errors import InputError
 from ostinato.nn.growing import Growing
+from ostinato.nn.matching import cosine
 
 ROUNDING = 1e-5
 """Largest difference of two sums of the same fp32 features, relative to the sum of their lengths."""
@@ -75,6 +76,25 @@ class ClassMeans(Growing):
     def means(self) -> Tensor:
         """Class means (C, D) in fp32; zero for a class without samples."""
         return (self.sums / self.counts.clamp(min=1)[:, None]).float()
+
+
+class NearestMeans(ClassMeans):
+    """A classifier by the cosine with class means."""
+
+    def add(self, features: Tensor, labels: Tensor, n_classes: int) -> None:
+        """Add samples, and the next ``n_classes`` classes.
+
+        Args:
+            features: (n, D) of the samples.
+            labels: (n,) among all classes, known and new.
+            n_classes: how many classes are added.
+        """
+        self.grow(n_classes)
+        self.update(features, labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Cosines (B, C) of features (B, D) with all class means."""
+        return cosine(features, self.means())
 
 
 def sums_of(features: Tensor, labels: Tensor, n_classes: int) -> ClassMeans:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -41,9 +41,9 @@ class Bank(nn.Module):
         super().__init__()
         self.arch, self.places, self.freeze_old = arch, [(i, name) for i in layers for name in maps], freeze_old
 
-    def room(self) -> nn.ModuleDict:
+    def room(self, *, trains: bool = True) -> nn.ModuleDict:
         """An empty :class:`PerTask` for every edited map, by layer and map."""
-        return grouped({place: PerTask(freeze_old=self.freeze_old) for place in self.places})
+        return grouped({place: PerTask(freeze_old=self.freeze_old, trains=trains) for place in self.places})
 
     def begin_task(self, device: torch.device) -> None:
         """Add the edits of a task."""
@@ -187,6 +187,7 @@ class Factors(Bank):
         rank: r.
         bound: first factors begin at numbers from U(-bound, bound); None for 1 / sqrt(r width). Second ones are zero.
         freeze_old: as for :class:`Bank`.
+        trains_down: False makes the first factors constants, for values set from data.
 
     Attributes:
         on_output: whether the first factor reads a map's output instead of its input.
@@ -203,10 +204,11 @@ class Factors(Bank):
         *,
         bound: float | None = None,
         freeze_old: bool = True,
+        trains_down: bool = True,
     ) -> None:
         super().__init__(arch, layers, maps, freeze_old=freeze_old)
         self.rank, self.bound = rank, bound
-        self.down, self.up = self.room(), self.room()  # T of (r, width) and of (out, r)
+        self.down, self.up = self.room(trains=trains_down), self.room()  # T of (r, width) and of (out, r)
 
     def begin_task(self, device: torch.device) -> None:
         """Add first factors of random numbers and second factors of zeros."""
@@ -231,14 +233,28 @@ class LowRank(Factors):
         *,
         bound: float | None = None,
         freeze_old: bool = True,
+        trains_down: bool = True,
     ) -> None:
-        super().__init__(arch, layers, maps, rank, bound=bound, freeze_old=freeze_old)
+        super().__init__(arch, layers, maps, rank, bound=bound, freeze_old=freeze_old, trains_down=trains_down)
         self.scale = scale
 
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
         """Update of a task."""
         a, b = at(self.down, layer, name)[task], at(self.up, layer, name)[task]
         return LinearEdit(down=a, up=self.scale * b)
+
+    def summed(self, weights: Callable[[Tensor, Tensor], Tensor] | None = None) -> LayerPlan:
+        """Plan of the updates of all tasks at once, ``W + scale sum_t w_t B_t A_t``, as one update of rank T r.
+
+        Args:
+            weights: from the first factors (T, r, width) and second ones (T, out, r) of a map to w (T,); None for 1.
+        """
+        edits: LinearEdits = {}
+        for i, name in self.places:
+            down, up = at(self.down, i, name).stacked(), at(self.up, i, name).stacked()
+            up = self.scale * up if weights is None else (self.scale * weights(down, up))[:, None, None] * up
+            edits.setdefault(i, {})[name] = LinearEdit(down=down.flatten(0, 1), up=up.movedim(0, 1).flatten(1))
+        return LayerPlan({layer: Edit(linear=maps) for layer, maps in edits.items()})
 
 
 class Adapters(Factors):

@@ -63,7 +63,8 @@ class Prefixes(Prompts):
         super().__init__(backbone, shares, blocks=backbone.arch.heads)
         self.g_layers, self.task_layers, self.warm_start = g_layers, e_layers, options.warm_start
         self.e_shape = (len(e_layers), 2, options.e_length, dim)
-        self.g_prompt = nn.Parameter(torch.empty(len(g_layers), 2, options.g_length, dim).uniform_(-1, 1))
+        general = torch.empty(len(g_layers), 2, options.g_length, dim).uniform_(-1, 1)
+        self.g_prompt = nn.Parameter(general, requires_grad=bool(g_layers))
         self.e_prompt = PerTask()  # T of (E layers, 2, P, D)
 
     @property

@@ -58,7 +58,7 @@ class TaskEdits(TaskInferring):
             code of Soft-TransFormers.
         benchmark_classes: C, the classes of all tasks of the benchmark, for "benchmark".
         keys: task keys: "mean" sets the optimum of the matching loss, "learned" trains with that loss, "classes" has a
-            mean per class, "gaussians" a Gaussian per class.
+            mean per class, "clusters" centres of k-means, "gaussians" a Gaussian per class.
         frozen_term: scores of the plain encoder to add: "none", or "discriminant", see
             :class:`DiscriminantTermOptions`.
 
