@@ -44,6 +44,8 @@ def test_help_names_every_command():
         "classes",
         "history",
         "rollback",
+        "export",
+        "serve",
         "report",
         "list",
         "show",

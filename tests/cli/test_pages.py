@@ -32,15 +32,21 @@ OTHERWISE = {
 }
 """What takes the place of what only a network, several processes or hours could give: patterns and replacements."""
 
-NOT_COMMANDS = ("make ", "pip install ", "source ", "git ", ".venv/bin/", "python examples/")
+NOT_COMMANDS = ("make ", "pip install ", "python -m benchmarks", "source ", "git ", ".venv/bin/", "python examples/")
 """Beginnings of lines that are no commands of the package; other tests look at them."""
 
 ELSEWHERE = {
     "ostinato check my_method.py",
     "find new -name '*.jpg' | ostinato predict runs/photos -",
     "curl -s https://example.org/daisy.jpg | ostinato predict runs/photos -",
+    "ostinato export runs/photos --to pt2 out=photos.pt2",
+    "ostinato export runs/photos --to torchscript out=photos.pt",
+    "ostinato predict --trust photos.pt2 new/*.jpg",
+    "ostinato serve runs/photos",
+    "curl -F images=@daisy.jpg -F images=@rose.jpg '127.0.0.1:8000/predict?topk=3'",
 }
-"""Commands that take long or read standard input; test_own_methods.py and test_commands.py run the same."""
+"""Commands that take long, wait, or read standard input; test_own_methods.py, test_commands.py, test_export.py and
+test_serve.py do the same."""
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ class VisionBackbone(Backbone):
         pixels = images.float().div(255) if images.dtype == torch.uint8 else images.float()
         pixels = ((pixels - self.mean) / self.std).to(self.dtype)
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
-        h = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        h = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         return Tokens(h)
 
     def as_tokens(self, prompts: Tensor) -> Tensor:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from ostinato.learner import Prediction
 
 
+_MANY = 64
+"""Inputs beyond which their rate is printed."""
+
+
 @app.command()
 def predict(
-    run: RunPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a file of 'ostinato export'.")],
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -31,6 +35,9 @@ def predict(
     text: Annotated[list[str] | None, typer.Option(help="A text; may be given several times.")] = None,
     column: Annotated[str | None, typer.Option(help="Text column of a table; by default found by its name.")] = None,
     topk: Annotated[int, typer.Option(help="Classes to show per input.")] = 1,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Read an exported .pt2 or .pt file, which can run code of its maker.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Classify images or texts with a finished run, each on its own.
@@ -38,6 +45,8 @@ def predict(
     Example: ostinato predict runs/photos new/*.jpg --topk 3
 
     Example: find new -name '*.jpg' | ostinato predict runs/photos -
+
+    Example: ostinato predict photos.onnx new/*.jpg
 
     Example: ostinato predict runs/intents --text "where is my card" questions.txt
     """
@@ -49,7 +58,7 @@ def predict(
 
     from ostinato.config import parse_overrides
     from ostinato.paths import refuse_url
-    from ostinato.runs.scoring import load_run, predict_inputs
+    from ostinato.runs.scoring import load_model, predict_inputs
 
     words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
     names = [w for w in inputs or [] if w not in words]
@@ -60,7 +69,7 @@ def predict(
     files = [cast(BufferedReader, sys.stdin.buffer) if name == "-" else Path(name) for name in names]
     if not files and not text:
         raise InputError("predict: give image files, text files or --text TEXT.")
-    learner = load_run(run, **machine_of(parse_overrides(words)))
+    learner = load_model(run, trust=trust, **machine_of(parse_overrides(words)))
     predictions, bad = [], []
     began = time.perf_counter()
     for prediction in predict_inputs(run, learner, files, text or [], column=column, topk=topk):
@@ -71,7 +80,7 @@ def predict(
         if not as_json:
             say(f"{prediction.source}: {_best(prediction)}")
     n = len(predictions) + len(bad)
-    if n > learner.settings.eval_batch_size:
+    if n > _MANY:
         seconds = time.perf_counter() - began
         say(f"{n} inputs in {seconds:.1f} s, {n / seconds:.0f} a second", err=True)
     if as_json:

@@ -226,14 +226,21 @@ class Method(Growing):
         return len(self.task_sizes)
 
     @property
+    def classes_per_task(self) -> list[int]:
+        """Number of classes of each task begun."""
+        return self.task_sizes.tolist()
+
+    @property
     def n_seen(self) -> int:
         """Number of classes of the tasks begun."""
-        return int(self.task_sizes.sum())
+        return sum(self.classes_per_task)
 
     @property
     def task_of_class(self) -> Tensor:
         """Task (n_seen,) of every class."""
-        return torch.arange(self.n_tasks, device=self.device).repeat_interleave(self.task_sizes)
+        return torch.arange(self.n_tasks, device=self.device).repeat_interleave(
+            self.task_sizes, output_size=self.n_seen
+        )
 
     @property
     def exemplars(self) -> int:

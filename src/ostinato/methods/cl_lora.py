@@ -39,6 +39,7 @@ from ostinato.methods.parts.frozen_term import term_choice
 from ostinato.nn import ClassMeans, PerTask, cosine
 from ostinato.nn.distillation import distillation
 from ostinato.nn.proxy import CosineProxy
+from ostinato.nn.routing import traced
 from ostinato.registry import register
 
 BUDGET = 2**25
@@ -251,7 +252,8 @@ class CLLoRA(Method):
         plain = self.states(x, self.entry)
         states = self.backbone.run(plain, self.shared(self.shared_up), start=self.entry, stop=first)
         # One task needs no more memory than the layers below, so only tasks are split.
-        size, mu, parts = max(1, BUDGET // states.h.numel()), self.block_weights(), []
+        size = self.n_tasks if traced() else max(1, BUDGET // states.h.numel())
+        mu, parts = self.block_weights(), []
         for i in range(0, self.n_tasks, size):
             chunk = slice(i, i + size)
             down, up = (torch.stack(tuple(bank)[chunk])[:, None] for bank in (self.downs, self.ups))
@@ -261,7 +263,7 @@ class CLLoRA(Method):
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of each class's mean with the feature under its task's adapters, with the frozen term."""
-        means = self.class_means.means().split(self.task_sizes.tolist())
+        means = self.class_means.means().split(self.classes_per_task)
         cosines = torch.cat([cosine(f, m) for f, m in zip(self.features(x), means, strict=True)], dim=1)
         return self.frozen_term.add(cosines, x, self.query)
 

@@ -120,7 +120,7 @@ class DualPrompt(TaskInferring):
 
     def task_scores(self, x: Tensor) -> Tensor:
         """Evidence (B, T) of the keys for q(x)."""
-        return self.keys.match(self.query(x), self.task_sizes.tolist())
+        return self.keys.match(self.query(x), self.classes_per_task)
 
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the experts of ``tasks``."""

@@ -55,7 +55,7 @@ class GDumb(Finetune):
         self.backbone.load_state_dict(self._initial_weights)
         self.head = TaskHeads(self.backbone.dim, freeze_old=False)
         with torch.no_grad():
-            for size in self.task_sizes.tolist():
+            for size in self.classes_per_task:
                 self.head.grow(size, device=self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:  # noqa: ARG002 - the memory holds the task's samples

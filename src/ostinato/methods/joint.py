@@ -102,7 +102,7 @@ class Joint(Method):
             self.bank = self._updates()
         self.head = self._fresh_head().to(self.device)
         with torch.no_grad():
-            for size in self.task_sizes.tolist():
+            for size in self.classes_per_task:
                 self.head.grow(size, device=self.device)
 
     def stages(self, task: LearnTask) -> Iterable[Stage]:

@@ -275,7 +275,7 @@ class LiEPrompt(TaskInferring):
 
     def task_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, T) of q(x) with the nearest class mean of each task."""
-        return nearest_per_task(self.prototype_scores(x), self.task_sizes.tolist())
+        return nearest_per_task(self.prototype_scores(x), self.classes_per_task)
 
     def prototype_scores(self, x: Tensor) -> Tensor:
         """Cosine (B, n_seen) of q(x) with every class mean."""

@@ -12,6 +12,7 @@ from typing import Any
 from ostinato.config import RunConfig
 from ostinato.errors import DataError, InputError
 from ostinato.evaluation.evaluator import BatchProtocol
+from ostinato.interop import ExportedModel, load_exported
 from ostinato.learner import Learner, Prediction
 from ostinato.predicting import STDIN, images_of, texts_of
 from ostinato.runs.build import samples_to_score
@@ -29,6 +30,28 @@ def load_run(run: str | Path, **where: Any) -> Learner:
     return Learner.load(run, **where)
 
 
+def load_model(path: str | Path, *, trust: bool = False, **where: Any) -> Learner | ExportedModel:
+    """Load a finished run, an artifact folder, or a file of :func:`ostinato.interop.export`.
+
+    Args:
+        path: of the run, folder or file.
+        trust: read files that can run code, see :func:`ostinato.interop.load_exported`.
+        where: arguments of :meth:`Learner.load`.
+
+    Raises:
+        InputError: as :func:`load_run`, or if an argument has no effect.
+    """
+    if not Path(path).is_file():
+        if trust:
+            raise InputError(f"--trust is for exported files, but {path} is none. Leave it out.")
+        return load_run(path, **where)
+    if where:
+        raise InputError(
+            f"{path} is an exported model, which holds its weights and runs on the CPU. Leave out {', '.join(where)}."
+        )
+    return load_exported(path, trust=trust)
+
+
 def config_of(run: str | Path) -> RunConfig | None:
     """Read the configuration of a run; None for an artifact folder without its run."""
     dirs = RunDir(run)
@@ -37,7 +60,7 @@ def config_of(run: str | Path) -> RunConfig | None:
 
 def predict_inputs(
     run: str | Path,
-    learner: Learner,
+    learner: Learner | ExportedModel,
     files: Sequence[Path | BufferedReader] = (),
     texts: Sequence[str] = (),
     *,
@@ -48,7 +71,7 @@ def predict_inputs(
 
     Args:
         run: directory of the run, which records the text column.
-        learner: learner of the run.
+        learner: learner of the run, or an exported model.
         files: images or folders of images; for a text model, files of texts; among them standard input.
         texts: further texts.
         column: text column of a table; None finds it by its name.
@@ -61,7 +84,7 @@ def predict_inputs(
         InputError: if the run learned images and texts are given.
     """
     named: Iterable[tuple[str, Any]]
-    if learner.method.backbone.modality == "text":
+    if isinstance(learner, Learner) and learner.method.backbone.modality == "text":
         config = config_of(run)
         named = texts_of(list(texts), list(files), column, config.data.text_column if config else None)
     elif texts or column:

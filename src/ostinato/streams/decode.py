@@ -162,14 +162,20 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
         raise DataError(f"{where}: {_reason(error)}.") from error
 
 
-def problem(data: Path | bytes, *, full: bool) -> str | None:
-    """Reason why an image cannot be used, or None; without ``full``, only its header is read."""
+def problem(data: Path | bytes, *, full: bool, pixels: int = MAX_PIXELS) -> str | None:
+    """Reason why an image cannot be used, or None.
+
+    Args:
+        data: an image file, or its bytes.
+        full: read all of it; otherwise, only its header is read.
+        pixels: maximum of its pixels.
+    """
     try:
         if full:
             # At an eighth of its size all of a JPEG is read and little is computed.
-            _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load())
+            _opened(data, lambda image: image.draft("L", (1, 1)), lambda image: image.load(), pixels)
         else:
-            _opened(data, lambda _: None, lambda _: None)
+            _opened(data, lambda _: None, lambda _: None, pixels)
     except Exception as error:  # the decoders of damaged files raise almost anything
         return _reason(error)
     return None
@@ -242,7 +248,10 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _opened(
-    data: Path | bytes, prepare: Callable[[ImageFile.ImageFile], Any], use: Callable[[ImageFile.ImageFile], T]
+    data: Path | bytes,
+    prepare: Callable[[ImageFile.ImageFile], Any],
+    use: Callable[[ImageFile.ImageFile], T],
+    pixels: int = MAX_PIXELS,
 ) -> T:
     """Open an image and return ``use(image)`` while its memory is reserved; ``prepare`` may ask for fewer pixels."""
     held = _METADATA + _FIRST_TRY
@@ -265,7 +274,7 @@ def _opened(
             if needed <= held:
                 with Image.open(file, formats=FORMATS) as image:
                     file.counting = False
-                    _check(image)
+                    _check(image, pixels)
                     needed += _needed(image, file, prepare)
                     if needed > MAX_BYTES:
                         reason = (
@@ -343,12 +352,12 @@ def _reduce(image: ImageFile.ImageFile) -> None:
         image.draft(None, (width // by, height // by))
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, pixels: int = MAX_PIXELS) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise _Unfit(f"it has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise _Unfit(_too_large(f"{width} x {height}", f"at most {MAX_PIXELS // 1_000_000} million are read"))
+    if width * height > pixels:
+        raise _Unfit(_too_large(f"{width} x {height}", f"at most {pixels / 1e6:g} million are read"))
     if image.mode in ("F", "LAB"):
         raise _Unfit(f"pixels of kind {image.mode!r}; save it as an 8-bit RGB or grey image")
 

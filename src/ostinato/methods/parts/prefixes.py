@@ -85,7 +85,7 @@ class Prefixes(Prompts):
 
     def edits(self, e_prompt: Tensor) -> Edits:
         """Prefixes by layer for experts (B | 1, E layers, 2, P, D)."""
-        heads, n = self.backbone.arch.heads, len(e_prompt)
+        heads, n = self.backbone.arch.heads, e_prompt.shape[0]
         general = {
             layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))
             for layer, g in zip(self.g_layers, self.g_prompt, strict=True)

@@ -30,6 +30,7 @@ from ostinato.methods.parts.prompts import Edits, Head, NoPromptOptions, Prompts
 from ostinato.methods.parts.words import WordOptions
 from ostinato.nn import entropy
 from ostinato.nn.keys import MEAN_KEYS, TaskKeys
+from ostinato.nn.routing import by_task, traced
 
 PROMPTS = Choice(PrefixOptions(), PoolOptions(), WordOptions(), NoPromptOptions())
 """Prompts below the edits."""
@@ -178,11 +179,12 @@ class TaskEdits(TaskInferring):
     def scores_given_task(self, x: Tensor, tasks: Tensor) -> Tensor:
         """Logits (B, n_seen) under the edits of ``tasks``, in one pass per task, with the frozen term."""
         states = self.shared(x)
-        features = torch.empty(len(x), self.prompts.dim, device=x.device)
-        for task in tasks.unique().tolist():
-            rows = (tasks == task).nonzero().flatten()
+
+        def features_of(task: int, rows: Tensor | slice) -> Tensor:
             plan = edited(self.prompts.under(task), self.linear(task))
-            features[rows] = self.prompts.read(states.take(rows), plan, start=self.split)
+            return self.prompts.read(states.take(rows), plan, start=self.split)
+
+        features = by_task(tasks, self.n_tasks, features_of)
         return self.frozen_term.add(self.head(features), x, self.query)
 
     def scores_all_tasks(self, x: Tensor) -> Tensor:
@@ -192,14 +194,15 @@ class TaskEdits(TaskInferring):
         linear = {i: {name: per_task([e[i][name] for e in each]) for name in each[0][i]} for i in each[0]}
         plan = edited(self.prompts.under_all(), linear)
         size = max(1, ROWS // self.n_tasks)
-        parts = (states.take(slice(i, i + size)).under(self.n_tasks) for i in range(0, len(x), size))
+        rows = [slice(None)] if traced() else [slice(i, i + size) for i in range(0, len(x), size)]
+        parts = (states.take(part).under(self.n_tasks) for part in rows)
         return self.head(torch.cat([self.prompts.read(part, plan, start=self.split) for part in parts], dim=1))
 
     # Task inference
 
     def match(self, query: Tensor) -> Tensor:
         """Evidence (B, T) of the keys for q(x), (B, D)."""
-        return self.keys.match(query, self.task_sizes.tolist())
+        return self.keys.match(query, self.classes_per_task)
 
     def rules(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """The rules of this module's docstring; ``gradient_id`` for masks only."""

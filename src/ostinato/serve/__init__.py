@@ -1,0 +1,1 @@
+"""A learned model behind HTTP; needs the extra ``serve``."""
