@@ -124,7 +124,7 @@ def measure(learner: Learner, known: list[Image.Image], others: dict[str, list[I
 def main(
     data: Annotated[Path, typer.Option(help="Folder of the twelve species.")],
     weights: Annotated[Path, typer.Option(help="Weights of ViT-Ti/16.")],
-    methods: Annotated[str, typer.Option(help="Methods, with commas.")] = "simplecil,ranpac,duet",
+    methods: Annotated[str, typer.Option(help="Methods, with commas.")] = "simplecil,ranpac",
     images: Annotated[int, typer.Option(help="Images of each other kind.")] = 60,
     threads: Annotated[int, typer.Option(help="Threads of torch; 0 for its own choice.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of plain features, kept from run to run.")] = None,
@@ -171,7 +171,7 @@ def main(
         command = (
             f"python -m benchmarks.unknown --data flowers12 --weights vit_tiny.safetensors --methods {methods} --write"
         )
-        replace_between(PAGE, "unknown", f"{text}\n```sh\n{command}\n```\n")
+        replace_between(PAGE, "unknown", f"{text}\n```text\n{command}\n```\n")
 
 
 if __name__ == "__main__":
