@@ -40,6 +40,8 @@ ELSEWHERE = {
     "ostinato check my_method.py",
     "find new -name '*.jpg' | ostinato predict runs/photos -",
     "curl -s https://example.org/daisy.jpg | ostinato predict runs/photos -",
+    "ostinato export runs/photos --to onnx out=photos.onnx",
+    "ostinato predict photos.onnx new/*.jpg --topk 3",
     "ostinato export runs/photos --to pt2 out=photos.pt2",
     "ostinato export runs/photos --to torchscript out=photos.pt",
     "ostinato predict --trust photos.pt2 new/*.jpg",

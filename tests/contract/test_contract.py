@@ -41,8 +41,17 @@ LONGER = {"bic": 60}
 """Epochs, where the 12 of the others are too few beside distillation."""
 
 
-OF_METHODS = {"same_seed_same_run", "nothing_is_sized_by_what_is_to_come", "what_can_train_gets_a_gradient"}
-"""Checks of long training that no kind of encoder has a part in: made on the first kind of each method."""
+OF_METHODS = {
+    "same_seed_same_run",
+    "a_run_stopped_anywhere_goes_on_to_the_same_result",
+    "the_state_between_tasks_is_enough_to_go_on",
+    "nothing_is_sized_by_what_is_to_come",
+    "what_can_train_gets_a_gradient",
+}
+"""Checks that train again, in which no kind of encoder has a part: made on the first kind of each method.
+
+``ostinato check`` and ``benchmarks/gpu.sh`` make them on all kinds.
+"""
 
 VARIANTS = [("joint", "image", "lora"), ("joint", "image", "full"), ("joint", "text", "lora")]
 """Scopes of joint training that hold other state than the default one: name, kind and scope."""

@@ -79,13 +79,15 @@ def certainty_in(state: dict[str, Tensor], dim: int) -> tuple[Certainty | None, 
     """Split the tensors of a learner into its certainty, None if there is none, and those of the method.
 
     Raises:
-        RuntimeError: if tensors are missing, unknown or of wrong shapes.
+        RuntimeError: if tensors are missing, unknown, of wrong shapes or not finite.
     """
     own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     others = {key: value for key, value in state.items() if not key.startswith(PREFIX)}
     if not own:
         return None, others
     certainty = Certainty(dim).to(next(iter(own.values())).device)
+    if odd := [key for key, value in own.items() if not bool(value.isfinite().all())]:
+        raise RuntimeError(f"{odd[0]} must hold finite numbers")
     certainty.load_state_dict(own)
     certainty.typicality.check()
     if certainty.earlier_distances.ndim != 1:

@@ -162,13 +162,13 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
         raise DataError(f"{where}: {_reason(error)}.") from error
 
 
-def problem(data: Path | bytes, *, full: bool, pixels: int = MAX_PIXELS) -> str | None:
+def problem(data: Path | bytes, *, full: bool, pixels: int | None = None) -> str | None:
     """Reason why an image cannot be used, or None.
 
     Args:
         data: an image file, or its bytes.
         full: read all of it; otherwise, only its header is read.
-        pixels: maximum of its pixels.
+        pixels: maximum of its pixels; None for ``MAX_PIXELS``.
     """
     try:
         if full:
@@ -251,7 +251,7 @@ def _opened(
     data: Path | bytes,
     prepare: Callable[[ImageFile.ImageFile], Any],
     use: Callable[[ImageFile.ImageFile], T],
-    pixels: int = MAX_PIXELS,
+    pixels: int | None = None,
 ) -> T:
     """Open an image and return ``use(image)`` while its memory is reserved; ``prepare`` may ask for fewer pixels."""
     held = _METADATA + _FIRST_TRY
@@ -352,8 +352,9 @@ def _reduce(image: ImageFile.ImageFile) -> None:
         image.draft(None, (width // by, height // by))
 
 
-def _check(image: Image.Image, pixels: int = MAX_PIXELS) -> None:
+def _check(image: Image.Image, pixels: int | None = None) -> None:
     width, height = image.size
+    pixels = MAX_PIXELS if pixels is None else pixels
     if width < 1 or height < 1:
         raise _Unfit(f"it has no pixels ({width} x {height})")
     if width * height > pixels:
