@@ -37,7 +37,7 @@ def export(
     given = parse_overrides(options or [])
     out, where = take(given, "out"), machine_of(given)
     if to not in (known := ["bundle", *FORMATS]):
-        raise InputError(f"--to must be one of {', '.join(known)}, got {to!r}. {did_you_mean(to, known)}")
+        raise InputError(f"--to must name a format, got {to!r}. {did_you_mean(to, known)}")
     taken = {"weights"} if to == "bundle" else {"weights", "method"}
     if given or set(where) - taken or not out:
         more = "" if to == "bundle" else ", and method=FILE for a method that is not registered"
