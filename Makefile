@@ -10,13 +10,17 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --
 # Where it is set, every command compiles torch and the rest anew: 15 seconds each on a slow machine.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest faults check format benchmark golden audit docs lock clean
+.PHONY: demo test test-slow test-oldest faults check format benchmark golden audit docs lock clean
 
 demo: $(STAMP)
 	$(BIN)/ostinato demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# Tests that start processes, kill them, damage files by the hundred, measure memory, compile or build the site.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # The suite with the lowest versions that pyproject.toml allows; about 3 GB of packages. They warn about newer
 # releases of what they need themselves, so that a warning is no failure here.

@@ -764,6 +764,7 @@ def same_result(a: Path, b: Path) -> None:
     assert steps[0] == steps[1], "every step must have had the same losses"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [4, 13, 22])
 def test_sigkill_anywhere_and_resume_gives_the_same_matrix(forked, whole, tmp_path, lines):
     victim = forked(*RUN, "out=run", cwd=tmp_path)

@@ -19,6 +19,8 @@ from ostinato.distributed import ProcessGroup, process_group
 from ostinato.errors import InputError
 from ostinato.evaluation.answers import read_answers
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
     "data=digits", "data.limit_per_class=12", "data.test_limit_per_class=12", "stream.first=4", "stream.step=3",
     "train.epochs=1", "train.batch_size=8", "precision=fp32",

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from tests.faults.fields import Case, Grounds, hold_some
+
+pytestmark = pytest.mark.slow
 
 
 def test_changed_fields_end_in_documented_errors(tmp_path, monkeypatch):

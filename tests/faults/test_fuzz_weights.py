@@ -22,6 +22,8 @@ from tests.conftest import VIT_TI_NAME, save_bert, save_clip
 from tests.faults.fuzz import Target, accepts, mutated
 from tests.faults.targets_weights import TARGETS
 
+pytestmark = pytest.mark.slow
+
 BUNDLED = "vit_mini_patch8_32.glyphs"
 
 

@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.cli.command import ENV, ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_killed_commands_go_on_to_the_same_result():

@@ -14,6 +14,8 @@ from ostinato.training.compiling import compile_layers
 from ostinato.training.loop import Settings, learn_task
 from ostinato.training.precision import prepare
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

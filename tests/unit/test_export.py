@@ -177,7 +177,7 @@ def test_targets_and_options_are_checked_before_any_work(places, tmp_path):
     def refused(*words):
         return ostinato_command("export", places / "model", *words, code=2).stderr
 
-    assert "--to must be one of bundle, onnx, pt2, torchscript, got 'onxx'" in refused("--to", "onxx", "out=a.onnx")
+    assert "--to must name a format, got 'onxx'. Did you mean 'onnx'?" in refused("--to", "onxx", "out=a.onnx")
     assert "must end with .pt2, got 'a.onnx'" in refused("--to", "pt2", "out=a.onnx")
     assert "needs out=PATH" in refused("--to", "pt2")
     (tmp_path / "a.pt2").write_bytes(b"")

@@ -41,6 +41,7 @@ def asked(folder: Path, seconds: float = 120.0) -> gpu.Asked:
 # The script
 
 
+@pytest.mark.slow
 def test_the_script_tells_what_it_finds_and_writes_it_down(tmp_path):
     done = script("--small", "--device", "cpu", "--parts", "machine,contract", "found", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

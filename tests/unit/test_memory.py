@@ -26,6 +26,7 @@ print(statistics.median(faults() for _ in range(9)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be asked")
 def test_large_tensors_come_from_memory_that_was_freed():
     def faults(how):
