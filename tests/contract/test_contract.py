@@ -84,8 +84,8 @@ def test_a_task_of_one_class_is_told_from_those_before(case):
     settings = replace(case.settings, overrides={"epochs": LONGER.get(name, 12), "batch_size": 8, "lr": 0.01})
     names = case.stream.class_names
     stream = TaskStream(case.stream.source, StreamOptions(tasks=[names[:2], names[2:3]], validation=0))
-    longer = replace(case, options=OTHERS.get(name, {}) if name in SHORT | OTHERS else case.options)
-    method = (longer if longer.options != case.options else case).after(1)
+    options = OTHERS.get(name, {} if name in SHORT else case.options)
+    method = (case if options == case.options else replace(case, options=options)).after(1)
     learn_task(method, learn_task_of(method, stream, 1), settings)
     trained = [p for p in method.parameters() if p.requires_grad]
     assert all(bool(p.isfinite().all()) for p in trained)

@@ -19,8 +19,8 @@ from torch import nn
 
 from ostinato.analysis import ANALYSES, Subject, analyse, kinds, supported
 from ostinato.analysis.attention import attend, watching
+from ostinato.analysis.density import BINS, counts, shared_edges
 from ostinato.analysis.layer_sweep import written
-from ostinato.analysis.mask_density import BINS, counts, shared_edges
 from ostinato.backbones import Edit, LinearEdit, prefix_from
 from ostinato.cli import main
 from ostinato.config import build_config

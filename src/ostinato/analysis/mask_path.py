@@ -32,22 +32,20 @@ def find(subject: Subject) -> Findings:
     labels = torch.from_numpy(np.asarray(group.labels)) - first
     n = int(method.task_sizes[task])
 
-    def logits(other: int, share: float) -> Tensor:
-        def read(x: Tensor) -> Tensor:
-            return method.scores_between(x, task, other, share)[:, first : first + n].float()
+    points = [(other, share) for other in others for share in SHARES]
 
-        return torch.cat([values for _, values in subject.each_batch([group], read)])
+    def read(x: Tensor) -> Tensor:
+        return method.scores_between(x, task, points)[..., first : first + n].float().transpose(0, 1)
 
+    logits = torch.cat([values for _, values in subject.each_batch([group], read)]).unbind(1)
     rows: list[tuple[Any, ...]] = []
+    for (other, share), found in zip(points, logits, strict=True):
+        right = float((found.argmax(1) == labels).float().mean())
+        rows.append((task, other, share, float(F.cross_entropy(found, labels)), right))
     lines: list[Line] = []
     for i, other in enumerate(others):
-        right: list[float] = []
-        for share in SHARES:
-            found = logits(other, share)
-            right.append(float((found.argmax(1) == labels).float().mean()))
-            rows.append((task, other, share, float(F.cross_entropy(found, labels)), right[-1]))
-        points = 100 * np.array(right)
-        lines.append(Line(f"towards task {other}", np.arange(len(SHARES)), points, PALETTE[i % len(PALETTE)]))
+        percents = 100 * np.array([row[-1] for row in rows if row[1] == other])
+        lines.append(Line(f"towards task {other}", np.arange(len(SHARES)), percents, PALETTE[i % len(PALETTE)]))
     draw = partial(
         draw_lines, lines, title=f"Between the masks of tasks: {subject.title}",
         subtitle=f"held-out images of task {task} among its classes; the loss is in the table",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ostinato.nn.calibration import of_the_answer
+
 BINS = 15
 """Number of bins of equal width."""
 
@@ -45,6 +47,4 @@ def answer_probabilities(scores: Tensor, temperature: float, groups: Tensor) -> 
         temperature: by which scores are divided before the softmax.
         groups: (C,) group number of each class; classes of one group are the same answer.
     """
-    probabilities = (scores.double() / temperature).softmax(1)
-    same = groups[None] == groups[scores.argmax(1)][:, None]
-    return (probabilities * same).sum(1)
+    return ((scores.double() / temperature).softmax(1) * of_the_answer(scores, groups)).sum(1)

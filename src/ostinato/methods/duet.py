@@ -32,9 +32,9 @@ from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Recipe, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
 from ostinato.methods.parts.first_session import FirstSession
-from ostinato.nn import ClassMeans
 from ostinato.nn.proxy import CosineProxy
 from ostinato.nn.ridge import RandomRidge, random_width
+from ostinato.nn.statistics import sums_of
 from ostinato.registry import register
 
 MAPS = ("q", "v")
@@ -94,9 +94,7 @@ class Duet(FirstSession):
 
     def prepare(self, task: LearnTask) -> None:
         """Begin the classifier at the class means of the plain encoder."""
-        means = ClassMeans(self.backbone.dim).to(self.device)
-        means.grow(len(task.classes))
-        means.update(*task.extract_features(self.query))
+        means = sums_of(*task.extract_features(self.query), len(task.classes))
         self.proxy.weight.copy_(F.normalize(means.means(), dim=-1))
         self.proxy.scale.fill_(SCALE)
 

@@ -34,6 +34,7 @@ from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage
 from ostinato.methods.parts.adaptations import AdapterOptions
 from ostinato.nn import ClassMeans, cosine
 from ostinato.nn.proxy import CosineProxy
+from ostinato.nn.statistics import sums_of
 from ostinato.registry import register
 
 
@@ -90,9 +91,7 @@ class EASE(Method):
     def end_task(self, task: LearnTask) -> None:
         """Average the task's features under all adapters, map old prototypes, and drop the head."""
         features, labels = task.extract_features(lambda x: torch.cat(self.features(x), dim=-1))
-        means = ClassMeans(features.shape[1]).to(self.device)
-        means.grow(len(task.classes))
-        means.update(features, labels - task.classes.start)
+        means = sums_of(features, labels - task.classes.start, len(task.classes))
         self.prototypes[task.classes.start :] = means.means().unflatten(1, (self.n_tasks, -1))
         self._map()
         if self.beta:

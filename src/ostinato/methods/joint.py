@@ -25,7 +25,8 @@ from ostinato.backbones import Backbone
 from ostinato.errors import InputError
 from ostinato.methods.base import LearnTask, Losses, Method, Recipe, Stage, check_layers, check_positive
 from ostinato.methods.parts.banks import LowRank
-from ostinato.nn import ClassMeans, CosineHeads, TaskHeads
+from ostinato.nn import CosineHeads, TaskHeads
+from ostinato.nn.statistics import sums_of
 from ostinato.registry import register
 
 MAPS = ("q", "k", "v", "proj")
@@ -113,9 +114,7 @@ class Joint(Method):
         if not isinstance(self.head, CosineHeads):
             return
         sizes = self.classes_per_task
-        means = ClassMeans(self.backbone.dim).to(self.device)
-        means.grow(sum(sizes))
-        means.update(*task.extract_features(self.features))
+        means = sums_of(*task.extract_features(self.features), sum(sizes))
         self.head.set_rows(F.normalize(means.means(), dim=-1), first=0 if self.restart else sum(sizes[:-1]))
 
     def features(self, x: Tensor) -> Tensor:

@@ -41,9 +41,8 @@ class Temperature(nn.Module):
             labels: (n,) in [0, C).
             groups: (C,) group number of each class; classes of one group are the same answer.
         """
-        best = scores.argmax(1)
-        same = groups[None] == groups[best][:, None]
-        right = groups[best] == groups[labels]
+        same = of_the_answer(scores, groups)
+        right = groups[scores.argmax(1)] == groups[labels]
         scores = scores.double()
         sums = [(scores / temperature_at(step)).softmax(1)[same].sum() for step in _STEPS.tolist()]
         self.sums = self.sums + torch.stack(sums)
@@ -70,6 +69,11 @@ class Temperature(nn.Module):
         if below == 0 or above[below] > 0:
             return temperature_at(float(_STEPS[below]))
         return temperature_at(float(_STEPS[below]) - above[below] / (above[below] - above[below - 1]))
+
+
+def of_the_answer(scores: Tensor, groups: Tensor) -> Tensor:
+    """Whether each class is the same answer as the best one, (B, C), for scores (B, C) and groups (C,) of classes."""
+    return groups[None] == groups[scores.argmax(1)][:, None]
 
 
 def temperature_at(step: float) -> float:

@@ -23,15 +23,16 @@ class ShiftedGram:
     def __init__(self, gram: Tensor, n_samples: int) -> None:
         self.gram = gram
         self.thin = pivoted_cholesky(gram, n_samples) if FEW * n_samples <= len(gram) else None
+        self.products = None if self.thin is None else self.thin @ self.thin.T
 
     def solve(self, penalty: float, right: Tensor) -> Tensor | None:
         """X (M, k) for the right side (M, k); None where rounding leaves the matrix singular."""
-        if self.thin is None:
+        if self.thin is None or self.products is None:
             factor = _factor(self.gram, penalty)
             return None if factor is None else torch.cholesky_solve(right, factor)
         if penalty <= _rounding(self.gram.diagonal()):
             return None
-        small = _factor(self.thin @ self.thin.T, penalty)
+        small = _factor(self.products, penalty)
         if small is None:
             return None
         return (right - self.thin.T @ torch.cholesky_solve(self.thin @ right, small)) / penalty

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
-from ostinato.learner.predicting import NO_PROBABILITIES
+from ostinato.learner.predicting import check_asked
 from ostinato.serve.batching import Answer, Batcher, BusyError, Given
 from ostinato.serve.limits import Limited
 from ostinato.serve.metrics import Metrics
@@ -154,8 +154,10 @@ async def _predict(request: Request, images: list[UploadFile], asked: Annotated[
     state = _state(request)
     if len(images) > state.limits.images:
         raise HTTPException(413, f"A request must have at most {state.limits.images} images, got {len(images)}.")
-    if asked.threshold is not None and state.served.current.model.temperature is None:
-        raise HTTPException(422, f"threshold needs probabilities, and this model has none. {NO_PROBABILITIES}")
+    try:
+        check_asked(state.served.current.model.temperature, asked.topk, asked.threshold, None)
+    except InputError as error:
+        raise HTTPException(422, str(error)) from None
     names = [image.filename or f"image {i}" for i, image in enumerate(images)]
     data = [await image.read() for image in images]
     given = await asyncio.to_thread(_checked, data, state.limits.pixels)

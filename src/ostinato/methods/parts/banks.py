@@ -58,14 +58,23 @@ class Bank(nn.Module):
 
     def edits(self, task: int) -> LinearEdits:
         """Edits of all maps under a task, counted from 0."""
+        return self.each(lambda i, name: self.edit(i, name, task))
+
+    def each(self, edit: Callable[[int, str], LinearEdit]) -> LinearEdits:
+        """Edits of all maps, given a function of layer and map."""
         edits: LinearEdits = {}
         for i, name in self.places:
-            edits.setdefault(i, {})[name] = self.edit(i, name, task)
+            edits.setdefault(i, {})[name] = edit(i, name)
         return edits
 
     def plan(self, task: int) -> LayerPlan:
         """Plan of all edits under a task, counted from 0."""
-        return LayerPlan({layer: Edit(linear=maps) for layer, maps in self.edits(task).items()})
+        return plan_of(self.edits(task))
+
+
+def plan_of(edits: LinearEdits) -> LayerPlan:
+    """Plan of edits of linear maps alone."""
+    return LayerPlan({layer: Edit(linear=maps) for layer, maps in edits.items()})
 
 
 def grouped(parts: dict[tuple[int, str], nn.Module]) -> nn.ModuleDict:
@@ -101,11 +110,6 @@ class Masks(Bank):
     def edit(self, layer: int, name: str, task: int) -> LinearEdit:
         """Mask of a task."""
         return LinearEdit(mask=at(self.masks, layer, name)[task])
-
-    @torch.no_grad()
-    def values(self, task: int) -> dict[str, Tensor]:
-        """Masks of a task by ``layer.map``."""
-        return {f"{i}.{name}": at(self.masks, i, name)[task].detach() for i, name in self.places}
 
 
 class Scored(Growing):
@@ -249,12 +253,13 @@ class LowRank(Factors):
         Args:
             weights: from the first factors (T, r, width) and second ones (T, out, r) of a map to w (T,); None for 1.
         """
-        edits: LinearEdits = {}
-        for i, name in self.places:
-            down, up = at(self.down, i, name).stacked(), at(self.up, i, name).stacked()
+
+        def joined(layer: int, name: str) -> LinearEdit:
+            down, up = at(self.down, layer, name).stacked(), at(self.up, layer, name).stacked()
             up = self.scale * up if weights is None else (self.scale * weights(down, up))[:, None, None] * up
-            edits.setdefault(i, {})[name] = LinearEdit(down=down.flatten(0, 1), up=up.movedim(0, 1).flatten(1))
-        return LayerPlan({layer: Edit(linear=maps) for layer, maps in edits.items()})
+            return LinearEdit(down=down.flatten(0, 1), up=up.movedim(0, 1).flatten(1))
+
+        return plan_of(self.each(joined))
 
 
 class Adapters(Factors):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ostinato.methods.parts.banks import LinearEdits
+from ostinato.backbones import LinearEdit
 from ostinato.methods.parts.task_edits import TaskEdits, edited
 
 
@@ -29,24 +30,23 @@ class MaskedEdits(TaskEdits):
             found[name] = weight, weight * mask
         return found
 
-    def scores_between(self, x: Tensor, task: int, other: int, share: float) -> Tensor:
-        """Logits (B, n_seen) under the prompts of a task and ``(1 - share)`` of its masks plus ``share`` of another's.
+    def scores_between(self, x: Tensor, task: int, points: Sequence[tuple[int, float]]) -> Tensor:
+        """Logits (points, B, n_seen) under a task's prompts and ``(1 - share)`` of its masks plus ``share`` of others'.
+
+        Layers below ``split`` run once.
 
         Args:
             x: inputs (B, ...).
             task: whose prompts are used.
-            other: task of the other masks.
-            share: 0 for the masks of ``task``, 1 for those of ``other``; others extend the line.
+            points: the other task, and its share: 0 for the masks of ``task``, 1 for the other ones; further numbers
+                extend the line.
         """
-        own = self.linear(task)
-        masks: LinearEdits = {
-            i: {name: replace(edit, mask=self._blend(task, other, share, i, name)) for name, edit in maps.items()}
-            for i, maps in own.items()
-        }
-        return self.head(self.prompts.read(self.shared(x), edited(self.prompts.under(task), masks), start=self.split))
+        states, prompts = self.shared(x), self.prompts.under(task)
+        plans = (edited(prompts, self.bank.each(partial(self._between, task, *point))) for point in points)
+        return torch.stack([self.head(self.prompts.read(states, plan, start=self.split)) for plan in plans])
 
-    def _blend(self, task: int, other: int, share: float, layer: int, name: str) -> Tensor:
-        return torch.lerp(self._mask(task, layer, name), self._mask(other, layer, name), share)
+    def _between(self, task: int, other: int, share: float, layer: int, name: str) -> LinearEdit:
+        return LinearEdit(mask=torch.lerp(self._mask(task, layer, name), self._mask(other, layer, name), share))
 
     def _mask(self, task: int, layer: int, name: str) -> Tensor:
         return cast(Tensor, self.bank.edit(layer, name, task).mask)
