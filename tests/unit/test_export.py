@@ -36,6 +36,7 @@ CASES = [
     pytest.param("duet", {}, "torchscript"),
     pytest.param("dualprompt", {"keys": "mean"} | PREFIXES, "onnx", marks=needs_onnx),
     pytest.param("wsn", {"layers": (1,), "base": {"name": "l2p"}, "task_id": "max_score"}, "torchscript"),
+    pytest.param("hide_prompt", {"layers": (1,), "align": {"epochs": 1}}, "pt2"),
     pytest.param("slda", {}, "torchscript"),
     pytest.param("fecam", {}, "torchscript"),
     pytest.param("l2p", {}, "torchscript"),
@@ -99,6 +100,15 @@ def test_a_file_with_other_scores_is_refused(monkeypatch, to):
     monkeypatch.setattr(type(method), "scores", lambda self, x: drifting(x))
     with pytest.raises(InputError, match=r"differ from those of PyTorch by .* of the largest score"):
         convert(method, check_images(SIDE), "{}", to)
+
+
+def test_a_file_that_cannot_be_read_again_is_refused(monkeypatch):
+    def broken(data):
+        raise RuntimeError("the node unbind")
+
+    monkeypatch.setattr(FORMATS["torchscript"], "load", broken)
+    with pytest.raises(InputError, match=r"cannot be written as torchscript: RuntimeError: the node unbind\. .*bundle"):
+        convert(learned("simplecil", {}, depth=1), check_images(SIDE), "{}", "torchscript")
 
 
 @pytest.fixture(scope="module")

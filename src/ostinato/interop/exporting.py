@@ -114,6 +114,7 @@ def convert(method: Method, images: Tensor, about: str, to: str) -> tuple[bytes,
         want = scores(images)  # also computes what a method keeps once it has been asked
         try:
             data = kind.write(scores, images[:TRACED], about)
+            run = kind.load(data)
         except OstinatoError:
             raise
         except Exception as error:  # of any kind, for operations that have no translation
@@ -121,7 +122,7 @@ def convert(method: Method, images: Tensor, about: str, to: str) -> tuple[bytes,
                 f"export: {method.name} with its options cannot be written as {to}: {reason_of(error)} "
                 "'ostinato export RUN --to bundle' keeps all of it."
             ) from error
-        return data, _compared(kind.load(data), images, want, method.name, to)
+        return data, _compared(run, images, want, method.name, to)
 
 
 def describe(learner: Learner) -> ExportRecord:

@@ -87,8 +87,8 @@ class Prefixes(Prompts):
         """Prefixes by layer for experts (B | 1, E layers, 2, P, D)."""
         heads, n = self.backbone.arch.heads, e_prompt.shape[0]
         general = {
-            layer: Edit(prefix=prefix_from(g.expand(n, *g.shape), heads))
-            for layer, g in zip(self.g_layers, self.g_prompt, strict=True)
+            layer: Edit(prefix=prefix_from(self.g_prompt[i].expand(n, *self.g_prompt.shape[1:]), heads))
+            for i, layer in enumerate(self.g_layers)  # a file of torch.export cannot hold a split into no parts
         }
         return general | {i: Edit(prefix=prefix_from(e_prompt[:, j], heads)) for j, i in enumerate(self.e_layers)}
 
