@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ostinato.backbones import Backbone, Edit, LayerPlan, LinearEdit, Plan, Tokens, prefix_from
     from ostinato.contract import check_method
     from ostinato.errors import DataError, InputError, OstinatoError
@@ -133,10 +135,30 @@ def stream(
     )
 
 
-def load(path: str, **where: Any) -> Learner:
-    """Load a saved learner, with arguments of :meth:`Learner.load`."""
-    from ostinato.learner import Learner
+def load(path: str | Path, **where: Any) -> Learner:
+    """Load a saved learner.
 
+    Args:
+        path: folder of :meth:`Learner.save`, directory of a finished run, or OWNER/NAME on the Hugging Face hub. A
+            model of the hub is taken from its cache on this machine if the hub cannot be reached. Every file is checked
+            against the hashes in the model.
+        where: arguments of :meth:`Learner.load`.
+
+    Raises:
+        DataError: if there is no model, it is damaged, or the hub cannot be reached.
+        InputError: if the hub has no such repository or refuses it, or an argument is wrong.
+    """
+    from os.path import lexists
+
+    from ostinato.errors import DataError, InputError
+    from ostinato.learner import Learner
+    from ostinato.sharing.stores import HubStore, is_name
+
+    if isinstance(path, str) and not lexists(path) and is_name(path):
+        try:
+            return Learner.load(HubStore().fetch(path), **where)
+        except (DataError, InputError) as error:
+            raise type(error)(f"There is no folder {path} here. {error}") from None
     return Learner.load(path, **where)
 
 

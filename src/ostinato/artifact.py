@@ -192,7 +192,7 @@ def _names_in(folder: Path) -> list[str]:
 
 def _link_or_copy(source: Path, path: Path) -> None:
     """Link to a file of another bundle, which never changes; copy any other file."""
-    if _BUNDLE.fullmatch(source.parent.name):
+    if _BUNDLE.fullmatch(source.parent.name) and not source.is_symlink():  # as in the hub's cache
         try:
             os.link(source, path)
         except OSError:  # no links on this file system, or between two
@@ -251,7 +251,14 @@ def read_about(folder: Path) -> ArtifactRecord:
     return about
 
 
-def copy(source: Path, target: Path, *, bundle: Bundle | None = None, sizes: dict[str, Any] | None = None) -> None:
+def copy(
+    source: Path,
+    target: Path,
+    *,
+    bundle: Bundle | None = None,
+    sizes: dict[str, Any] | None = None,
+    paths: bool = True,
+) -> None:
     """Copy and verify a model; an earlier model in the target is replaced.
 
     Args:
@@ -259,6 +266,8 @@ def copy(source: Path, target: Path, *, bundle: Bundle | None = None, sizes: dic
         target: folder of the copy.
         bundle: weights for the copy to hold; None for those that the model holds.
         sizes: of the image encoder in the bundle, for a model that does not record them.
+        paths: record the full paths of the weights and of the method's file; else their names, without the folders of
+            this machine.
 
     Raises:
         DataError: as :func:`read`.
@@ -271,6 +280,10 @@ def copy(source: Path, target: Path, *, bundle: Bundle | None = None, sizes: dic
         bundle = _bundle_of(source, about.bundle)
     if sizes is not None:
         fields["backbone"]["sizes"] = sizes
+    if not paths:
+        for part, key in ((fields["backbone"], "weights"), (fields["method_file"], "path")):
+            if part is not None and part[key] is not None:
+                part[key] = Path(part[key]).name
     _publish(target, fields, {kind: partial(_write, data=data) for kind, data in contents.items()}, bundle)
 
 

@@ -47,6 +47,8 @@ def test_help_names_every_command():
         "history",
         "rollback",
         "export",
+        "push",
+        "pull",
         "serve",
         "report",
         "list",

@@ -54,13 +54,14 @@ def _check(spec: BackboneSpec, origin: Origin, written: Path) -> None:
         )
 
 
-def bundle(source: Path, target: Path, weights: str | None = None) -> None:
+def bundle(source: Path, target: Path, weights: str | None = None, *, paths: bool = True) -> None:
     """Copy an artifact to a folder that also holds the weights of its backbone.
 
     Args:
         source: folder of the artifact.
         target: a new folder, or a saved learner, which is replaced.
         weights: place of the weights; None for where they are found.
+        paths: as in :func:`ostinato.artifact.copy`.
 
     Raises:
         DataError: if the artifact is damaged.
@@ -68,10 +69,10 @@ def bundle(source: Path, target: Path, weights: str | None = None) -> None:
     """
     about = artifact.read_about(source)
     if about.bundle is not None:
-        artifact.copy(source, target)
+        artifact.copy(source, target, paths=paths)
         return
     spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=recorded_sizes(about))
     spec = replace(spec, weights=located(source, about) if weights is None else weights)
     digest = about.backbone_sha256
     held = bundle_of(spec, None if digest is None else Origin(spec.name, spec.weights, digest))
-    artifact.copy(source, target, bundle=held, sizes=sizes_of(load_backbone(**vars(spec))))
+    artifact.copy(source, target, bundle=held, sizes=sizes_of(load_backbone(**vars(spec))), paths=paths)
