@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +35,10 @@ Options = Annotated[
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results (fractions) instead of tables.")]
+
+
+MACHINE = ("backbone.weights", "device", "precision", "method")
+"""Options that :func:`machine_of` reads."""
 
 
 class GoesOn(TyperCommand):
@@ -92,6 +99,43 @@ def take(tree: dict[str, Any], key: str) -> Any:
     if isinstance(value, dict):
         raise InputError(f"{key}: takes one value, got {key}.{next(iter(value))}.")
     return value
+
+
+def sort_words(words: Sequence[str], keys: Sequence[str], context: typer.Context) -> tuple[list[str], list[str]]:
+    """Separate options from names of files.
+
+    Args:
+        words: of the command line.
+        keys: options of the command that are written KEY=VALUE.
+        context: of the command.
+
+    Returns:
+        Options, and names.
+
+    Raises:
+        InputError: if a word is written as an option, is none of the command, and there is no file of that name.
+    """
+    options: list[str] = []
+    names: list[str] = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        if sign and key in keys:
+            options.append(word)
+        elif sign and re.fullmatch(r"[A-Za-z_][\w.-]*", key) and not os.path.lexists(word):
+            flag = f"--{key.replace('_', '-')}"
+            flags = [name for option in context.command.params for name in option.opts]
+            hint = f"Write {flag} {shlex.quote(value)}." if flag in flags else _takes(keys)
+            command = context.info_name
+            raise InputError(f"{command}: {word} is neither a file nor an option of {command}. {hint}")
+        else:
+            names.append(word)
+    return options, names
+
+
+def _takes(keys: Sequence[str]) -> str:
+    *most, last = [f"{key}=" for key in keys]
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f"It takes {listed}; its other options begin with --."
 
 
 def machine_of(given: dict[str, Any]) -> dict[str, Any]:

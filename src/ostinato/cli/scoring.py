@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ostinato.cli.app import Json, Options, RunPath, app, machine_of, reporting
+from ostinato.cli.answers import FORMS, Printer
+from ostinato.cli.app import MACHINE, Json, Options, RunPath, app, machine_of, reporting, sort_words
 from ostinato.errors import DataError, InputError
 from ostinato.printing import say, say_json
 
 if TYPE_CHECKING:
     from ostinato.evaluation.evaluator import BatchProtocol
-    from ostinato.learner import Prediction
-
 
 _MANY = 64
 """Inputs beyond which their rate is printed."""
@@ -22,6 +21,7 @@ _MANY = 64
 
 @app.command()
 def predict(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a file of 'ostinato export'.")],
     inputs: Annotated[
         list[str] | None,
@@ -48,6 +48,13 @@ def predict(
     trust: Annotated[
         bool, typer.Option("--trust", help="Read an exported .pt2 or .pt file, which can run code of its maker.")
     ] = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="text, csv (a row per input) or jsonl (an object per input); both as soon as they are known.",
+        ),
+    ] = "text",
     as_json: Json = False,
 ) -> None:
     """Classify images or texts with a finished run, each on its own.
@@ -58,13 +65,14 @@ def predict(
 
     Example: find new -name '*.jpg' | ostinato predict runs/photos -
 
+    Example: ostinato predict runs/photos new/ --topk 3 --format csv > answers.csv
+
     Example: ostinato predict photos.onnx new/*.jpg
 
     Example: ostinato predict runs/intents --text "where is my card" questions.txt
     """
     import sys
     import time
-    from dataclasses import asdict
     from io import BufferedReader
     from typing import cast
 
@@ -73,8 +81,9 @@ def predict(
     from ostinato.paths import refuse_url
     from ostinato.runs.scoring import load_model, predict_inputs
 
-    words = [w for w in inputs or [] if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
-    names = [w for w in inputs or [] if w not in words]
+    words, names = sort_words(inputs or [], MACHINE, context)
+    if form not in FORMS or (as_json and form != "text"):
+        raise InputError(f"--format must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, and needs no --json, got {form!r}.")
     if names.count("-") > 1:
         raise InputError("predict: - reads standard input, which is there once. Give it once.")
     for name in names:
@@ -85,35 +94,23 @@ def predict(
     learner = load_model(run, trust=trust, **machine_of(parse_overrides(words)))
     if learner.temperature is None:
         say(f"{run} has no probabilities, but scores. {NO_PROBABILITIES}", err=True)
-    predictions, bad = [], []
+    printer = Printer("json" if as_json else form, min(topk, len(learner.class_names)))
+    bad, n = [], 0
     began = time.perf_counter()
     answers = predict_inputs(
         run, learner, files, text or [], column=column, topk=topk, threshold=threshold, reject_rate=reject_rate
     )
-    for prediction in answers:
-        if isinstance(prediction, DataError):
-            bad.append(str(prediction))
-            continue
-        predictions.append(asdict(prediction) | {"answer": prediction.answer})
-        if not as_json:
-            say(f"{prediction.source}: {_best(prediction)}")
-    n = len(predictions) + len(bad)
+    for answer in answers:
+        n += 1
+        printer.show(answer)
+        if isinstance(answer, DataError):
+            bad.append(str(answer))
     if n > _MANY:
         seconds = time.perf_counter() - began
         say(f"{n} inputs in {seconds:.1f} s, {n / seconds:.0f} a second", err=True)
-    if as_json:
-        say_json(predictions)
+    printer.close()
     if bad:
         raise DataError("\n".join(bad))
-
-
-def _best(prediction: Prediction) -> str:
-    if prediction.probabilities is None:
-        values = [f"{score:.3f}" for score in prediction.scores]
-    else:
-        values = [f"{100 * probability:.1f}%" for probability in prediction.probabilities]
-    best = "  ".join(f"{name} {value}" for name, value in zip(prediction.classes, values, strict=True))
-    return f"{prediction.answer}, nearest {best}" if prediction.unknown else best
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ostinato.cli.app import Json, app, machine_of, plain_console, refuse_several, reporting
+from ostinato.cli.app import Json, app, machine_of, plain_console, refuse_several, reporting, sort_words
 from ostinato.errors import DataError, InputError
 from ostinato.printing import say, say_json
 
@@ -123,6 +123,7 @@ def reproduce(
 
 @app.command()
 def analyse(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; for layer_sweep, a directory of runs.")],
     kind: Annotated[str | None, typer.Argument(help="Name of an analysis; by default, list them.")] = None,
     words: Annotated[
@@ -142,12 +143,13 @@ def analyse(
     from ostinato.config import parse_overrides
     from ostinato.predicting import image_files
 
-    keys = ("data=", "data.path=", "out=", "device=", "backbone.weights=", "method=", "task=", "head=")
-    if kind is not None and kind.startswith(keys):  # only options were given: list the analyses
-        kind, words = None, [kind, *(words or [])]
-    options = [w for w in words or [] if w.startswith(keys)]
+    keys = ("data", "data.path", "out", "device", "backbone.weights", "method", "task", "head")
+    words = words or []
+    if kind is not None and kind.partition("=")[0] in keys and "=" in kind:  # only options: list the analyses
+        kind, words = None, [kind, *words]
+    options, names = sort_words(words, keys, context)
     given = parse_overrides(options)
-    images = list(image_files([Path(w) for w in words or [] if w not in options]))
+    images = list(image_files([Path(name) for name in names]))
     for key in ("task", "head"):
         if key in given and type(given[key]) is not int:
             raise InputError(f"{key} must be a whole number, counted from 0, got {given[key]}.")

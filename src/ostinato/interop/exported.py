@@ -51,6 +51,11 @@ class ExportedModel:
         return scores
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the scores."""
+        return self.about.class_names
+
+    @property
     def temperature(self) -> float | None:
         """Temperature of the probabilities; None if no sample was held out."""
         return self.about.temperature
@@ -77,7 +82,7 @@ class ExportedModel:
         predictor = Predictor(
             transform=self.about.transform,
             scores=self.scores,
-            class_names=self.about.class_names,
+            class_names=self.class_names,
             temperature=self.temperature,
             backbone=self.about.backbone,
             topk=topk,

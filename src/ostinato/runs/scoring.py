@@ -58,6 +58,19 @@ def config_of(run: str | Path) -> RunConfig | None:
     return dirs.read_config() if dirs.config.exists() else None
 
 
+class UnusableInput(DataError):
+    """Error of an input that cannot be used.
+
+    Args:
+        source: name of the input.
+        reason: why, as a sentence without the name.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source, self.reason = source, reason
+
+
 def predict_inputs(
     run: str | Path,
     learner: Learner | ExportedModel,
@@ -68,7 +81,7 @@ def predict_inputs(
     topk: int = 1,
     threshold: float | None = None,
     reject_rate: float | None = None,
-) -> Iterator[Prediction | DataError]:
+) -> Iterator[Prediction | UnusableInput]:
     """Predict images or texts, each on its own; yield after each batch.
 
     Args:
@@ -107,9 +120,9 @@ def predict_inputs(
         if not isinstance(result, DataError):
             yield replace(result, source=source)
         elif source == STDIN:  # the learner knows its position only
-            yield DataError(f"{STDIN}: {str(result).partition(': ')[2]}")
+            yield UnusableInput(source, str(result).partition(": ")[2])
         else:
-            yield result
+            yield UnusableInput(source, str(result).removeprefix(f"{source}: "))
 
 
 @dataclass(frozen=True)

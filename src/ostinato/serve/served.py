@@ -93,9 +93,8 @@ class Served:
         model = load_model(self.path, **self.where)
         if isinstance(model, Learner) and model.method.backbone.modality != "image":
             raise InputError(f"serve: the model must be one of images, but {self.path} learned texts.")
-        names = model.class_names if isinstance(model, Learner) else model.about.class_names
         self.loads += 1
-        return Current(model, list(names), revision, stamp)
+        return Current(model, list(model.class_names), revision, stamp)
 
 
 def _stamp(file: Path) -> _Stamp:
