@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# Before huggingface_hub is imported: no test may depend on a network, or on what was downloaded earlier.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": os.devnull}
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

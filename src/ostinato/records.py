@@ -346,6 +346,7 @@ class SummaryRecord(BaseModel):
     eval_images_per_second: float | None = None
     peak_memory_bytes: Count | None = None
     seed: Count | None = None
+    remarks: list[Text] = []
     warnings: list[Text] = []
 
 

@@ -6,6 +6,7 @@ one that was forked, and one ordinary run is started as a person does it.
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import json
@@ -161,6 +162,50 @@ def test_a_model_without_held_out_samples_says_that_it_has_no_probabilities(phot
     summary = json.loads((tmp_path / "all/summary.json").read_text())
     assert summary["calibration_error"] is None
     assert 0 <= summary["uncalibrated_error"] <= 1
+
+
+def test_predictions_as_rows_and_as_objects(photo_run):
+    words = ("predict", "runs/photos", "old/blue", "broken.jpg", "old/red/0.jpg", "--topk", "2")
+    (photo_run / "broken.jpg").write_text("not an image")
+    whole = json.loads(ostinato(*words, "--json", code=3, cwd=photo_run).stdout)
+    done = ostinato(*words, "--format", "jsonl", code=3, cwd=photo_run)
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    assert "broken.jpg: not an image" in done.stderr
+    assert [one for one in objects if "error" not in one] == whole
+    bad = objects[-2]
+    assert bad == {"source": "broken.jpg", "error": bad["error"]}
+    assert bad["error"].startswith("not an image")
+    rows = list(csv.DictReader(io.StringIO(ostinato(*words, "--format", "csv", code=3, cwd=photo_run).stdout)))
+    assert [row["source"] for row in rows] == [one["source"] for one in objects]
+    assert rows[-2]["error"] == bad["error"]
+    assert rows[-2]["answer"] == rows[-2]["class_1"] == ""
+    for row, one in zip(rows, objects, strict=True):
+        if "error" not in one:
+            assert (row["answer"], row["unknown"], row["error"]) == (one["answer"], "false", "")
+            assert [row["class_1"], row["class_2"]] == one["classes"]
+            assert [float(row["probability_1"]), float(row["probability_2"])] == one["probabilities"]
+            assert [float(row["score_1"]), float(row["score_2"])] == one["scores"]
+    assert "--format must be" in ostinato(*words, "--format", "xml", code=2, cwd=photo_run).stderr
+    assert "needs no --json" in ostinato(*words, "--format", "csv", "--json", code=2, cwd=photo_run).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("predict", "runs/photos", "batch_size=1"), "It takes backbone.weights=, device=, precision= and method=;"),
+        (("predict", "runs/photos", "topk=3 4"), "Write --topk '3 4'."),
+        (("predict", "runs/photos", "train.epochs=1"), "train.epochs=1 is neither a file nor an option of predict."),
+        (("merge", "runs/photos", "runs/photos", "data=old"), "data=old is neither a file nor an option of merge."),
+        (("analyse", "runs/photos", "attention", "tasks=1"), "tasks=1 is neither a file nor an option of analyse."),
+    ],
+)
+def test_options_of_other_commands_are_told_apart_from_files(photo_run, words, told):
+    assert told in ostinato(*words, code=2, cwd=photo_run).stderr
+
+
+def test_a_file_may_be_named_like_an_option(photo_run):
+    shutil.copyfile(photo_run / "old/red/0.jpg", photo_run / "topk=3")
+    assert ostinato("predict", "runs/photos", "topk=3", cwd=photo_run).stdout.startswith("topk=3: red")
 
 
 def test_predict_standard_input(photo_run, monkeypatch):

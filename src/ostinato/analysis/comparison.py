@@ -22,9 +22,10 @@ def draw_runs(runs: Sequence[Path], summaries: Sequence[dict[str, Any]], path: P
 
 
 def remarks(runs: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """List the warnings and continuations of runs in sentences."""
+    """List the remarks, warnings and continuations of runs in sentences."""
     lines: list[str] = []
     for run, summary in zip(runs, summaries, strict=True):
+        lines += [f"{run}: {text}" for text in summary.get("remarks", [])]
         lines += [f"{run}: warning: {text}" for text in summary.get("warnings", [])]
         if since := taught_since(run):
             lines.append(since)

@@ -30,6 +30,12 @@ from ostinato.quoting import quoted
 _BY_VALUES = {"ostinato": "sha256 of the values"}
 """Metadata of a file that is known by the hash of its values."""
 
+_HUB_FILE = "model.safetensors"
+"""File of the weights in timm's repositories."""
+
+_PATIENCE = 5.0
+"""Seconds to wait for the hub where the weights are not necessary."""
+
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
 
@@ -125,6 +131,25 @@ def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor
         ) from error
     state = model.state_dict()
     return state, digest_of(state)
+
+
+def cached(name: str) -> bool:
+    """Whether the weights of a full name of timm are in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(f"timm/{name}", _HUB_FILE), str)
+
+
+def download(name: str) -> bool:
+    """Download the weights of a full name of timm into the hub's cache; return False if the hub cannot be reached."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    try:
+        HfApi().model_info(f"timm/{name}", timeout=_PATIENCE)  # a download would try for half a minute
+        hf_hub_download(f"timm/{name}", _HUB_FILE)  # nosec B615  # a name of this package
+    except (errors.HTTPError, OSError):  # pyright: ignore[reportPrivateImportUsage]  # OSError: also no space, no right
+        return False
+    return True
 
 
 def write_fetched(name: str, path: Path) -> None:

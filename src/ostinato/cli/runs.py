@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ostinato.cli.app import GoesOn, Json, Options, RunPath, app, machine_of, running, take
+from ostinato.cli.app import MACHINE, GoesOn, Json, Options, RunPath, app, machine_of, running, sort_words, take
 from ostinato.defaults import DEFAULT_METHOD
 from ostinato.printing import say, say_json
 
@@ -50,11 +50,13 @@ def run(
     with running(as_json, checked.device) as (console, reporter, processes):
         from ostinato.presets import read_preset
         from ostinato.runs.lifecycle import start
+        from ostinato.runs.photos import with_photo_backbone
 
         if method is None:
             console.print(f"Method: {checked.method.name}. 'ostinato list' shows the others.")
         if preset is not None:
             console.print(read_preset(preset, checked.method.name).status, markup=False, highlight=False)
+        checked = with_photo_backbone(checked, reporter.message, processes)
         result = start(checked, out, reporter, processes)
         show_result(result, console, as_json, processes)
 
@@ -92,6 +94,7 @@ def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
 
 @app.command()
 def merge(
+    context: typer.Context,
     runs: Annotated[
         list[str],
         typer.Argument(
@@ -113,9 +116,9 @@ def merge(
     from ostinato.runs.options import free_directory
     from ostinato.runs.scoring import load_run
 
-    words = [w for w in runs if w.startswith(("backbone.weights=", "device=", "precision=", "method="))]
+    words, folders = sort_words(runs, MACHINE, context)
     where = machine_of(parse_overrides(words))
-    merged = join(*(load_run(run, **where) for run in runs if run not in words), tell=say)
+    merged = join(*(load_run(run, **where) for run in folders), tell=say)
     folder = out or Path(free_directory(f"merged-{merged.method.name}"))
     merged.save(folder)
     say(f"{len(merged.class_names)} classes. Written to {folder}.")
@@ -152,5 +155,7 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
         if result["new_accuracy"] is not None:
             console.print(f"New classes: {percent(result['new_accuracy'])} %.")
     if line := calibration_line(result.get("calibration_error"), result.get("uncalibrated_error")):
+        console.print(line)
+    for line in (*result.get("remarks", []), *(f"Warning: {text}" for text in result.get("warnings", []))):
         console.print(line)
     console.print(f"Written to {result['run']}: summary.json, accuracy_matrix.csv, plots/, artifact/", highlight=False)

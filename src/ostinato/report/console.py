@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Task as ProgressTask
 from rich.text import Text
 
 from ostinato.printing import closed, printable
@@ -58,10 +60,15 @@ class Reporter:
 
 
 class ConsoleReporter(Reporter):
-    """Reporter with progress bars on a terminal, and a line per task."""
+    """Reporter with a progress bar on a terminal and a line of progress now and then elsewhere, and a line per task.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console: to print on.
+        every: seconds between lines of progress without a terminal.
+    """
+
+    def __init__(self, console: Console, every: float = 30.0) -> None:
+        self.console, self.every = console, every
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -74,6 +81,7 @@ class ConsoleReporter(Reporter):
         )
         self.progress.start()
         self.current: TaskID | None = None
+        self._said = time.monotonic()
 
     def message(self, text: str) -> None:
         """Print a message above the bar."""
@@ -86,11 +94,16 @@ class ConsoleReporter(Reporter):
         self.current = self.progress.add_task(what, total=total, completed=done, note="")
 
     def advance(self, n: int, note: str = "") -> None:
-        """Advance the bar."""
-        if self.current is not None:
-            self.progress.advance(self.current, n)
-            if note:
-                self.progress.update(self.current, note=note)
+        """Advance the bar, or print a line if it is time for one."""
+        if self.current is None:
+            return
+        self.progress.advance(self.current, n)
+        if note:
+            self.progress.update(self.current, note=note)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._said >= self.every:
+            self._said = now
+            self.message(_line(next(task for task in self.progress.tasks if task.id == self.current)))
 
     def task_done(self, row: dict[str, Any]) -> None:
         """Print the task's line."""
@@ -99,3 +112,13 @@ class ConsoleReporter(Reporter):
     def close(self) -> None:
         """Remove the bar."""
         self.progress.stop()
+
+
+def _line(task: ProgressTask) -> str:
+    """Progress of a piece of work in words: ``task 1/2: fit | 40 of 120 (33%) | 80 s left | loss 0.125``."""
+    total = task.total or 0
+    share = task.completed / total if total else 1.0
+    parts = [task.description, f"{task.completed:.0f} of {total:.0f} ({100 * share:.0f}%)"]
+    if task.time_remaining is not None:
+        parts.append(f"{task.time_remaining:.0f} s left")
+    return " | ".join([*parts, *([task.fields["note"]] if task.fields["note"] else [])])

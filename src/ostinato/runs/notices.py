@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ostinato.backbones import TextBackbone
-from ostinato.defaults import DEFAULT_BACKBONE
+from ostinato.defaults import DEFAULT_BACKBONE, PHOTO_BACKBONES
 from ostinato.evaluation.evaluator import SHOWN
 from ostinato.learner import check_refines
 from ostinato.runs.build import Work
@@ -22,8 +22,8 @@ def notices(work: Work) -> Iterator[str]:
     yield from (f"skipped {line}" for line in source.skipped)
     if source.augment == "photo" and work.before is None and work.learner.spec.name == DEFAULT_BACKBONE:
         yield (
-            f"{DEFAULT_BACKBONE} was pre-trained on rendered characters; for photos take a backbone trained on photos, "
-            "such as backbone=vit_base_patch16_224.augreg_in21k"
+            f"{DEFAULT_BACKBONE} was pre-trained on rendered characters and knows little of photos; add "
+            f"backbone={PHOTO_BACKBONES[0]}"
         )
     yield from _cut_texts(work)
     yield from _similar_names(work)

@@ -23,6 +23,7 @@ from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.lookup import file_of
 from ostinato.records import RunRecord
 from ostinato.report.console import Reporter
+from ostinato.runs.balance import remarks
 from ostinato.runs.build import Work
 from ostinato.runs.checkpoint import Checkpoint, Checkpoints
 from ostinato.runs.notices import notices
@@ -340,6 +341,7 @@ class Session:
             "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
             "peak_memory_bytes": max(p.peak_memory, peak_memory(learner.settings.device)),
             "seed": learner.settings.seed,
+            "remarks": self._remarks(),
             "warnings": list(p.warnings),
         }
         if self.work.protocol is not None and self.batch_matrix.n_rows:
@@ -356,6 +358,15 @@ class Session:
                 result["known_accuracy_after"] = float(values[-1, skip])
             result["new_accuracy"] = _mean_over_new(self.matrix, skip=skip + len(self.work.known))
         return result
+
+    def _remarks(self) -> list[str]:
+        """Remarks on the samples of all classes in training, and on test samples of the new ones."""
+        names = self.learner.class_names
+        labels = torch.cat([group.labels for group in self.work.tests])
+        tests = torch.bincount(labels, minlength=len(names)).tolist()
+        trained = {} if self.learner.samples is None else dict(zip(names, self.learner.samples, strict=True))
+        tested = {name: n for name, n in zip(names, tests, strict=True) if name in self.stream.class_names}
+        return list(remarks(trained, tested, self.stream.source.modality))
 
 
 def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:

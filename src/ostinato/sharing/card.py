@@ -162,6 +162,8 @@ def _accuracy(about: ArtifactRecord, results: Results | None) -> Iterator[str]:
     if len(results.steps) > 1:
         yield "\n" + _later(results.steps)
         yield _newest(results.newest)
+    if found := [_plain(text) for text in results.newest.get("remarks", [])]:
+        yield f"\n{' '.join(found)}\n"
     if results.names != about.class_names:
         yield "\nClasses were renamed, removed or merged afterwards; the figures are of the model before.\n"
 
