@@ -13,9 +13,10 @@ from tests.conftest import save_bert
 
 import ostinato
 from ostinato import artifact
+from ostinato.backbones import Origin
 from ostinato.backbones.weights import bundled_file
 from ostinato.errors import DataError, InputError
-from ostinato.learner import BackboneSpec, Learner, bundle
+from ostinato.learner import BackboneSpec, Learner, bundle, way_back
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,48 @@ def test_a_file_that_is_missing_or_added_in_a_bundle_is_refused(places, tmp_path
         artifact.read(tmp_path / "model")
 
 
+def test_the_weights_of_a_bundle_are_hashed_once_per_load(places, monkeypatch):
+    root, image, scores = places
+    read = []
+    monkeypatch.setattr(artifact, "check_stored", lambda path, sha256: read.append(path))
+
+    def twice(*_):
+        raise AssertionError("hashed again")
+
+    for place in ("weights.sha256_of", "weights.digest_of", "timm_weights.sha256_of", "timm_weights.digest_of"):
+        monkeypatch.setattr(f"ostinato.backbones.{place}", twice)
+    learner = Learner.load(root / "whole", device="cpu")
+    assert len(read) == 1
+    assert learner.origin.sha256 == artifact.read_about(root / "whole").backbone_sha256
+    assert learner.spec.sha256 is None  # the file may change from now on
+    assert learner.predict([image], topk=2)[0].scores == scores
+    with pytest.raises(AssertionError, match="hashed again"):  # other weights are not known to be right
+        Learner.load(root / "whole", device="cpu", weights=str(root / "first/mine.safetensors"))
+
+
+def test_other_weights_beside_a_bundle_are_refused_with_the_way_out(places, tmp_path):
+    other = load_file(bundled_file())
+    save_file(other | {"cls_token": other["cls_token"] + 1}, tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match=r"It holds its weights: leave out the others\."):
+        Learner.load(places[0] / "whole", device="cpu", weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(DataError, match=r"backbone\.weights=PATH"):
+        Learner.load(places[0] / "plain", device="cpu", weights=str(tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "way"),
+    [
+        ("vit_tiny_patch16_224.x", "mine.pth", "backbone.weights=PATH."),
+        ("vit_mini_patch8_32.glyphs", None, "install the version"),
+        ("vit_tiny_patch16_224.x", None, "backbone.weights=original/model.safetensors."),
+        ("owner/bert", None, "hf download owner/bert --revision COMMIT --local-dir original"),
+        ("owner/bert", None, "backbone.weights=original."),
+    ],
+)
+def test_the_way_back_to_the_original_weights_fits_where_they_come_from(name, weights, way):
+    assert way in way_back(Origin(name, weights, "0" * 64))
+
+
 def test_a_bundled_learner_stays_bundled_and_can_replace_itself(moved, tmp_path):
     root, image, scores = moved
     shutil.copytree(root / "whole", tmp_path / "model")
@@ -143,7 +186,7 @@ def test_weights_that_changed_are_not_bundled(places, tmp_path):
     assert artifact.read(tmp_path / "out").about.bundle is not None
 
 
-def test_the_folder_of_a_text_encoder_is_bundled_with_its_tokenizer(tmp_path):
+def test_the_folder_of_a_text_encoder_is_bundled_with_its_tokenizer(tmp_path, monkeypatch):
     folder = save_bert(tmp_path / "bert")
     texts = {"train": [("w1 w2", "a"), ("w3", "b"), ("w1", "a"), ("w4 w3", "b")], "test": [("w1", "a"), ("w3", "b")]}
     (tmp_path / "data").mkdir()
@@ -154,7 +197,9 @@ def test_the_folder_of_a_text_encoder_is_bundled_with_its_tokenizer(tmp_path):
     learner.save(tmp_path / "model", bundle=True)
     scores = learner.predict(["w1 w2"], topk=2)[0].scores
     folder.rename(tmp_path / "gone")
-    assert Learner.load(tmp_path / "model", device="cpu").predict(["w1 w2"], topk=2)[0].scores == scores
+    with monkeypatch.context() as patched:
+        patched.setattr("ostinato.backbones.weights.digest_of", None)  # the files were verified
+        assert Learner.load(tmp_path / "model", device="cpu").predict(["w1 w2"], topk=2)[0].scores == scores
     rules = next((tmp_path / "model").glob("backbone-*/tokenizer.json"))
     rules.write_text(rules.read_text() + " ")
     with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):

@@ -40,7 +40,7 @@ _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
 
 def timm_backbone(
-    name: str, weights: str | Path | None, size: int | None, sizes: VisionSizes | None
+    name: str, weights: str | Path | None, size: int | None, sizes: VisionSizes | None, sha256: str | None
 ) -> tuple[VisionBackbone, dict[str, Tensor], str, str]:
     """Make a backbone of a timm name without weights; arguments as in :func:`ostinato.backbones.weights.load_backbone`.
 
@@ -58,9 +58,9 @@ def timm_backbone(
         _check_sizes(sizes, state, name)
     backbone = VisionBackbone(sizes.arch, patch=sizes.patch, preprocess=sizes.preprocess, readout=sizes.readout)
     if state is None:
-        state, digest = _timm_state(full, weights)
+        state, digest = _timm_state(full, weights, sha256)
     else:
-        digest = _digest_of_file(Path(str(weights)), state)
+        digest = sha256 or _digest_of_file(Path(str(weights)), state)
     return backbone, convert_timm(state, backbone), digest, full
 
 
@@ -113,21 +113,24 @@ def _skeleton(name: str, **options: Any) -> Any:
         raise InputError(f"backbone: timm cannot make {name!r} ({error}). Check the tag after the dot.") from error
 
 
-def _timm_state(name: str, weights: str | Path | None) -> tuple[dict[str, Tensor], str]:
-    """State dict and hash, read by timm at the weights' own size: an npz file, or the named weights from the hub."""
+def _timm_state(name: str, weights: str | Path | None, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """State dict and hash, read by timm at the weights' own size: an npz file, or the named weights from the hub.
+
+    ``sha256`` is the hash of the file, where it is known.
+    """
     import timm
 
     if weights is not None:
         path = Path(weights)
         model: Any = timm.create_model(name, pretrained=False, num_classes=0)
         load_npz(path, model)
-        return model.state_dict(), sha256_of(path)
+        return model.state_dict(), sha256 or sha256_of(path)
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:
         raise InputError(
-            f"backbone: the weights of {name!r} could not be fetched ({type(error).__name__}). Connect to the "
-            "network, or download them once and give backbone.weights=FILE."
+            f"backbone: the weights of {name!r} could not be fetched ({type(error).__name__}). With a network, run "
+            f"once: hf download timm/{name}"
         ) from error
     state = model.state_dict()
     return state, digest_of(state)

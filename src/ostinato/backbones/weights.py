@@ -35,6 +35,7 @@ def load_backbone(
     length: int | None = None,
     readout: str | None = None,
     sizes: VisionSizes | None = None,
+    sha256: str | None = None,
 ) -> Backbone:
     """Load a frozen backbone by name.
 
@@ -50,6 +51,7 @@ def load_backbone(
         length: maximum tokens of a text; None for the default of the weights.
         readout: "cls", "mean" or "cls+mean", see :class:`Backbone`; None for the default of the weights.
         sizes: of the image encoder in the file ``weights``, where known, to avoid asking timm.
+        sha256: hash of ``weights``, where the caller has verified them; None to compute it.
 
     Returns:
         The backbone in fp32, without gradients, in evaluation mode, with its origin.
@@ -65,7 +67,7 @@ def load_backbone(
         check_readout(readout)
     name = name.removeprefix("timm/")  # the hub's prefix of timm's models
     if of_transformers(name, weights):
-        backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length)
+        backbone, state, digest = _from_transformers(name, None if weights is None else str(weights), length, sha256)
     elif length is not None:
         raise InputError(f"backbone.length is for text encoders, but {name!r} takes images.")
     elif name == DEFAULT_BACKBONE:
@@ -73,9 +75,9 @@ def load_backbone(
             raise InputError(f"backbone.size: {DEFAULT_BACKBONE} takes 32 x 32 pixels only, got {size}.")
         backbone = embedded_backbone()
         path = Path(str(weights)) if weights else bundled_file()
-        state, digest = read_weights(path), sha256_of(path)
+        state, digest = read_weights(path), sha256 or sha256_of(path)
     else:
-        backbone, state, digest, name = timm_backbone(name, weights, size, sizes)
+        backbone, state, digest, name = timm_backbone(name, weights, size, sizes, sha256)
     _load(backbone, state, name)
     backbone.origin = Origin(name, str(weights) if weights else None, digest)
     if not isinstance(backbone, VisionBackbone):
@@ -98,8 +100,10 @@ def of_transformers(name: str, weights: str | Path | None) -> bool:
     return "bert" in name.lower() or "MiniLM" in name or "/" in name.removeprefix("timm/")
 
 
-def _from_transformers(name: str, weights: str | None, length: int | None) -> tuple[Backbone, dict[str, Tensor], str]:
-    """Text encoder or CLIP model without weights, its state dict, and their hash."""
+def _from_transformers(
+    name: str, weights: str | None, length: int | None, sha256: str | None
+) -> tuple[Backbone, dict[str, Tensor], str]:
+    """Text encoder or CLIP model without weights, its state dict, and their hash, ``sha256`` where it is known."""
     from ostinato.backbones.clip_weights import KIND, clip_backbone
     from ostinato.backbones.hub import read_config
     from ostinato.backbones.text_weights import text_backbone
@@ -114,7 +118,7 @@ def _from_transformers(name: str, weights: str | None, length: int | None) -> tu
         backbone, state = text_backbone(source, length)
         tokenizer = backbone.tokenization.digest
     # The hash includes the tokenizer: another vocabulary gives other inputs for the same texts.
-    return backbone, state, hashlib.sha256(digest_of(state).encode() + tokenizer.encode()).hexdigest()
+    return backbone, state, sha256 or hashlib.sha256(digest_of(state).encode() + tokenizer.encode()).hexdigest()
 
 
 def bundled_file() -> Path:

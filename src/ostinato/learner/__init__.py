@@ -1,6 +1,6 @@
 """Python interface: a learner that learns task by task, evaluates, predicts, saves and loads."""
 
-from ostinato.learner.bundling import bundle, located
+from ostinato.learner.bundling import bundle, located, way_back
 from ostinato.learner.learner import Learner
 from ostinato.learner.learning import check_refines
 from ostinato.learner.predicting import Prediction
@@ -16,4 +16,5 @@ __all__ = [
     "check_inputs",
     "check_refines",
     "located",
+    "way_back",
 ]

@@ -9,7 +9,8 @@ from pathlib import Path
 from ostinato import artifact
 from ostinato.backbones import Origin
 from ostinato.backbones.weight_files import find_weights, weight_files
-from ostinato.backbones.weights import load_backbone
+from ostinato.backbones.weights import load_backbone, of_transformers
+from ostinato.defaults import DEFAULT_BACKBONE
 from ostinato.errors import InputError
 from ostinato.learner.spec import BackboneSpec, recorded_sizes, sizes_of
 from ostinato.records import ArtifactRecord
@@ -50,8 +51,23 @@ def _check(spec: BackboneSpec, origin: Origin, written: Path) -> None:
     if loaded.origin is None or loaded.origin.sha256 != origin.sha256:
         raise InputError(
             f"bundle: the weights of {origin.name} changed since the training; their SHA-256 was "
-            f"{origin.sha256[:12]}... Restore the original file, or give its place as backbone.weights=FILE."
+            f"{origin.sha256[:12]}... {way_back(origin)}"
         )
+
+
+def way_back(origin: Origin | None) -> str:
+    """Sentence that says how to get the original weights in place of those of ``origin``, which are others."""
+    if origin is None or origin.weights is not None:
+        return "Give the original weights, with the files beside them: backbone.weights=PATH."
+    if origin.name == DEFAULT_BACKBONE:
+        return "They come with ostinato: install the version that was used in the training."
+    hub = origin.name if of_transformers(origin.name, None) else f"timm/{origin.name}"
+    place = "original" if hub == origin.name else "original/model.safetensors"
+    return (
+        f"The name {origin.name} now means others. Fetch those of the training, 'hf download {hub} --revision COMMIT "
+        f"--local-dir original', with a COMMIT of https://huggingface.co/{hub}/commits/main, and add "
+        f"backbone.weights={place}."
+    )
 
 
 def bundle(source: Path, target: Path, weights: str | None = None, *, paths: bool = True) -> None:

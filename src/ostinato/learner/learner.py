@@ -114,13 +114,13 @@ class Learner:
         )
         if isinstance(backbone, BackboneSpec) and weights is not None:
             raise InputError("Learner: weights are given twice; put them into the BackboneSpec alone.")
-        self.spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
-        self.spec = replace(self.spec, readout=self.spec.readout or cls.default_readout)
-        loaded = load_backbone(**vars(self.spec))
+        spec = backbone if isinstance(backbone, BackboneSpec) else BackboneSpec(backbone, weights)
+        spec = replace(spec, readout=spec.readout or cls.default_readout)
+        loaded = load_backbone(**vars(spec))
         self.options = check_options(cls, options, loaded.arch.depth)
         self.origin = loaded.origin
-        if self.origin is not None:  # the full name, with its tag
-            self.spec = replace(self.spec, name=self.origin.name)
+        # The full name, with its tag; the files may change from now on.
+        self.spec = replace(spec, name=self.origin.name if self.origin else spec.name, sha256=None)
         if isinstance(loaded, TextBackbone):  # its default may change with the files beside the weights
             self.spec = replace(self.spec, length=loaded.tokenization.length)
         self.crop = crop

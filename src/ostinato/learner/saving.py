@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ostinato import artifact
 from ostinato.backbones import Backbone
 from ostinato.errors import DataError, InputError
-from ostinato.learner.bundling import bundle_of, located
+from ostinato.learner.bundling import bundle_of, located, way_back
 from ostinato.learner.spec import BackboneSpec, recorded_sizes, sizes_of
 from ostinato.lookup import file_of, get_method, reference, split_file
 from ostinato.records import ArtifactRecord, read_record
@@ -75,7 +75,7 @@ def check_inputs(learned: str, recorded: dict[str, Any], backbone: Backbone) -> 
         key = changed[0]
         raise DataError(
             f"{learned}: the backbone's {key} was {recorded.get(key)!r} when it was learned and is {now[key]!r} now. "
-            "Features differ: give the original weights, with the files beside them, as backbone.weights=PATH."
+            f"Features differ. {way_back(backbone.origin)}"
         )
 
 
@@ -93,6 +93,7 @@ def save(learner: Learner, path: Path, run_id: str | None, bundle: bool) -> None
             "Write @ostinato.register('name') above the class, or give its file: Learner('my_method.py')."
         )
     spec = asdict(learner.spec)
+    del spec["sha256"]
     if learner.spec.weights is not None:
         spec["weights"] = str(Path(learner.spec.weights).resolve())
     if learner.spec.weights is not None or bundle:
@@ -127,7 +128,10 @@ def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: 
         InputError: if the method is another one, or must be given.
     """
     spec = BackboneSpec(**about.backbone.model_dump(exclude={"sizes"}), sizes=recorded_sizes(about))
-    spec = replace(spec, weights=located(folder, about) if weights is None else weights)
+    if weights is None and about.bundle is not None:  # its files were verified when it was read
+        spec = replace(spec, weights=located(folder, about), sha256=about.backbone_sha256)
+    else:
+        spec = replace(spec, weights=located(folder, about) if weights is None else weights)
     name = method_of(folder, about, method)
     check_options(get_method(name), about.options)  # so that none is an argument of the constructor
     known = {"seed": about.seed, "crop": about.crop, "precision": about.precision, "train": about.train}
@@ -137,9 +141,10 @@ def arguments(folder: Path, about: ArtifactRecord, weights: str | None, method: 
 def check_backbone(folder: Path, about: ArtifactRecord, learner: Learner) -> None:
     """Raise DataError unless a learner's backbone has the weights and features of the artifact."""
     if learner.origin is not None and learner.origin.sha256 != about.backbone_sha256:
+        remedy = way_back(learner.origin) if about.bundle is None else "It holds its weights: leave out the others."
         raise DataError(
             f"{folder} was trained on backbone weights with SHA-256 {str(about.backbone_sha256)[:12]}..., the ones "
-            f"found now have {learner.origin.sha256[:12]}... Give the original file as backbone.weights=FILE."
+            f"found now have {learner.origin.sha256[:12]}... {remedy}"
         )
     check_inputs(str(folder), about.preprocess, learner.method.backbone)
 

@@ -15,7 +15,10 @@ from ostinato.records import ArtifactRecord
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Arguments of :func:`ostinato.backbones.weights.load_backbone`."""
+    """Arguments of :func:`ostinato.backbones.weights.load_backbone`.
+
+    ``sha256`` is for one load of weights that were just verified; a learner does not keep it.
+    """
 
     name: str = DEFAULT_BACKBONE
     weights: str | None = None
@@ -24,6 +27,7 @@ class BackboneSpec:
     length: int | None = None
     readout: str | None = None
     sizes: VisionSizes | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Split a folder given as the name into name and weights."""

@@ -11,7 +11,7 @@ from ostinato import artifact
 from ostinato.config import RunConfig, absolute, build_config, check_changes
 from ostinato.distributed import SINGLE_PROCESS, ProcessGroup
 from ostinato.errors import InputError
-from ostinato.learner import check_inputs, located
+from ostinato.learner import check_inputs, located, way_back
 from ostinato.records import StreamRecord
 from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
@@ -144,7 +144,7 @@ def _finish(
     if learner.origin is not None and (record.backbone is None or record.backbone.sha256 != learner.origin.sha256):
         raise InputError(
             f"{dirs.root}: the backbone's weights must be those that the run started with; their SHA-256 differs. "
-            "Give the original file as backbone.weights=FILE."
+            f"{way_back(learner.origin)}"
         )
     check_inputs(str(dirs.root), record.preprocess, learner.method.backbone)
     session.note_method(record, fresh)
