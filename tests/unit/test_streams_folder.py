@@ -230,13 +230,13 @@ def test_rubbish_is_ignored_and_other_files_are_counted(tmp_path):
     save(tmp_path / "cat" / ".cache" / "x.png")
     for name in ("Thumbs.db", ".DS_Store", "._img0.png"):
         (tmp_path / "cat" / name).write_bytes(b"rubbish")
-    (tmp_path / "cat" / "photo.heic").write_bytes(b"heic")
+    (tmp_path / "cat" / "photo.mov").write_bytes(b"film")
     (tmp_path / "README.txt").write_text("hello")
     save(tmp_path / "loose.png")
     source = image_folder(tmp_path)
     assert source.class_names == ["cat", "dog"]
     assert len(source.train) + len(source.test) == 10
-    assert "1 files that are not images are left out: 1 .heic" in source.notes
+    assert "1 files that are not images are left out: 1 .mov" in source.notes
     assert any("1 images beside the class folders" in note for note in source.notes)
 
 
@@ -346,8 +346,8 @@ def test_class_without_a_usable_image(tmp_path):
     (tmp_path / "cow").mkdir()
     with pytest.raises(DataError, match="cow: the class folder holds no images"):
         image_folder(tmp_path)
-    (tmp_path / "cow" / "x.heic").write_bytes(b"heic")
-    with pytest.raises(DataError, match=r"cow: the class folder holds no images \(only 1 \.heic\)"):
+    (tmp_path / "cow" / "x.mov").write_bytes(b"film")
+    with pytest.raises(DataError, match=r"cow: the class folder holds no images \(only 1 \.mov\)"):
         image_folder(tmp_path)
     (tmp_path / "cow" / "x.jpg").write_bytes(b"")
     with pytest.raises(DataError, match=r"no readable one:\n  cow"):
@@ -391,8 +391,8 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(DataError, match=r"a\.zip must be a folder of images, but is a file.*unpack"):
         open_source(str(tmp_path / "a.zip"))
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "x.heic").write_bytes(b"heic")
-    with pytest.raises(DataError, match=r"holds no images, only 1 \.heic: expected ROOT/train"):
+    (tmp_path / "cat" / "x.mov").write_bytes(b"film")
+    with pytest.raises(DataError, match=r"holds no images, only 1 \.mov: expected ROOT/train"):
         image_folder(tmp_path)
     with pytest.raises(InputError, match="on_error"):
         image_folder(tmp_path, on_error="warn")

@@ -45,7 +45,8 @@ MAX_RUN_PIXELS = 10_000_000
 """Maximum pixels of a run-length encoded BMP, which Pillow decodes slowly."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Accepted formats of Pillow, by content rather than suffix; a JPEG of several pictures opens as MPO.
+"""Accepted formats of Pillow, by content rather than suffix; a JPEG of several pictures opens as MPO. HEIC is read by
+pillow-heif, where it is installed; libheif refuses a picture that is larger than its header says before it is decoded.
 
 Others start programs (EPS runs Ghostscript, on code in the file), fetch what a file names, or, as AVIF, may hold far
 larger pictures than their headers claim, so that their memory cannot be bounded.
@@ -59,6 +60,9 @@ _READ = "BMP, GIF, JPEG, PNG, PPM, TIFF and WebP are read"
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 """Brands of the pictures of phones, at byte 8."""
+
+_HEIC_SIZE = re.compile(rb"ispe\0{4}(.{4})(.{4})", re.DOTALL)
+"""Width and height of a coded picture in a HEIC file; the picture shown may be a small part of it."""
 
 _ORIENTATION = 0x0112
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -267,12 +271,11 @@ def _opened(
             needed = _METADATA
             file.seek(0)
             head = file.read(12)
-            if head[4:8] == b"ftyp" and head[8:] in _HEIC:
-                raise _Unfit(f"a HEIC picture; {_READ}. Convert it to JPEG, for example: heif-convert IN.heic OUT.jpg")
-            if head[8:] == b"WEBP":  # its decoder reads all of the file
+            heic = head[4:8] == b"ftyp" and head[8:] in _HEIC
+            if heic or head[8:] == b"WEBP":  # their decoders read all of the file
                 needed += 2 * size
             if needed <= held:
-                with Image.open(file, formats=FORMATS) as image:
+                with _heic_image(file) if heic else Image.open(file, formats=FORMATS) as image:
                     file.counting = False
                     _check(image, pixels)
                     needed += _needed(image, file, prepare)
@@ -284,6 +287,19 @@ def _opened(
                     if needed <= held:
                         return use(image)
         held = needed  # the image is closed: nothing is held while waiting for more
+
+
+def _heic_image(file: _Stored | _Opened) -> ImageFile.ImageFile:
+    """Open a HEIC picture; its pixels are decoded by ``load``."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise _Unfit(
+            "a HEIC picture, which the extra heic reads: pip install 'ostinato[heic]'. Or convert it to JPEG, for "
+            "example: heif-convert IN.heic OUT.jpg"
+        ) from None
+    file.seek(0)
+    return HeifImageFile(file)
 
 
 def _reader(data: Path | bytes) -> _Stored | _Opened:
@@ -311,6 +327,10 @@ def _needed(
         prepare(image)
     elif image.format == "WEBP":  # two canvases, a frame and a copy of it
         needed += 12 * width * height
+    elif image.format == "HEIF":  # its planes, pixels made of these, and the file once more
+        file.seek(0)
+        coded = [int.from_bytes(w) * int.from_bytes(h) for w, h in _HEIC_SIZE.findall(file.read())]
+        needed += 8 * max(*coded, width * height) + file.tell()
     elif image.format == "TIFF":
         needed += _tile_bytes(image)
     elif image.tile and image.tile[0][0] == "bmp_rle":

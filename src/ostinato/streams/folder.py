@@ -34,7 +34,7 @@ from ostinato.streams.source import (
     without,
 )
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".heic", ".heif"})
 
 LAYOUT = "expected ROOT/train/<class>/*.jpg and ROOT/test/<class>/*.jpg, or ROOT/<class>/*.jpg"
 
