@@ -25,7 +25,7 @@ if missing:
 
 from starlette.testclient import TestClient  # noqa: E402 - after the check
 
-from ostinato.serve.app import Limits, make_app  # noqa: E402
+from ostinato.serve.app import Asked, Limits, make_app  # noqa: E402
 from ostinato.serve.batching import Answer, Batcher, BusyError  # noqa: E402
 from ostinato.serve.served import Served  # noqa: E402
 
@@ -84,6 +84,34 @@ def test_an_answer_below_the_threshold_is_unknown(places, model):
         assert [one["unknown"] for one in answer["predictions"]] == [p < middle for p in sure]
         assert [one["answer"] == "unknown" for one in answer["predictions"]] == [p < middle for p in sure]
         assert client.post("/predict?threshold=1.5", files=form(images)).status_code == 422
+
+
+def test_an_image_far_from_all_classes_is_unknown(places, tmp_path):
+    """Under the rate of the request, or that of the server if it gives none."""
+    stream = ostinato.stream("glyphs", classes=2, step=2, limit_per_class=40)
+    learner = Learner("simplecil", device="cpu", precision="fp32")
+    learner.learn(stream.task(0))
+    learner.save(tmp_path / "model")
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(noise, "PNG")
+    images = [places[1][0], noise.getvalue()]
+    want = learner.predict(images, reject_rate=0.2)
+    assert [one.unknown for one in want] == [False, True]
+
+    def answers(client, words=""):
+        return client.post(f"/predict{words}", files=form(images)).json()["predictions"]
+
+    with client_of(tmp_path / "model") as client:
+        assert [one["unknown"] for one in answers(client)] == [False, False]
+        assert [one["typicality"] for one in answers(client)] == [None, None]
+        got = answers(client, "?reject_rate=0.2")
+        assert [one["answer"] for one in got] == [one.answer for one in want]
+        assert [one["typicality"] for one in got] == pytest.approx([one.typicality for one in want])
+        small = client.post("/predict?reject_rate=0.001", files=form(images))
+        assert (small.status_code, "needs 999 held-out samples" in small.json()["error"]) == (422, True)
+    with client_of(tmp_path / "model", default=Asked(reject_rate=0.2, threshold=0.999999)) as client:
+        assert [one["answer"] for one in answers(client, "?threshold=0.000001")] == [one.answer for one in want]
+        assert all(one["unknown"] for one in answers(client, "?reject_rate=0.2"))
 
 
 def test_classes_health_and_page(model):
@@ -197,17 +225,18 @@ def predictions_of(images, topk):
 
 
 def test_requests_that_arrive_meanwhile_share_a_batch():
-    sizes = []
+    sizes, rates = [], []
 
-    def predict(images, topk):
+    def predict(images, topk, rate):
         sizes.append(len(images))
+        rates.append(rate)
         if b"bad" in images:
             raise DataError("bad")
         return predictions_of(images, topk)
 
     async def play():
         batcher = Batcher(predict, most=4, waiting=100)
-        asks = [batcher.ask([b"a"], 1), batcher.ask([b"b", b"c"], 3), batcher.ask([b"d", b"e"], 2)]
+        asks = [batcher.ask([b"a"], 1, 0.5), batcher.ask([b"b", b"c"], 3, 0.2), batcher.ask([b"d", b"e"], 2)]
         asked = [asyncio.create_task(ask) for ask in asks]
         await asyncio.sleep(0)
         gone = asyncio.create_task(batcher.ask([b"gone"], 1))
@@ -221,6 +250,7 @@ def test_requests_that_arrive_meanwhile_share_a_batch():
             [["a0"]], [["b0", "b1", "b2"], ["c0", "c1", "c2"]], [["d0", "d1"], ["e0", "e1"]]
         ]  # fmt: skip
         assert sizes == [3, 2]
+        assert rates == [0.2, None]
         assert batcher.queued == 0
         fine, bad = await asyncio.gather(batcher.ask([b"f"], 1), batcher.ask([b"bad"], 1), return_exceptions=True)
         assert fine.predictions[0].classes == ["f0"]

@@ -31,6 +31,17 @@ def serve(
     max_images: Annotated[int, typer.Option(help="Images of a request.")] = 32,
     max_pixels: Annotated[int, typer.Option(help="Pixels of an image.")] = 50_000_000,
     batch: Annotated[int, typer.Option(help="Images that the model computes at once.")] = 64,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Answer 'unknown' if the best class is less probable, where a request gives no threshold."),
+    ] = None,
+    reject_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Answer 'unknown' far from all classes learned, where a request gives no reject_rate; of samples of "
+            "these, this share is rejected, such as 0.05."
+        ),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Read an exported .pt2 or .pt file, which can run code of its maker.")
     ] = False,
@@ -40,6 +51,8 @@ def serve(
     A model that 'ostinato learn' puts in place is loaded without a stop.
 
     Example: ostinato serve runs/photos
+
+    Example: ostinato serve runs/photos --reject-rate 0.05
 
     Example: curl -F images=@daisy.jpg '127.0.0.1:8000/predict?topk=3'
     """
@@ -57,7 +70,7 @@ def serve(
     try:
         import uvicorn
 
-        from ostinato.serve.app import Limits, make_app
+        from ostinato.serve.app import Asked, Limits, make_app
     except ImportError as error:
         if error.name is not None and error.name.startswith("ostinato"):
             raise
@@ -68,7 +81,9 @@ def serve(
 
     limits = Limits(max_mb, max_images, max_pixels, batch)
     served = Served(run, trust=trust, **where)
+    served.check(1, threshold, reject_rate)
     if token is None and host not in ("127.0.0.1", "::1", "localhost"):
         say(f"Everybody who reaches {host} can ask this model. Give --token to change that.", err=True)
     say(f"Serving {len(served.current.class_names)} classes of {run} on http://{host}:{port}")
-    uvicorn.run(make_app(served, limits=limits, token=token), host=host, port=port, log_level="warning")
+    made = make_app(served, limits=limits, token=token, default=Asked(threshold=threshold, reject_rate=reject_rate))
+    uvicorn.run(made, host=host, port=port, log_level="warning")

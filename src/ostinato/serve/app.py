@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Prediction
-from ostinato.learner.predicting import check_asked
 from ostinato.serve.batching import Answer, Batcher, BusyError, Given
 from ostinato.serve.limits import Limited
 from ostinato.serve.metrics import Metrics
@@ -68,11 +67,13 @@ class Asked(BaseModel, extra="forbid"):
 
     Attributes:
         topk: classes per image.
-        threshold: probability of the best class below which the answer is "unknown".
+        threshold: probability of the best class below which the answer is "unknown"; None for the server's.
+        reject_rate: share of samples of the classes that may be called "unknown"; None for the server's.
     """
 
     topk: Annotated[int, Field(ge=1)] = 1
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    reject_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class State:
@@ -82,18 +83,25 @@ class State:
         served: the model.
         limits: on requests.
         token: that clients must give; None for none.
+        default: threshold and rate of rejection of requests that give none.
     """
 
-    def __init__(self, served: Served, limits: Limits, token: str | None) -> None:
-        self.served, self.limits, self.token = served, limits, token
+    def __init__(self, served: Served, limits: Limits, token: str | None, default: Asked) -> None:
+        self.served, self.limits, self.token, self.default = served, limits, token, default
         self.batcher = Batcher(self._predict, most=limits.batch, waiting=round(limits.waiting * 1e6))
         self.metrics = Metrics(
             lambda: self.batcher.queued, lambda: len(served.current.class_names), lambda: served.loads
         )
 
-    def _predict(self, images: Sequence[Given], topk: int) -> Answer:
+    def _predict(self, images: Sequence[Given], topk: int, rate: float | None) -> Answer:
         self.metrics.batches.observe(len(images))
-        return self.served.predict(images, topk)
+        return self.served.predict(images, topk, rate)
+
+    def wanted(self, asked: Asked) -> Asked:
+        """Options of a request, with those of the server where it gives none."""
+        return asked.model_copy(
+            update=self.default.model_dump(exclude_none=True, exclude={"topk"} | asked.model_fields_set)
+        )
 
     async def watch(self, seconds: float) -> None:
         """Load a new model soon after it is on the disk."""
@@ -102,16 +110,24 @@ class State:
             await asyncio.to_thread(self.served.refresh)
 
 
-def make_app(served: Served, *, limits: Limits | None = None, token: str | None = None, every: float = 2.0) -> FastAPI:
+def make_app(
+    served: Served,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    default: Asked | None = None,
+    every: float = 2.0,
+) -> FastAPI:
     """The application of a model.
 
     Args:
         served: the model.
         limits: on requests; None for the defaults.
         token: that clients must give as ``Authorization: Bearer TOKEN``; None for none.
+        default: threshold and rate of rejection of requests that give none.
         every: seconds between looks for a new model on the disk.
     """
-    state = State(served, limits or Limits(), token)
+    state = State(served, limits or Limits(), token, default or Asked())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -154,18 +170,21 @@ async def _predict(request: Request, images: list[UploadFile], asked: Annotated[
     state = _state(request)
     if len(images) > state.limits.images:
         raise HTTPException(413, f"A request must have at most {state.limits.images} images, got {len(images)}.")
-    try:
-        check_asked(state.served.current.model.temperature, asked.topk, asked.threshold, None)
+    asked = state.wanted(asked)
+    try:  # in a thread, since a rate may need another encoder
+        await asyncio.to_thread(state.served.check, asked.topk, asked.threshold, asked.reject_rate)
     except InputError as error:
         raise HTTPException(422, str(error)) from None
     names = [image.filename or f"image {i}" for i, image in enumerate(images)]
     data = [await image.read() for image in images]
     given = await asyncio.to_thread(_checked, data, state.limits.pixels)
     try:
-        answer = await state.batcher.ask(given, asked.topk)
+        answer = await state.batcher.ask(given, asked.topk, asked.reject_rate)
     except BusyError:
         raise HTTPException(503, "Too many images wait. Try again.", {"Retry-After": "1"}) from None
-    results = [_result(*each, asked.threshold) for each in zip(names, answer.predictions, strict=True)]
+    except InputError as error:  # of a model that was loaded meanwhile
+        raise HTTPException(422, str(error)) from None
+    results = [_result(*each, asked) for each in zip(names, answer.predictions, strict=True)]
     good = sum("error" not in result for result in results)
     state.metrics.images.labels("predicted").inc(good)
     state.metrics.images.labels("refused").inc(len(results) - good)
@@ -180,12 +199,14 @@ def _checked(images: Sequence[bytes], pixels: int) -> list[Given]:
     ]
 
 
-def _result(name: str, result: Prediction | DataError, threshold: float | None) -> dict[str, Any]:
-    """A result as JSON, under the name of its file."""
+def _result(name: str, result: Prediction | DataError, asked: Asked) -> dict[str, Any]:
+    """A result as JSON, under the name of its file; another request may have asked for its typicality."""
     if isinstance(result, DataError):  # its name is a position in a batch
         return {"source": name, "error": str(result).partition(": ")[2]}
-    unsure = threshold is not None and result.probabilities is not None and result.probabilities[0] < threshold
-    named = replace(result, source=name, unknown=unsure)
+    typicality = None if asked.reject_rate is None else result.typicality
+    unsure = bool(asked.threshold and result.probabilities and result.probabilities[0] < asked.threshold)
+    far = typicality is not None and asked.reject_rate is not None and typicality <= asked.reject_rate
+    named = replace(result, source=name, typicality=typicality, unknown=unsure or far)
     return asdict(named) | {"answer": named.answer}
 
 

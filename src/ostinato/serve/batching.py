@@ -29,8 +29,9 @@ class Answer:
 Given = bytes | DataError
 """An image file, or the reason why it is refused, which is passed on."""
 
-Predict = Callable[[Sequence[Given], int], Answer]
-"""Predictions of images with a number of classes each; called in one thread, never twice at a time."""
+Predict = Callable[[Sequence[Given], int, float | None], Answer]
+"""Predictions of images with a number of classes each, and with typicalities if a rate of rejection is given; called in
+one thread, never twice at a time."""
 
 
 class BusyError(Exception):
@@ -41,6 +42,7 @@ class BusyError(Exception):
 class _Job:
     images: Sequence[Given]
     topk: int
+    rate: float | None
     bytes: int
     done: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -68,8 +70,8 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
-    async def ask(self, images: Sequence[Given], topk: int) -> Answer:
-        """Predictions of images, with ``topk`` classes each.
+    async def ask(self, images: Sequence[Given], topk: int, rate: float | None = None) -> Answer:
+        """Predictions of images, with ``topk`` classes each, and typicalities for a rate of rejection.
 
         Raises:
             BusyError: if too many bytes wait.
@@ -77,7 +79,7 @@ class Batcher:
         size = sum(len(image) for image in images if isinstance(image, bytes))
         if self.queued + size > self.waiting:
             raise BusyError
-        job = _Job(images, topk, size)
+        job = _Job(images, topk, rate, size)
         self._jobs.append(job)
         self.queued += size
         self._arrived.set()
@@ -104,8 +106,10 @@ class Batcher:
 
     async def _compute(self, batch: Sequence[_Job]) -> None:
         images, topk = [image for job in batch for image in job.images], max(job.topk for job in batch)
+        # A typicality does not depend on the rate; the smallest needs the most held-out samples.
+        rate = min((job.rate for job in batch if job.rate is not None), default=None)
         try:
-            answer = await self._in_thread(self.predict, images, topk)
+            answer = await self._in_thread(self.predict, images, topk, rate)
         except Exception as error:
             if len(batch) == 1:
                 _give(batch[0], error)

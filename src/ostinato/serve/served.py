@@ -59,10 +59,15 @@ class Served:
         self.loads = 0
         self.current = self._load()
 
-    def predict(self, images: Sequence[Given], topk: int) -> Answer:
-        """Predictions of image files by the current model, in batches."""
+    def predict(self, images: Sequence[Given], topk: int, reject_rate: float | None = None) -> Answer:
+        """Predictions of image files by the current model, in batches; with typicalities if a rate is given."""
         current = self.current
-        return Answer(list(current.model.predictions(images, topk=topk)), current.revision)
+        made = current.model.predictions(images, topk=topk, reject_rate=reject_rate)
+        return Answer(list(made), current.revision)
+
+    def check(self, topk: int, threshold: float | None, reject_rate: float | None) -> None:
+        """Raise InputError unless the current model can answer so."""
+        self.current.model.predictions([], topk=topk, threshold=threshold, reject_rate=reject_rate)
 
     def refresh(self) -> bool:
         """Load the model on the disk if it is another one; return whether it was loaded.
