@@ -28,6 +28,9 @@ OTHERWISE = {
     r"^(ostinato reproduce soft_tf/table\d) (data=.*)$": r"\1 \2 --dry-run",
     r"^torchrun --nproc-per-node \d -m (ostinato run .*)$": r"\1 train.epochs=1",
     r"^torchrun --nproc-per-node \d -m ostinato resume": "ostinato resume",
+    r"^ostinato push (\S+ \S+)$": r"ostinato push \1 --to models",
+    r"^ostinato pull (\S+ \S+)$": r"ostinato pull \1 --from models",
+    r"/mnt/models": "models",
     r"--reject-rate \S+": "--reject-rate 0.2",  # a few photos have few held-out ones
     "BUNDLED": "backbone=vit_mini_patch8_32.glyphs",
 }
