@@ -67,8 +67,8 @@ class Outcome:
     failed: dict[str, str]
 
 
-def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter) -> Outcome:
-    """Run or resume rows of a table one after another.
+def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter, jobs: int = 1) -> Outcome:
+    """Run or resume rows of a table, ``jobs`` of them at a time.
 
     Raises:
         InputError: if an option is wrong.
@@ -80,7 +80,7 @@ def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter
         raise DataError(f"No row can run.\n{missing}")
     if missing:
         reporter.message(f"Not run because data or weights are missing:\n{missing}")
-    failed = run_plans(plans, table, given, reporter)
+    failed = run_plans(plans, table, given, reporter, jobs)
     return Outcome(plans, measured(table, given.out, given.against), failed)
 
 

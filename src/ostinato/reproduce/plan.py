@@ -312,8 +312,15 @@ def _weights_problem(name: str) -> str | None:
     return None
 
 
-def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter) -> dict[str, str]:
-    """Run unfinished rows that lack nothing, one after another; write the table after each.
+def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter, jobs: int = 1) -> dict[str, str]:
+    """Run unfinished rows that lack nothing; write the table after each.
+
+    Args:
+        plans: plans of the rows.
+        table: published table.
+        given: options of the command.
+        reporter: receives progress.
+        jobs: rows at a time, each in a process if there are several.
 
     Returns:
         Error messages of failed rows.
@@ -321,10 +328,18 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
     Raises:
         Interrupted: if a signal stopped a run; the same command resumes it.
     """
+    from ostinato.reproduce.jobs import run_jobs
     from ostinato.runs.lifecycle import resume, start
+
+    def write() -> None:
+        write_table(table, measured(table, given.out, given.against), given.out)
 
     failed: dict[str, str] = {}
     todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]
+    if jobs > 1 and todo:
+        for plan in todo:
+            _remember(given.out, plan)
+        return run_jobs(todo, jobs, given.out / "logs", reporter.message, write)
     for plan in todo:
         reporter.message(f"{plan.row.name}: {plan.command}")
         _remember(given.out, plan)
@@ -341,17 +356,22 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
                 raise
             failed[plan.row.name] = str(known)
             reporter.message(f"{plan.row.name}: {known}")
-        write_table(table, measured(table, given.out, given.against), given.out)
+        write()
     if not todo:
-        write_table(table, measured(table, given.out, given.against), given.out)
+        write()
     return failed
 
 
 def _where(plan: Plan) -> dict[str, Any]:
     """Select the options of a row that a resumed run takes: paths and the machine."""
+    return parse_overrides(resume_words(plan))
+
+
+def resume_words(plan: Plan) -> list[str]:
+    """The options of :func:`_where` as words of the command line."""
     words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
     file, _ = split_file(str(plan.row.method))
-    return parse_overrides(words) | ({"method": {"name": plan.row.method}} if file is not None else {})
+    return [*words, f"method={plan.row.method}"] if file is not None else words
 
 
 def _remember(out: Path, plan: Plan) -> None:
