@@ -312,15 +312,8 @@ def _weights_problem(name: str) -> str | None:
     return None
 
 
-def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter, jobs: int = 1) -> dict[str, str]:
-    """Run unfinished rows that lack nothing; write the table after each.
-
-    Args:
-        plans: plans of the rows.
-        table: published table.
-        given: options of the command.
-        reporter: receives progress.
-        jobs: rows at a time, each in a process if there are several.
+def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter) -> dict[str, str]:
+    """Run rows one after another; write the table after each.
 
     Returns:
         Error messages of failed rows.
@@ -328,21 +321,12 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
     Raises:
         Interrupted: if a signal stopped a run; the same command resumes it.
     """
-    from ostinato.reproduce.jobs import run_jobs
     from ostinato.runs.lifecycle import resume, start
 
-    def write() -> None:
-        write_table(table, measured(table, given.out, given.against), given.out)
-
     failed: dict[str, str] = {}
-    todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]
-    if jobs > 1 and todo:
-        for plan in todo:
-            _remember(given.out, plan)
-        return run_jobs(todo, jobs, given.out / "logs", reporter.message, write)
-    for plan in todo:
+    for plan in plans:
         reporter.message(f"{plan.row.name}: {plan.command}")
-        _remember(given.out, plan)
+        remember(given.out, plan)
         try:
             if plan.state == "begun":
                 resume(plan.run.root, _where(plan), reporter)
@@ -356,9 +340,7 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
                 raise
             failed[plan.row.name] = str(known)
             reporter.message(f"{plan.row.name}: {known}")
-        write()
-    if not todo:
-        write()
+        write_table(table, measured(table, given.out, given.against), given.out)
     return failed
 
 
@@ -374,7 +356,7 @@ def resume_words(plan: Plan) -> list[str]:
     return [*words, f"method={plan.row.method}"] if file is not None else words
 
 
-def _remember(out: Path, plan: Plan) -> None:
+def remember(out: Path, plan: Plan) -> None:
     """Write the command of a row to ``commands.json``."""
     path = out / "commands.json"
     out.mkdir(parents=True, exist_ok=True)
