@@ -42,6 +42,7 @@ label = "DualPrompt | short"
 method = "dualprompt"
 options = ["data=photos", "train.epochs=1", "train.batch_size=4", "data.limit_per_class=5", "method.e_layers=5",
   "eval.protocol=batch", "eval.batch=3"]
+published_costs = { trainable_parameters = 30_000, train_seconds = 12_120, last_eval_seconds = 76 }
 note = "One epoch."
 
 [[row]]
@@ -112,6 +113,26 @@ def test_two_rows_run_and_one_is_quoted(done):
     assert "- `prompts`: One epoch." in text
     assert "- `vote`: a vote of the batch" in text
     assert "Published: nobody." in text
+
+
+def test_published_costs_stand_beside_the_measured(done):
+    """Test seconds are those of the last evaluation, under the published protocol too."""
+    text = (done / "out/table.md").read_text()
+    lines = [[c.strip() for c in x.strip("|").split(" | ")] for x in text.splitlines() if x.startswith("|")]
+    ncm, prompts = (dict(zip(lines[0], line, strict=True)) for line in lines[2:4])
+    assert (prompts["published trainable"], prompts["published train s"], prompts["published test s"]) == (
+        "0.03 M", "12120", "76.0"
+    )  # fmt: skip
+    assert ncm["published test s"] == ncm["in batches, test s"] == "-"
+    assert "cpu, 1 thread" in text
+    summary = json.loads((done / "out/prompts/summary.json").read_text())
+    assert prompts["test s"] == f"{summary['last_eval_seconds']:.1f}"
+    assert prompts["in batches, test s"] == f"{summary['batch_last_eval_seconds']:.1f}"
+    both = summary["last_eval_seconds"] + summary["batch_last_eval_seconds"]
+    assert 0 < both < summary["eval_seconds"], "that of the first task is not in it"
+    rows = list(csv.DictReader((done / "out/table.csv").read_text().splitlines()))
+    assert [row["published_train_seconds"] for row in rows] == ["", "12120.0", ""]
+    assert "published" not in rows[0]["last_eval_seconds"]
 
 
 def test_a_row_in_batches_has_the_result_per_sample_beside_it(done):

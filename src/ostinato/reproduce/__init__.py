@@ -119,6 +119,7 @@ def as_json(table: Table, rows: Sequence[Row], outcome: Outcome) -> dict[str, An
             "what": row.label,
             "state": plan.state if plan else "quoted",
             "published_percent": row.published,
+            "published_costs": row.costs,
             "summary": result.summary,
             **result.comparison(),
             "command": result.command or (plan.command if plan else None),
