@@ -224,7 +224,16 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["row", "what", "method", "data", *(f"published_{m}" for m in [*METRICS, *priced]), *keys, *compared, "command"]
+            [
+                "row",
+                "what",
+                "method",
+                "data",
+                *(f"published_{m}" for m in [*METRICS, *priced]),
+                *keys,
+                *compared,
+                "command",
+            ]
         )
         for result in results:
             row, summary = result.row, result.summary or {}
