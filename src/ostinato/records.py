@@ -269,6 +269,8 @@ class ProgressRecord(Record):
         evaluations: other accuracies per evaluation.
         events: size of the event log in bytes.
         trainable: number of parameters trained in the latest task.
+        last_eval_seconds: time of the latest evaluation.
+        batch_last_eval_seconds: the same in batches of one task.
         warnings: warnings for the summary.
     """
 
@@ -286,6 +288,8 @@ class ProgressRecord(Record):
     train_seconds: Annotated[float, Field(ge=0)] = 0.0
     train_images: Count = 0
     eval_seconds: Annotated[float, Field(ge=0)] = 0.0
+    last_eval_seconds: Annotated[float, Field(ge=0)] = 0.0
+    batch_last_eval_seconds: Annotated[float, Field(ge=0)] = 0.0
     eval_images: Count = 0
     peak_memory: Count = 0
     warnings: list[Text] = []
@@ -342,6 +346,8 @@ class SummaryRecord(BaseModel):
     exemplars: Count | None = None
     train_seconds: float | None = None
     eval_seconds: float | None = None
+    last_eval_seconds: float | None = None
+    batch_last_eval_seconds: float | None = None
     train_images_per_second: float | None = None
     eval_images_per_second: float | None = None
     peak_memory_bytes: Count | None = None

@@ -104,8 +104,8 @@ def test_run_writes_the_directory(photo_run):
     summary = json.loads((run / "summary.json").read_text())
     wanted = (
         "method, backbone, stream, tasks, classes, last_accuracy, average_accuracy, mean_task_accuracy, forgetting, "
-        "bwt, protocol, trainable_parameters, stored_bytes, train_seconds, eval_seconds, train_images_per_second, "
-        "eval_images_per_second, peak_memory_bytes"
+        "bwt, protocol, trainable_parameters, stored_bytes, train_seconds, eval_seconds, last_eval_seconds, "
+        "train_images_per_second, eval_images_per_second, peak_memory_bytes"
     )
     assert set(wanted.split(", ")) <= set(summary)
     assert summary["tasks"] == 2

@@ -125,7 +125,7 @@ def test_kinds_follow_hooks(runs):
     assert set(kinds(runs("lieprompt"))) == every | {"layer_importance", "prompt_usage"}
     assert set(kinds(runs("cl_lora"))) == every | {"block_weights"}
     assert set(kinds(runs("l2p"))) == every | {"prompt_usage"}
-    assert set(kinds(runs("l2p").parent)) == {"layer_sweep"}
+    assert set(kinds(runs("l2p").parent)) == {"layer_sweep", "radar"}
     assert set(kinds(runs("soft_tf") / "artifact")) == set(kinds(runs("soft_tf")))
 
 
@@ -409,6 +409,49 @@ def test_layer_sweep_averages_only_what_is_the_same_experiment(tmp_path, monkeyp
     assert sorted(lines.values()) == [[0.2], [0.4], [0.6], [pytest.approx(0.65)]]
     assert any("train.epochs=1" in name for name in lines)
     assert any("method.base=" in name and "none" in name for name in lines)
+
+
+def test_what_moves_with_the_edited_layers_does_not_part_a_sweep(tmp_path, monkeypatch):
+    for layers in ([3, 4, 5], [9, 10, 11]):
+        experts = {"name": "dualprompt", "e_layers": layers}
+        finished(tmp_path, f"both{layers[0]}", layers, layers[0] / 12, None, base=experts)
+    finished(tmp_path, "fixed", [9, 10, 11], 0.1, None, base={"name": "dualprompt", "e_layers": [2, 3, 4]})
+    drawn = []
+    monkeypatch.setattr(
+        "ostinato.analysis.layer_sweep.placements", lambda series, places, path, *_, **__: drawn.append(series)
+        or path.write_bytes(b"")
+    )  # fmt: skip
+    analyse(tmp_path, "layer_sweep")
+    assert sorted(s.last.tolist() for s in drawn[0]) == [[0.1], [0.25, 0.75]]
+
+
+def test_radar_has_a_ray_per_stream_and_a_line_per_method(tmp_path, monkeypatch):
+    def run(name, stream, value, **options):
+        finished(tmp_path, name, [9, 10, 11], value, None, **options)
+        path = tmp_path / name / "summary.json"
+        seen = json.loads(path.read_text()) | {"stream": stream, "mean_task_accuracy": value}
+        path.write_text(json.dumps(seen))
+
+    run("a", "one", 0.9, task_id="gradient_id")
+    run("a2", "one", 0.7, task_id="gradient_id")
+    run("b", "two", 0.6, task_id="gradient_id", mask_init="kaiming")
+    with pytest.raises(InputError, match="at least 3 streams"):
+        analyse(tmp_path, "radar")
+    run("c", "three", 0.5, task_id="prompt_id")
+    run("d", "three", 0.4, task_id="gradient_id")
+    drawn = []
+    monkeypatch.setattr(
+        "ostinato.analysis.radar.radar",
+        lambda values, rays, *a, **k: (drawn.append((values, rays)), figures.radar(values, rays, *a, **k)),
+    )
+    done = analyse(tmp_path, "radar")
+    assert done.png.read_bytes()[:4] == PNG
+    ((values, rays),) = drawn
+    assert rays == ["one, 2 tasks", "two, 2 tasks", "three, 2 tasks"]
+    by_gradient, by_prompt = (values[f'soft_tf task_id="{name}_id"'] for name in ("gradient", "prompt"))
+    assert by_gradient.tolist() == pytest.approx([0.8, 0.6, 0.4]), "the initial masks differ between streams only"
+    assert np.isnan(by_prompt).tolist() == [True, True, False]
+    assert {(r["run"], r["mean_task_accuracy"]) for r in rows(done.csv)} >= {("a", "0.9"), ("c", "0.5")}
 
 
 def test_layer_sweep_without_runs(runs, tmp_path):

@@ -43,7 +43,7 @@ def test_a_preset_is_what_its_name_says(name):
     assert preset.data == benchmark if benchmark in DATA else benchmark.startswith(f"{preset.data}_")
     assert preset.options["stream"]["first"] == preset.options["stream"]["step"]
     assert "." in preset.options["backbone"]["name"], "weights are named with their tag"
-    assert preset.options["preprocess"] == "unit"
+    assert (preset.options["preprocess"], preset.options["precision"]) == ("unit", "fp32")
 
 
 @pytest.mark.parametrize("benchmark", sorted({name.split("/")[0] for name in NAMES}))

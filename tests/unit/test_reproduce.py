@@ -42,6 +42,7 @@ label = "DualPrompt | short"
 method = "dualprompt"
 options = ["data=photos", "train.epochs=1", "train.batch_size=4", "data.limit_per_class=5", "method.e_layers=5",
   "eval.protocol=batch", "eval.batch=3"]
+published_costs = { trainable_parameters = 30_000, train_seconds = 12_120, last_eval_seconds = 76 }
 note = "One epoch."
 
 [[row]]
@@ -97,6 +98,8 @@ def test_every_row_of_every_table_would_run(name, tmp_path, monkeypatch):
     assert [plan.missing for plan in planned] == [()] * len(planned)
     assert len({plan.command for plan in planned}) == len(planned)
     assert {plan.row.name for plan in planned} == {row.name for row in table.rows if row.not_run is None}
+    if not name.startswith("ostinato/"):
+        assert {plan.config.precision for plan in planned} == {"fp32"}, "as in the public code of the papers"
 
 
 def test_two_rows_run_and_one_is_quoted(done):
@@ -112,6 +115,26 @@ def test_two_rows_run_and_one_is_quoted(done):
     assert "- `prompts`: One epoch." in text
     assert "- `vote`: a vote of the batch" in text
     assert "Published: nobody." in text
+
+
+def test_published_costs_stand_beside_the_measured(done):
+    """Test seconds are those of the last evaluation, under the published protocol too."""
+    text = (done / "out/table.md").read_text()
+    lines = [[c.strip() for c in x.strip("|").split(" | ")] for x in text.splitlines() if x.startswith("|")]
+    ncm, prompts = (dict(zip(lines[0], line, strict=True)) for line in lines[2:4])
+    assert (prompts["published trainable"], prompts["published train s"], prompts["published test s"]) == (
+        "0.03 M", "12120", "76.0"
+    )  # fmt: skip
+    assert ncm["published test s"] == ncm["in batches, test s"] == "-"
+    assert "cpu, 1 thread" in text
+    summary = json.loads((done / "out/prompts/summary.json").read_text())
+    assert prompts["test s"] == f"{summary['last_eval_seconds']:.1f}"
+    assert prompts["in batches, test s"] == f"{summary['batch_last_eval_seconds']:.1f}"
+    both = summary["last_eval_seconds"] + summary["batch_last_eval_seconds"]
+    assert 0 < both < summary["eval_seconds"], "that of the first task is not in it"
+    rows = list(csv.DictReader((done / "out/table.csv").read_text().splitlines()))
+    assert [row["published_train_seconds"] for row in rows] == ["", "12120.0", ""]
+    assert "published" not in rows[0]["last_eval_seconds"]
 
 
 def test_a_row_in_batches_has_the_result_per_sample_beside_it(done):
@@ -338,6 +361,22 @@ def test_missing_weights_are_found_before_the_first_run(tmp_path, capsys, monkey
     text = ostinato(capsys, "reproduce", "soft_tf/table4", "data=photos", "backbone.weights=w.pth", code=3)
     assert "there is nothing at w.pth" in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_rows_whose_layers_an_encoder_lacks_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_bert(tmp_path / "bert")  # of six layers
+    (tmp_path / "words").mkdir()
+    rows = ("soft_tf-l3-5-order4", "soft_tf-l10-12-order4", "dualprompt-l10-12-order4")
+    words = ("data=words", "backbone.weights=bert", "--dry-run")
+    text = ostinato(capsys, "reproduce", "soft_tf/table2", *rows, *words)
+    assert "soft_tf-l3-5-order4: new\n" in text
+    assert "soft_tf-l10-12-order4: new, cannot run yet\n" in text
+    assert "layers: bert-base-uncased has 6, and method.layers is [9, 10, 11]: give method.layers=" in text
+    assert "and method.e_layers is [9, 10, 11]" in text
+    assert text.count("needed by") == 2
+    given = ostinato(capsys, "reproduce", "soft_tf/table2", rows[1], *words, "method.layers=3,4,5")
+    assert "soft_tf-l10-12-order4: new\n" in given
 
 
 def test_data_and_weights_of_many(tmp_path, monkeypatch):

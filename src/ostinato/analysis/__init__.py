@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ostinato.analysis import (
     attention,
@@ -18,6 +19,7 @@ from ostinato.analysis import (
     mask_density,
     mask_path,
     prompt_usage,
+    radar,
     task_confusion,
     weight_density,
 )
@@ -42,8 +44,8 @@ ANALYSES: dict[str, Analysis] = {
 }
 """Analyses of one run."""
 
-SWEEP = "layer_sweep"
-"""Analysis of a directory of runs."""
+OF_DIRECTORIES: dict[str, Any] = {"layer_sweep": layer_sweep, "radar": radar}
+"""Analyses of a directory of runs."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def kinds(
     """
     folder = _existing(run)
     if not _is_run(folder):
-        return {SWEEP: layer_sweep.SHOWS}
+        return {name: part.SHOWS for name, part in OF_DIRECTORIES.items()}
     learner = _load(folder, device, weights, method)
     return {name: ANALYSES[name].shows for name in supported(learner.method)}
 
@@ -94,7 +96,7 @@ def analyse(
     """Write the figure ``KIND.png`` and the table ``KIND.csv`` of an analysis; earlier ones are replaced.
 
     Args:
-        run: finished run, or artifact if no data are needed; for ``layer_sweep`` a directory of runs.
+        run: finished run, or artifact if no data are needed; for ``layer_sweep`` and ``radar`` a directory of runs.
         kind: one of :func:`kinds`.
         images: image files, for ``attention``.
         data: path of the run's data, if they moved; for ``mask_path``, ``prompt_usage`` and ``task_confusion``.
@@ -111,17 +113,18 @@ def analyse(
         DataError: if images or data cannot be used.
     """
     folder = _existing(run)
-    if kind != SWEEP and kind not in ANALYSES:
-        raise InputError(f"analyse: there is no analysis {kind!r}. {did_you_mean(kind, [*ANALYSES, SWEEP])}")
-    takes = ANALYSES[kind].takes if kind != SWEEP else ()
+    if kind not in OF_DIRECTORIES and kind not in ANALYSES:
+        raise InputError(f"analyse: there is no analysis {kind!r}. {did_you_mean(kind, [*ANALYSES, *OF_DIRECTORIES])}")
+    takes = ANALYSES[kind].takes if kind in ANALYSES else ()
     given = {"images": ", ".join(map(str, images)) or None, "data": data, "task": task, "head": head}
     if extra := [name for name, value in given.items() if value is not None and name not in takes]:
         raise InputError(f"{kind} does not use {extra[0]}, got {given[extra[0]]}. Leave it out.")
-    if kind == SWEEP:
-        findings = layer_sweep.find(folder)
+    if kind in OF_DIRECTORIES:
+        findings = OF_DIRECTORIES[kind].find(folder)
     else:
         if not _is_run(folder):
-            raise InputError(f"{kind} needs a run or an artifact, and {folder} is neither. Only {SWEEP} takes others.")
+            others = " and ".join(OF_DIRECTORIES)
+            raise InputError(f"{kind} needs a run or an artifact, and {folder} is neither. Only {others} take others.")
         learner = _load(folder, device, weights, method)
         known = supported(learner.method)
         if kind not in known:
@@ -164,4 +167,4 @@ def _load(folder: Path, device: str, weights: str | None, method: str | None) ->
     )
 
 
-__all__ = ["ANALYSES", "SWEEP", "Analysis", "Findings", "Subject", "Written", "analyse", "kinds", "supported"]
+__all__ = ["ANALYSES", "OF_DIRECTORIES", "Analysis", "Findings", "Subject", "Written", "analyse", "kinds", "supported"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ostinato.analysis.base import Findings
+from ostinato.analysis.directories import by_name, finished_runs
 from ostinato.errors import InputError
 from ostinato.report.figures import Series, placements
 from ostinato.report.tables import read_summary
@@ -55,11 +56,7 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
     """
     points: list[Point] = []
     without: list[str] = []
-    for path in sorted(folder.rglob("config.toml")):
-        run = path.parent
-        if not (run / "summary.json").is_file() or (run.parent / "config.toml").is_file():
-            continue  # unfinished, or a continuation, which has the layers of its run
-        name = str(run.relative_to(folder)) if run != folder else run.resolve().name
+    for name, run in finished_runs(folder):
         record, summary = RunDir(run).read_record(), read_summary(run)
         options = dict(record.options)
         if "layers" not in options:
@@ -67,7 +64,9 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             continue
         layers = options.pop("layers")
         variant = str(options.pop("variant", ""))
-        rest = dict(_by_name("method", options)) | dict(_by_name("train", record.recipe))
+        rest = dict(by_name("method", options)) | dict(by_name("train", record.recipe))
+        if layers is not None:  # what is placed with the masks, such as experts, is no option of its own
+            rest = {k: "edited layers" if isinstance(v, list) and v == list(layers) else v for k, v in rest.items()}
         points.append(
             Point(
                 name,
@@ -82,16 +81,6 @@ def read_points(folder: Path) -> tuple[list[Point], list[str]]:
             )
         )
     return points, without
-
-
-def _by_name(where: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield options by dotted key, with the options of parts."""
-    for key, value in options.items():
-        if isinstance(value, dict):
-            yield f"{where}.{key}", value.get("name")
-            yield from _by_name(f"{where}.{key}", {k: v for k, v in value.items() if k != "name"})
-        else:
-            yield f"{where}.{key}", value
 
 
 def written(layers: Sequence[int] | None) -> str:

@@ -102,6 +102,11 @@ def _look_up(name: str, size: int | None) -> tuple[VisionSizes, str]:
     return VisionSizes(_arch(model, name), int(model.patch_embed.patch_size[0]), preprocess, readout), name
 
 
+def timm_depth(name: str) -> int:
+    """Number of layers of a timm encoder; raises InputError if the name is unknown."""
+    return _look_up(name.removeprefix("timm/"), None)[0].arch.depth
+
+
 def _skeleton(name: str, **options: Any) -> Any:
     """Make a timm model without head and weights, which takes no memory."""
     import timm

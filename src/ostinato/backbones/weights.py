@@ -100,6 +100,25 @@ def of_transformers(name: str, weights: str | Path | None) -> bool:
     return "bert" in name.lower() or "MiniLM" in name or "/" in name.removeprefix("timm/")
 
 
+def known_depth(name: str, weights: str | Path | None) -> int | None:
+    """Number of layers of a named backbone without loading its weights; None if it is not known here.
+
+    Raises:
+        InputError: if the name or the folder is none of a backbone.
+    """
+    from ostinato.backbones.hub import read_config
+    from ostinato.backbones.timm_weights import timm_depth
+
+    if name == DEFAULT_BACKBONE:
+        return embedded_backbone().arch.depth
+    if not of_transformers(name, weights):
+        return timm_depth(name)
+    if weights is None or not Path(weights).is_dir():
+        return None  # it would be fetched
+    layers = read_config(str(weights)).get("num_hidden_layers")  # CLIP has it per tower
+    return layers if isinstance(layers, int) else None
+
+
 def _from_transformers(
     name: str, weights: str | None, length: int | None, sha256: str | None
 ) -> tuple[Backbone, dict[str, Tensor], str]:

@@ -125,7 +125,7 @@ def reproduce(
 @app.command()
 def analyse(
     context: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; for layer_sweep, a directory of runs.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run; for layer_sweep and radar, a directory of runs.")],
     kind: Annotated[str | None, typer.Argument(help="Name of an analysis; by default, list them.")] = None,
     words: Annotated[
         list[str] | None,

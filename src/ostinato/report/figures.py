@@ -289,3 +289,30 @@ def _number(value: float, top: float, digits: int | None) -> str:
     if top < 0.01:
         return f"{value:.0e}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(top)))}f}"
+
+
+def radar(values: Mapping[str, np.ndarray], rays: Sequence[str], path: str | Path, title: str, subtitle: str) -> None:
+    """Draw a polygon per line over rays of equal angle, from the centre, 0 %, to 100 %.
+
+    Args:
+        values: (R,) fractions by the line's name; NaN leaves a gap.
+        rays: R labels of the rays.
+        path: file to write.
+        title: title of the figure.
+        subtitle: text below the title.
+    """
+    figure, content = new_figure(title, subtitle, 6.2 + 0.2 * len(values))
+    axes = content.subplots(subplot_kw={"projection": "polar"})
+    angles = np.linspace(0, 2 * np.pi, len(rays), endpoint=False)
+    closed = [*range(len(rays)), 0]
+    for i, (name, accuracy) in enumerate(values.items()):
+        colour, dashes = PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]
+        axes.plot(angles[closed], 100 * accuracy[closed], color=colour, ls=dashes, lw=2, marker="o", ms=4,
+                  label=cut(name, 60))  # fmt: skip
+    axes.set_xticks(angles, [cut(ray, 24) for ray in rays], fontsize=9, color=INK)
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(20, 101, 20), [f"{v}%" for v in range(20, 101, 20)], fontsize=8, color=MUTED)
+    axes.grid(color=RULE, lw=0.8)
+    axes.spines["polar"].set_color(RULE)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize=9, frameon=False, labelcolor=INK)
+    save(figure, path)

@@ -48,6 +48,7 @@ SUMMARY_KEYS = (
     "stored_bytes",
     "train_seconds",
     "eval_seconds",
+    "last_eval_seconds",
     "train_images_per_second",
     "eval_images_per_second",
     "peak_memory_bytes",

@@ -80,7 +80,7 @@ def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter
     if plans and all(plan.missing for plan in plans):
         raise DataError(f"No row can run.\n{missing}")
     if missing:
-        reporter.message(f"Not run because data or weights are missing:\n{missing}")
+        reporter.message(f"Not run because data, weights or layers are missing:\n{missing}")
 
     def write() -> None:
         write_table(table, measured(table, given.out, given.against), given.out)
@@ -115,7 +115,8 @@ def dry_text(rows: Sequence[Row], plans: Sequence[Plan]) -> str:
     lines = []
     for row in rows:
         plan = by_name.get(row.name)
-        lines.append(f"{row.name}: {'quoted only, ' + str(row.not_run) if plan is None else plan.state}")
+        state = f"quoted only, {row.not_run}" if plan is None else plan.state
+        lines.append(f"{row.name}: {state}{', cannot run yet' if plan is not None and plan.missing else ''}")
         lines += [f"  {plan.command}"] if plan else []
     missing = lacking(plans)
     return "\n".join([*lines, *([f"Missing\n{missing}"] if missing else [])])
@@ -132,6 +133,7 @@ def as_json(table: Table, rows: Sequence[Row], outcome: Outcome) -> dict[str, An
             "what": row.label,
             "state": plan.state if plan else "quoted",
             "published_percent": row.published,
+            "published_costs": row.costs,
             "summary": result.summary,
             **result.comparison(),
             "command": result.command or (plan.command if plan else None),

@@ -114,7 +114,7 @@ class Plan:
         config: configuration; its data path is the default if the row's data were not given.
         words: options after the preset, with data and weights.
         run: directory of the run.
-        missing: missing data and weights, each with how to get it; empty if the row can run.
+        missing: missing data, weights and layers, each with how to get it; empty if the row can run.
     """
 
     row: Row
@@ -250,11 +250,15 @@ def plan_rows(table: Table, rows: Sequence[Row], given: Given, *, fetch: bool = 
         raise InputError(f"backbone.weights.{unknown[0]}: {did_you_mean(unknown[0], backbones)}")
     for plan in plans:
         plan.check_same()
-    return [Plan(p.row, p.config, p.words, p.run, _missing(p, fetch)) for p in plans]
+    replaced = bool(given.weights) or "backbone" in parse_overrides(list(given.words))
+    return [Plan(p.row, p.config, p.words, p.run, _missing(p, fetch, replaced)) for p in plans]
 
 
-def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
-    """List missing data and weights of an unfinished row, each with how to get it."""
+def _missing(plan: Plan, fetch: bool, replaced: bool) -> tuple[str, ...]:
+    """List missing data and weights of an unfinished row, each with how to get it.
+
+    With ``replaced``, the backbone is not that of the table and may have fewer layers than options name.
+    """
     if plan.state == "finished":
         return ()
     missing, data = [], plan.row.data
@@ -270,7 +274,34 @@ def _missing(plan: Plan, fetch: bool) -> tuple[str, ...]:
     elif fetch and not missing and (problem := _weights_problem(backbone.name)):
         # Skipped if the row cannot run anyway: without network, a download takes a minute to fail.
         missing.append(f"weights: {problem}")
+    if replaced and (depth := _depth(backbone.name, backbone.weights)) is not None:
+        missing += _layers_beyond(plan, depth)
     return tuple(missing)
+
+
+@cache
+def _depth(name: str, weights: str | None) -> int | None:
+    """Number of layers of a backbone; None where it is unknown, or where loading it will say what is wrong."""
+    from ostinato.backbones.weights import known_depth
+
+    try:
+        return known_depth(name, weights)
+    except OstinatoError:
+        return None
+
+
+def _layers_beyond(plan: Plan, depth: int) -> list[str]:
+    """Explain options that name layers which the encoder does not have."""
+    try:
+        options = check_options(get_method(str(plan.row.method)), plan.config.method.options(), depth)
+    except InputError as error:  # no layer is left for a default
+        return [f"layers: {error}"]
+    found = []
+    for key, value in _leaves({"method": options}):
+        if key.endswith("layers") and isinstance(value, list | tuple) and any(layer >= depth for layer in value):
+            name = plan.config.backbone.name
+            found.append(f"layers: {name} has {depth}, and {key} is {list(value)}: give {key}=..., counted from 0")
+    return found
 
 
 def _data_problem(spec: str, fetch: bool) -> str | None:

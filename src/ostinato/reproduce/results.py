@@ -24,12 +24,14 @@ class Measured:
         summary: summary of the finished run, in fractions; None if the row was not run.
         command: command of the run.
         compared: comparison with the reference row of the same data and variant; None if that was not run.
+        machine: device and threads of the run; None if they are unknown.
     """
 
     row: Row
     summary: dict[str, Any] | None
     command: str | None
     compared: Compared | None = None
+    machine: str | None = None
 
     def comparison(self) -> dict[str, Any]:
         """The comparison as plain values: differences in fractions, and reasons in one text."""
@@ -82,7 +84,9 @@ def measured(table: Table, out: Path, against: str | None = None) -> list[Measur
             results.append(Measured(row, None, None))
             continue
         compared = compare(run, base) if base is not None else None
-        results.append(Measured(row, run.summary, commands.get(row.name), compared))
+        of = run.record
+        machine = f"{of.device}, {of.threads} thread{'s' * (of.threads != 1)}" if of is not None else None
+        results.append(Measured(row, run.summary, commands.get(row.name), compared, machine))
     return results
 
 

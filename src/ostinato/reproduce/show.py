@@ -19,8 +19,10 @@ COSTS = {
     "exemplars": ("samples kept", whole_count),
     "train_seconds": ("train s", seconds),
     "eval_seconds": ("eval s", seconds),
+    "last_eval_seconds": ("test s", seconds),
+    "batch_last_eval_seconds": ("in batches, test s", seconds),
 }
-"""Costs by key of a summary: heading and format."""
+"""Costs by key of a summary: heading and format. Seconds of the last evaluation are shown where they are published."""
 
 FOLDED = """
 <details markdown>
@@ -55,8 +57,9 @@ IN_BATCHES = {metric: f"batch_{METRICS[metric]}" for metric in METRICS if "incre
 def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells of a table, published beside measured; "-" for unknown values.
 
-    Accuracies are in percent. Published metrics, kept samples and results in batches of one task have a column only if
-    a row has them; a row with results in batches has those under the published protocol. A row with
+    Accuracies are in percent. Published metrics and costs, kept samples, seconds of the last evaluation and results in
+    batches of one task have a column only if a row has them; a row with results in batches has those under the
+    published protocol. A row with
     variants is one line: the last accuracy of each variant, and means with standard deviations over finished variants.
     If the reference row was run, each row has its mean difference to it over the same test samples, with the standard
     error.
@@ -64,7 +67,8 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     published = [metric for metric in METRICS if any(metric in r.row.published for r in results)]
     shown = [m for m in _HEADINGS if m not in _IF_PUBLISHED or m in published]
     batches = _in_batches(results, shown)
-    costs = {k: v for k, v in COSTS.items() if k != "exemplars" or any((r.summary or {}).get(k) for r in results)}
+    quoted_costs = {key for r in results for key in r.row.costs}
+    costs = _shown_costs(results, quoted_costs)
     variants = list(dict.fromkeys(r.row.variant for r in results if r.row.variant))
     labelled = any(r.row.label != r.row.base for r in results)
     mean = "mean " if variants else ""
@@ -79,7 +83,9 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         headings += [f"in batches, {mean}{_HEADINGS[metric]}"] if metric in batches else []
     headings += ["batches"] if batches else []
     headings += [f"against {reference}, points"] if reference else []
-    headings += [heading for heading, _ in costs.values()]
+    for key, (heading, _) in costs.items():
+        headings += [f"published {heading}"] if key in quoted_costs else []
+        headings.append(heading)
     cells = []
     for base in dict.fromkeys(r.row.base for r in results):
         group = [r for r in results if r.row.base == base]
@@ -103,8 +109,36 @@ def columns(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
         if reference:
             of_all = difference(group)
             line.append("reference" if base == reference else NOTHING if of_all is None else str(of_all))
-        cells.append([*line, *(form(summary.get(key)) for key, (_, form) in costs.items())])
+        for key, (_, form) in costs.items():
+            line += [form(group[0].row.costs.get(key))] if key in quoted_costs else []
+            line.append(form(summary.get(key)))
+        cells.append(line)
     return headings, cells
+
+
+def _shown_costs(results: Sequence[Measured], published: set[str]) -> dict[str, Any]:
+    """Select the costs that have a column."""
+
+    def shown(key: str) -> bool:
+        if key.endswith("last_eval_seconds") and "last_eval_seconds" not in published:
+            return False
+        optional = key in ("exemplars", "batch_last_eval_seconds")
+        return not optional or any((r.summary or {}).get(key) for r in results)
+
+    return {key: value for key, value in COSTS.items() if shown(key)}
+
+
+def cost_note(results: Sequence[Measured]) -> str | None:
+    """A sentence on the machines behind published and measured seconds; None if none are published."""
+    if not any("seconds" in key for r in results for key in r.row.costs):
+        return None
+    machines = ", ".join(dict.fromkeys(r.machine for r in results if r.machine))
+    return (
+        "Published seconds are of the authors' machine, measured ones of this machine"
+        + (f" ({machines})" if machines else "")
+        + ": compare a row with other rows of its own column, or the ratios of two rows. Train s adds all tasks; "
+        "test s is the last evaluation alone, in which methods that infer a task are also scored under the true one."
+    )
 
 
 def _in_batches(results: Sequence[Measured], metrics: Sequence[str]) -> list[str]:
@@ -164,7 +198,8 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
         f"Against {reference}: points, the mean over the same test samples ± its standard error; within noise if it "
         "is below two standard errors."
     )
-    notes = [table.source and f"Published: {table.source}.", table.protocol, table.note, paired, upper_bound(results)]
+    source = table.source and f"Published: {table.source}."
+    notes = [source, table.protocol, table.note, cost_note(results), paired, upper_bound(results)]
     text += "".join(f"\n{note}\n" for note in notes if note)
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
     lines += [
@@ -184,15 +219,26 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
     batches = [IN_BATCHES[metric] for metric in _in_batches(results, list(METRICS))]
     batches += ["batch_protocol"] if batches else []
     keys = [*METRICS.values(), *batches, *COSTS, "protocol", "backbone", "stream", "seed"]
+    priced = [key for key in COSTS if any(key in r.row.costs for r in results)]
     compared = ["difference", "difference_error", "not_comparable"]
     with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["row", "what", "method", "data", *(f"published_{m}" for m in METRICS), *keys, *compared, "command"]
+            [
+                "row",
+                "what",
+                "method",
+                "data",
+                *(f"published_{m}" for m in [*METRICS, *priced]),
+                *keys,
+                *compared,
+                "command",
+            ]
         )
         for result in results:
             row, summary = result.row, result.summary or {}
             quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
+            quoted += [str(row.costs.get(key, "")) for key in priced]
             values = ["" if summary.get(k) is None else summary[k] for k in keys]
             found = result.comparison()
             values += ["" if found[k] is None else found[k] for k in compared]

@@ -5,8 +5,9 @@ A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, 
 and, if every row is run several times, a list ``variant``.
 
 A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
-quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); and a ``note``. The best of the
-rows with ``bound = true`` is the table's upper bound.
+quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); ``published_costs`` (keys of
+:data:`Costs`), one for all variants; and a ``note``. The best of the rows with ``bound = true`` is the table's upper
+bound.
 
 A variant has a ``name`` and ``options``, which those of a row override. The runs of a row are then named
 ``row-variant``, and it quotes results as ``published_in.<variant>``.
@@ -36,6 +37,11 @@ Quoted = dict[
     ],
     Percent,
 ]  # fmt: skip
+Costs = dict[
+    Literal["trainable_parameters", "train_seconds", "last_eval_seconds"],
+    Annotated[float, Field(gt=0, allow_inf_nan=False)],
+]  # fmt: skip
+"""Published parameters of a task, seconds of training in all, and seconds of the last evaluation."""
 Words = Annotated[str, Field(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 """Text without control characters, except line breaks and tabs."""
 
@@ -53,6 +59,7 @@ class _Row(_Part):
     options: list[str] = []
     published: Quoted = {}
     published_in: dict[str, Quoted] = {}
+    published_costs: Costs = {}
     note: Words | None = None
     not_run: Words | None = None
     bound: bool = False
@@ -89,6 +96,7 @@ class Row:
         words: options as on the command line.
         data: name of the data set, or None.
         published: published results in percent.
+        costs: published costs, in parameters and seconds.
         note: remark for the reader.
         not_run: reason why the row is only quoted, or None.
         bound: whether the row is an upper bound of the others.
@@ -103,6 +111,7 @@ class Row:
     words: tuple[str, ...]
     data: str | None
     published: dict[str, float]
+    costs: dict[str, float]
     note: str | None
     not_run: str | None
     bound: bool
@@ -196,6 +205,7 @@ def _read_row(row: _Row, variant: _Variant | None, file: _File, path: str) -> Ro
         words=words,
         data=row.data or (preset.data if preset else file.data),
         published={str(metric): value for metric, value in published.items()},
+        costs={str(key): value for key, value in row.published_costs.items()},
         note=row.note,
         not_run=row.not_run,
         bound=row.bound,

@@ -29,6 +29,8 @@ class Progress:
     train_seconds: float = 0.0
     train_images: int = 0
     eval_seconds: float = 0.0
+    last_eval_seconds: float = 0.0
+    batch_last_eval_seconds: float = 0.0
     eval_images: int = 0
     peak_memory: int = 0
     warnings: list[str] = field(default_factory=list)

@@ -222,6 +222,7 @@ class Session:
         if last and (missing := never_predicted(result, learner.class_names, learner.answers())) is not None:
             self.warn(f"{missing}.")
         self.progress.eval_seconds += result.seconds
+        self.progress.last_eval_seconds = result.seconds
         self.progress.eval_images += result.images
         self.progress.matrix = self.matrix.to_dict()
         self.progress.task_incremental = self.task_incremental.to_dict()
@@ -240,6 +241,7 @@ class Session:
         self.batch_matrix.add_row(result.correct, result.totals)
         self.progress.batch_matrix = self.batch_matrix.to_dict()
         self.progress.eval_seconds += result.seconds
+        self.progress.batch_last_eval_seconds = result.seconds
         self.progress.eval_images += result.images
         return {"batch_accuracy": result.accuracy, "batch_task_id_accuracy": result.task_id_accuracy}
 
@@ -337,6 +339,7 @@ class Session:
             "exemplars": learner.method.exemplars,
             "train_seconds": p.train_seconds,
             "eval_seconds": p.eval_seconds,
+            "last_eval_seconds": p.last_eval_seconds if p.evaluations else None,
             "train_images_per_second": p.train_images / p.train_seconds if p.train_seconds else None,
             "eval_images_per_second": p.eval_images / p.eval_seconds if p.eval_seconds else None,
             "peak_memory_bytes": max(p.peak_memory, peak_memory(learner.settings.device)),
@@ -348,6 +351,7 @@ class Session:
             result["batch_protocol"] = self.work.protocol.name
             result |= {f"batch_{key}": value for key, value in summary(self.batch_matrix).items()}
             result["batch_task_id_accuracy"] = final.get("batch_task_id_accuracy")
+            result["batch_last_eval_seconds"] = p.batch_last_eval_seconds
         if self.before is not None:
             values = self.matrix.values() if self.matrix.n_rows else None
             result["old_accuracy_before"] = float(values[0, 0]) if self.work.old and values is not None else None
