@@ -80,7 +80,7 @@ def _lines(found: ModelsCompared, paths: tuple[str, str]) -> list[str]:
     lines = [f"{percent(found.first)}%  {paths[0]}", f"{percent(found.second)}%  {paths[1]}"]
     lines.append(f"On {found.samples} {kind} of {len(found.classes)} classes.")
     if found.difference is not None:
-        lines.append(f"Difference, second less first: {found.difference} points (mean ± standard error)")
+        lines.append(f"Difference in points, second less first: {found.difference} (mean ± standard error)")
     lines.append(
         f"Right alone: the first on {found.only_first}, the second on {found.only_second} {kind}; McNemar's exact "
         f"test: p = {found.p_value:.2g}"
