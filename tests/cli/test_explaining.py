@@ -92,6 +92,12 @@ def test_models_are_compared_on_the_classes_that_they_share(place):
     assert "Difference in points, second less first: " in turned
 
 
+def test_photos_that_either_model_learned_from_are_left_out(place):
+    counts = [json.loads(ostinato("compare", *runs, "data=photos", "--json", cwd=place).stdout)["samples"]
+              for runs in (("a", "b"), ("b", "a"))]  # fmt: skip
+    assert counts == [4, 4], "of ten photos of red and of green, a has held out two for testing"
+
+
 def _right(place: Path, run: str) -> dict[str, bool]:
     """Whether each photo of red and green is right."""
     found = json.loads(ostinato("predict", run, "may/red", "may/green", "--json", cwd=place).stdout)

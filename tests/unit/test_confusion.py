@@ -70,9 +70,9 @@ def test_similar_classes_become_neighbours_with_their_similar_ends_together():
 
 
 def test_clusters_are_joined_by_the_mean_over_their_members():
-    """After 0 and 1: 2 is like 0 (0.6) and unlike 1, 0.3 in the mean; 2 and 3 (0.35) are joined first."""
+    """After 0 and 1: 2 is like 0 (0.6), 3 like 1 (0.5), less than 0.35 in the mean; so 2 and 3 (0.35) are next."""
     similarity = np.zeros((4, 4))
-    for i, j, value in ((0, 1, 0.9), (0, 2, 0.6), (2, 3, 0.35), (1, 3, 0.2)):
+    for i, j, value in ((0, 1, 0.9), (0, 2, 0.6), (2, 3, 0.35), (1, 3, 0.5)):
         similarity[i, j] = similarity[j, i] = value
     assert similarity_order(similarity) == [1, 0, 2, 3]
 

@@ -191,8 +191,8 @@ def draw_sheet(wrong: Sequence[Wrong], samples: LabeledDataset, result: Evaluati
     for axes, one, i in zip(grid, wrong, wrongest(result), strict=False):
         image = samples.raw(i).convert("RGB")
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        answer = f"{cut(one.predicted, 15)} {percent(one.probability)}%"
-        bare(axes, f"{answer}\nis {cut(one.true, 20)}\n{cut(one.sample, 24)}").imshow(np.asarray(image))
+        answer = f"answer {cut(one.predicted, 14)} {percent(one.probability)}%"
+        bare(axes, f"{answer}\nclass {cut(one.true, 20)}\n{cut(one.sample, 26)}").imshow(np.asarray(image))
     for axes in grid[len(wrong) :]:
         axes.set_axis_off()
     save(figure, path)
