@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ostinato import tomls
+from ostinato import sections, tomls
 from ostinato.defaults import DEFAULT_BACKBONE, LARGEST_SIDE
 from ostinato.errors import InputError, did_you_mean
 from ostinato.lookup import reference, split_file
@@ -117,6 +117,7 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     checkpoint: CheckpointConfig = Field(default_factory=lambda: CheckpointConfig.model_validate({}))
     eval: EvalConfig = Field(default_factory=lambda: EvalConfig.model_validate({}))
+    learn: sections.LearnSection = Field(default_factory=lambda: sections.LearnSection.model_validate({}))
     preprocess: Annotated[Literal["weights", "unit"], STAYS] = "weights"
     seed: Annotated[int, RELEARNS] = Field(0, ge=0)
     device: Annotated[str, MOVES] = "auto"

@@ -17,6 +17,12 @@ class DataError(OstinatoError):
     exit_code = 3
 
 
+class NotAcceptedError(OstinatoError):
+    """Learned model that was kept aside, since it fails a check; the earlier one stays in place."""
+
+    exit_code = 4
+
+
 class Interrupted(OstinatoError):
     """Stop of a run by Ctrl-C or SIGTERM, with its state saved."""
 

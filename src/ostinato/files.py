@@ -76,7 +76,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     Raises:
         ValueError: if it holds NaN or infinity.
     """
-    write_text(path, _canonical(value))
+    write_text(path, canonical(value))
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
@@ -87,15 +87,16 @@ def write_sealed(path: Path, value: dict[str, Any]) -> None:
 def sealed(value: dict[str, Any]) -> str:
     """Format JSON with its hash as ``sha256``."""
     value = _unsealed(value)
-    digest = hashlib.sha256(_canonical(value).encode()).hexdigest()
-    return _canonical({_SEAL: digest} | value)
+    digest = hashlib.sha256(canonical(value).encode()).hexdigest()
+    return canonical({_SEAL: digest} | value)
 
 
 def _unsealed(value: dict[str, Any]) -> dict[str, Any]:
     return {key: content for key, content in value.items() if key != _SEAL}
 
 
-def _canonical(value: dict[str, Any]) -> str:
+def canonical(value: dict[str, Any]) -> str:
+    """Format JSON: the same value, the same text."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Base of the configuration's sections, and the sections of streams."""
+"""Base of the configuration's sections, and the sections of streams and of ``learn``."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
     others: ClassVar[Changes | None] = None
     """Commands that may change options without a field; None if there are no such options."""
+
+
+class LearnSection(Section):
+    """``learn.*``: when ``learn`` keeps its model aside.
+
+    Attributes:
+        max_drop: largest fall of the accuracy on old classes; None for 0.1 where samples of them are given.
+        accept: put the model in place whatever the checks say.
+    """
+
+    max_drop: Annotated[float | None, RELEARNS] = Field(None, ge=0, le=1)
+    accept: Annotated[bool, RELEARNS] = False
 
 
 class StreamSection(Section):

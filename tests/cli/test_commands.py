@@ -40,6 +40,7 @@ def test_help_names_every_command():
         "run",
         "resume",
         "eval",
+        "compare",
         "predict",
         "check",
         "learn",

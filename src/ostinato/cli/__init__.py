@@ -16,7 +16,7 @@ from ostinato.errors import Interrupted, OstinatoError, explained
 from ostinato.printing import OutputClosedError, say
 
 # Importing a module adds its commands, in the order of the help.
-from ostinato.cli import runs, models, scoring, exporting, sharing, serving, tables, about  # isort: skip # noqa: F401
+from ostinato.cli import runs, models, scoring, comparing, exporting, sharing, serving, tables, about  # isort: skip # noqa: F401
 
 __all__ = ["app", "main"]
 

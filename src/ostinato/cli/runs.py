@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ostinato.cli.app import MACHINE, GoesOn, Json, Options, RunPath, app, machine_of, running, sort_words, take
+from ostinato.cli.app import (
+    MACHINE,
+    GoesOn,
+    Json,
+    Options,
+    RunPath,
+    app,
+    machine_of,
+    refuse_several,
+    running,
+    sort_words,
+    take,
+)
 from ostinato.defaults import DEFAULT_METHOD
 from ostinato.printing import say, say_json
 
@@ -74,22 +86,50 @@ def resume(run: RunPath, options: Options = None, as_json: Json = False) -> None
     with running(as_json, str(given.get("device", "auto"))) as (console, reporter, processes):
         result = resume_run(run, given, reporter, processes)
         show_result(result, console, as_json, processes)
+        check_accepted(result, run, processes)
 
 
 @app.command(cls=GoesOn)
-def learn(run: RunPath, options: Options = None, as_json: Json = False) -> None:
+def learn(
+    run: RunPath,
+    options: Options = None,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept",
+            help="Put the new model in place whatever the checks say; without data=, the one that was kept aside.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Teach a finished run a folder of new classes, of more samples of known ones, or of both.
+
+    The earlier model stays in place if a new class has learned nothing, or if the accuracy on old classes falls by more
+    than learn.max_drop; eval=FOLDER has samples of these.
 
     Example: ostinato learn runs/photos data=more_photos/ eval=old_test_photos/
     """
-    from ostinato.config import parse_overrides
+    from ostinato.config import parse_overrides, put
 
     given = parse_overrides(options or [])
+    if accept and not given:
+        from ostinato.runs.history import accept as put_in_place
+
+        refuse_several("learn --accept")
+        said = put_in_place(run)
+        if as_json:
+            say_json({"run": str(run), "changed": said})
+        else:
+            say(said)
+        return
+    if accept:
+        put(given, "learn.accept", True, "--accept")
     with running(as_json, str(given.get("device", "auto"))) as (console, reporter, processes):
         from ostinato.runs.lifecycle import learn_more
 
         result = learn_more(run, given, reporter, processes)
         show_result(result, console, as_json, processes)
+        check_accepted(result, run, processes)
 
 
 @app.command()
@@ -124,6 +164,14 @@ def merge(
     say(f"{len(merged.class_names)} classes. Written to {folder}.")
 
 
+def check_accepted(result: dict[str, Any], run: Path, processes: ProcessGroup) -> None:
+    """Raise NotAcceptedError in the main process if the model of a continuation was kept aside."""
+    from ostinato.runs.placing import not_accepted
+
+    if processes.is_main and not result.get("accepted", True):
+        raise not_accepted(result, run)
+
+
 def show_result(result: dict[str, Any], console: Console, as_json: bool, processes: ProcessGroup) -> None:
     """Print the result of a run in the main process."""
     from ostinato.report.tables import calibration_line, percent, run_table
@@ -141,7 +189,10 @@ def show_result(result: dict[str, Any], console: Console, as_json: bool, process
         )
     if "new_accuracy" in result:
         if result["old_accuracy_before"] is None:
-            console.print("Earlier classes were not scored: give a labelled folder of them as eval=FOLDER.")
+            console.print(
+                "Earlier classes were not scored, so that a fall of their accuracy stays unnoticed: give a labelled "
+                "folder of them as eval=FOLDER."
+            )
         else:
             console.print(
                 f"Earlier classes: {percent(result['old_accuracy_before'])} % before, "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ostinato.cli.answers import FORMS, Printer
-from ostinato.cli.app import MACHINE, Json, Options, RunPath, app, machine_of, reporting, sort_words
+from ostinato.cli.app import MACHINE, Json, Options, RunPath, app, machine_of, reporting, sort_words, take
 from ostinato.errors import DataError, InputError
 from ostinato.printing import say, say_json
 
@@ -178,13 +178,17 @@ def evaluate(
     options: Options = None,
     as_json: Json = False,
 ) -> None:
-    """Score a finished run on labelled samples of classes that it has learned.
+    """Score a finished run on labelled samples of classes that it has learned, and explain the answers.
 
-    Example: ostinato eval runs/photos data=photos_of_may/
+    With out=FOLDER, also write all confused pairs and wrong answers, precision and recall per class, and figures of the
+    confusion, of the probabilities and of the most confident wrong answers.
+
+    Example: ostinato eval runs/photos data=photos_of_may/ out=reports/may
     """
     from ostinato.config import parse_overrides
 
     given = parse_overrides(options or [])
+    out = take(given, "out")
     data, scoring = given.pop("data", {}), given.pop("eval", {})
     machine = machine_of(given)
     stream = given.pop("stream", None)
@@ -192,39 +196,43 @@ def evaluate(
     wrong = given or set(scoring) - {"protocol", "shots", "batch"} or stream not in (None, {"tasks": "folders"})
     if wrong or "path" not in data or unknown not in ("refuse", "skip"):
         raise InputError(
-            "eval needs data=FOLDER. It also takes other options of data.*, stream.tasks=folders, "
+            "eval needs data=FOLDER. It also takes out=FOLDER, other options of data.*, stream.tasks=folders, "
             "backbone.weights=FILE, device=NAME, precision=fp32, eval.unknown=skip (for classes that were not "
             "learned), and eval.protocol=batch with eval.batch=24 and eval.shots=7."
         )
-    from ostinato.report.tables import calibration_line
-    from ostinato.runs.scoring import score_run
+    from ostinato.report.explained import report_folder
+    from ostinato.report.tables import calibration_line, class_lines, confused_lines
+    from ostinato.runs.scoring import MOST_LISTED, score_run
 
+    protocol = _protocol(scoring)
+    if out is not None and protocol is not None:
+        raise InputError("out= needs samples that are scored alone. Leave out eval.protocol=batch.")
+    folder = None if out is None else report_folder(out)
     score = score_run(
         run,
         data,
-        protocol=_protocol(scoring),
+        protocol=protocol,
         task_folders=True if stream else None,
         skip_unknown=unknown == "skip",
         tell=lambda note: say(note, err=as_json),
         **machine,
     )
+    files = [] if folder is None else score.write(folder)
     if as_json:
-        shown = {"accuracy": score.accuracy, "images": score.images}
-        if score.classes is not None:
-            errors = {"calibration_error": score.calibration_error, "uncalibrated_error": score.uncalibrated_error}
-            say_json(shown | errors | {"classes": score.classes})
-        else:
-            say_json(shown | {"protocol": score.protocol, "task_id_accuracy": score.task_id_accuracy})
+        say_json(score.summary() | ({} if folder is None else {"files": [str(folder / name) for name in files]}))
         return
-    line = f"{100 * score.accuracy:.1f}% of {score.images} {score.modality}s"
-    if score.classes is None:
+    kind = score.samples.modality
+    line = f"{100 * score.accuracy:.1f}% of {score.result.images} {kind}s"
+    if score.confusion is None:
         say(f"{line}, protocol {score.protocol}")
         return
-    say(f"{line}, {len(score.classes)} classes")
+    say(f"{line}, {len(score.classes or {})} classes")
     if remark := calibration_line(score.calibration_error, score.uncalibrated_error):
         say(remark)
-    for name, share in sorted(score.classes.items(), key=lambda item: item[1]):
-        say(f"  {100 * share:5.1f}%  {name}")
+    for text in (*class_lines(score.confusion, kind), *confused_lines(score.confusion, MOST_LISTED)):
+        say(text)
+    if folder is not None:
+        say(f"Written to {folder}: {', '.join(files)}")
 
 
 def _protocol(scoring: dict[str, Any]) -> BatchProtocol | None:

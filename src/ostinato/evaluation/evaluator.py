@@ -44,6 +44,9 @@ class Evaluation:
         calibration_error: of the probabilities, see :func:`ostinato.evaluation.calibration.calibration_error`; None
             without a temperature.
         uncalibrated_error: the same of the softmax of the scores as they are.
+        probabilities: probability of each sample's answer; without a temperature, of the softmax of the scores.
+        bins: sums of :func:`ostinato.evaluation.calibration.bin_sums`, of the softmax of the scores, then of the
+            probabilities if there is a temperature.
     """
 
     totals: list[int]
@@ -59,6 +62,8 @@ class Evaluation:
     right: list[bool]
     calibration_error: float | None = None
     uncalibrated_error: float | None = None
+    probabilities: Sequence[float] = ()
+    bins: Sequence[Sequence[Sequence[float]]] = ()
 
     @property
     def accuracy(self) -> float:
@@ -225,6 +230,7 @@ def evaluate(
     predicted, bad_scores = (torch.zeros(method.n_seen, dtype=torch.int64, device=device) for _ in range(2))
     bad_evidence = torch.zeros(method.n_tasks, dtype=torch.int64, device=device)
     answers, right = (torch.zeros(total, dtype=torch.int64, device=device) for _ in range(2))  # each process its share
+    probabilities = torch.zeros(total, dtype=torch.float64, device=device)
     temperatures = [1.0] if temperature is None else [1.0, temperature]
     bins = torch.zeros(len(temperatures), BINS, 3, dtype=torch.float64, device=device)
     method.eval()
@@ -257,7 +263,9 @@ def evaluate(
         }
         answers[rows], right[rows] = best, hits["all"].long()
         for sums, t in zip(bins, temperatures, strict=True):
-            sums += bin_sums(answer_probabilities(scores, t, answer), hits["all"])
+            of_answers = answer_probabilities(scores, t, answer)
+            sums += bin_sums(of_answers, hits["all"])
+            probabilities[rows] = of_answers  # the calibrated ones, which come last
         if inferred is not None:
             hits["id"] = inferred == task
         if given is not None:
@@ -266,7 +274,8 @@ def evaluate(
             counts[name].index_add_(0, group, hit.long())
         done += len(y)
         callback.on_batch(len(y))
-    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence, answers, right, bins])
+    per_sample = [answers, right, probabilities]
+    settings.processes.all_reduce([*counts.values(), predicted, bad_scores, bad_evidence, *per_sample, bins])
     check_scores(method, bad_scores, names)
     check_evidence(method, bad_evidence)
     if done < total:  # samples of other processes
@@ -286,6 +295,8 @@ def evaluate(
         right=right.bool().tolist(),
         calibration_error=None if temperature is None else calibration_error(bins[1]),
         uncalibrated_error=calibration_error(bins[0]),
+        probabilities=probabilities.tolist(),
+        bins=bins.tolist(),
     )
 
 

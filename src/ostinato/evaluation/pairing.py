@@ -95,3 +95,25 @@ def _variance(residuals: np.ndarray, cluster: np.ndarray) -> float:
     sums = np.bincount(cluster, weights=residuals)
     m = len(sums)
     return float((sums**2).sum()) / len(residuals) ** 2 * m / (m - 1)
+
+
+def mcnemar(first: int, second: int) -> float:
+    """Exact p-value, two-sided, that two models are right equally often (McNemar's test).
+
+    Under this hypothesis, each sample that one model alone has right is the first's or the second's with probability
+    1/2: McNemar, "Note on the Sampling Error of the Difference Between Correlated Proportions or Percentages",
+    Psychometrika 1947, with the binomial distribution itself in place of its approximation.
+
+    Args:
+        first: number of samples that the first model alone has right.
+        second: number of samples that the second model alone has right.
+
+    Returns:
+        A probability; 1 without such samples.
+    """
+    n = first + second
+    whole = math.lgamma(n + 1) - n * math.log(2)
+    tail = math.fsum(
+        math.exp(whole - math.lgamma(k + 1) - math.lgamma(n - k + 1)) for k in range(min(first, second) + 1)
+    )
+    return min(1.0, 2 * tail)

@@ -261,17 +261,17 @@ def attention_maps(looked: Sequence[Looked], path: str | Path, title: str, subti
     grid = content.add_gridspec(len(looked) * lines, span + per_line)
     for i, image in enumerate(looked):
         place = grid[i * lines : i * lines + span, :span]
-        axes = _bare(content.add_subplot(place), f"{cut(image.name, 17)}\n{cut(image.label, 17)}")
+        axes = bare(content.add_subplot(place), f"{cut(image.name, 17)}\n{cut(image.label, 17)}")
         axes.imshow(image.image, interpolation="nearest")
         for layer, weights in enumerate(image.weights):
             row, column = divmod(layer, per_line)
             below = f"layer {layer}\n{100 * float(weights.sum()):.0f}%"
-            axes = _bare(content.add_subplot(grid[i * lines + row, span + column]), below)
+            axes = bare(content.add_subplot(grid[i * lines + row, span + column]), below)
             axes.imshow(weights, cmap="viridis", vmin=0, vmax=max(float(weights.max()), 1e-12), interpolation="nearest")
     save(figure, path)
 
 
-def _bare(axes: Axes, below: str) -> Axes:
+def bare(axes: Axes, below: str) -> Axes:
     """Remove the frame of axes, and write a text below."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
+    from ostinato.evaluation.confusion import Confusion
+
 NOTHING = "-"
 """Cell of a value that is None, NaN or absent."""
 
@@ -209,6 +211,25 @@ def calibration_line(error: float | None, before: float | None) -> str | None:
     )
 
 
+def class_lines(confusion: Confusion, kind: str) -> list[str]:
+    """Lines with recall, precision and support of each class, the lowest recall first; ``kind``: "image" or "text"."""
+    lines = [f"  recall  precision  {kind + 's':>7}  class"]
+    for one in sorted(confusion.classes(), key=lambda one: math.inf if one.recall is None else one.recall):
+        recall, precision = (NOTHING if v is None else f"{percent(v)}%" for v in (one.recall, one.precision))
+        lines.append(f"  {recall:>6}  {precision:>9}  {one.samples:>7}  {one.name}")
+    return lines
+
+
+def confused_lines(confusion: Confusion, most: int) -> list[str]:
+    """Lines with the confused pairs that have the most samples, at most ``most``; none without a wrong answer."""
+    pairs = confusion.pairs()
+    if not pairs:
+        return []
+    more = f" ({most} of {len(pairs)} pairs)" if len(pairs) > most else ""
+    lines = [f"  {pair.count} of {pair.of}  {pair.true!r} answered as {pair.predicted!r}" for pair in pairs[:most]]
+    return [f"Most confused{more}:", *lines]
+
+
 def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write all values of summaries as CSV, a row per run.
 
@@ -232,6 +253,14 @@ def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Non
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(keys)
         writer.writerows([cell(key, summary.get(key)) for key in keys] for summary in summaries)
+
+
+def write_table(path: Path, headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as CSV; names of files keep bytes that are not UTF-8, None is empty."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(headings)
+        writer.writerows(rows)
 
 
 def read_summary(run_dir: str | Path) -> dict[str, Any]:

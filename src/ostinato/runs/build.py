@@ -18,6 +18,7 @@ from ostinato.lookup import get_method
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.paths import user_path
 from ostinato.registry import check_options
+from ostinato.runs.guard import MAX_DROP
 from ostinato.sections import SplitSection
 from ostinato.streams import LabeledDataset, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
 
@@ -201,6 +202,8 @@ class Work:
         protocol: scores the same samples once more in batches of one task; None for per sample alone.
         checkpoint_every: steps between checkpoints within a task; 0 for none.
         bundle: whether the artifact holds the backbone's weights.
+        max_drop: largest fall of the accuracy on old classes after a continuation.
+        accept: whether its model takes the earlier one's place in any case.
     """
 
     learner: Learner
@@ -214,6 +217,8 @@ class Work:
     protocol: BatchProtocol | None
     checkpoint_every: int
     bundle: bool
+    max_drop: float
+    accept: bool
 
 
 def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Callable[[str], None]) -> Work:
@@ -248,6 +253,11 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
     old = _old_samples(config, learner, before, tell)
     tests = [_held_out(config, stream, before, i).with_transform(learner.eval_transform) for i in range(len(stream))]
     known = [group.with_transform(learner.eval_transform) for group in _known_held_out(config, stream)]
+    if before is not None and config.learn.max_drop is not None and not old and not known:
+        raise InputError(
+            f"learn.max_drop={config.learn.max_drop:g} needs samples of old classes to score. Give a labelled folder "
+            "of them as eval=FOLDER."
+        )
     learner.train_transform(augment)  # raise errors before anything is written
     if before is None and not len(tests[0]):
         raise InputError(
@@ -266,6 +276,8 @@ def resolve(config: RunConfig, learner: Learner, before: Before | None, tell: Ca
         protocol,
         config.checkpoint.every,
         config.bundle,
+        MAX_DROP if config.learn.max_drop is None else config.learn.max_drop,
+        config.learn.accept,
     )
 
 

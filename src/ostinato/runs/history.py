@@ -1,4 +1,4 @@
-"""What a run learned when, and the way back to an earlier model."""
+"""What a run learned when, the way back to an earlier model, and the acceptance of one that was kept aside."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ostinato import artifact
 from ostinato.errors import InputError
-from ostinato.runs.lifecycle import check_finished, continuations
+from ostinato.runs.lifecycle import check_finished, continuations, next_continuation
+from ostinato.runs.placing import ARTIFACT_BEFORE, free_path, identity, newest_refused, promote
 from ostinato.runs.rundir import RunDir
-from ostinato.runs.session import ARTIFACT_BEFORE
 
 UNDONE = "undone-"
 """Prefix of the directories of continuations that were rolled back."""
@@ -73,17 +73,35 @@ def rollback(run: str | Path) -> str:
         newest = done[-1]
         edited = artifact.read_about(root.artifact) != artifact.read_about(newest.artifact)
         artifact.copy(newest.root / ARTIFACT_BEFORE, root.artifact)
-        kept = _free(root.root / f"{UNDONE}{newest.root.name.rpartition('-')[2]}")
+        kept = free_path(root.root / f"{UNDONE}{newest.root.name.rpartition('-')[2]}")
         newest.root.rename(kept)
     n = len(artifact.read_about(root.artifact).class_names)
     changes = " Changes of classes since then are undone, too." if edited else ""
     return f"{newest.root.name} is undone and kept as {kept.name}; the model has {n} classes.{changes}"
 
 
-def _free(path: Path) -> Path:
-    """The path, or one with a number behind it, that does not exist."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+def accept(run: str | Path) -> str:
+    """Put the newest model that a continuation kept aside in place; return a sentence.
+
+    A kill in between leaves a whole model, and a repetition finishes it.
+
+    Raises:
+        InputError: if there is none, something is unfinished, or the model in place changed since.
+        DataError: if a record or a model is damaged.
+    """
+    root = RunDir(run)
+    root.read_config()
+    with root.held():
+        check_finished(root)
+        sub, summary = newest_refused(root)
+        if identity(root.artifact) not in (summary.get("in_place"), identity(sub.artifact)):
+            raise InputError(
+                f"learn --accept: the model in {root.root} changed since {sub.root.name}, which does not know of that. "
+                "Learn the samples again."
+            )
+        promote(sub, root, sub.read_record().run_id)
+        sub.write_summary(summary | {"accepted": True})
+        place = next_continuation(root)
+        sub.root.rename(place)
+    n = len(artifact.read_about(root.artifact).class_names)
+    return f"The model of {sub.root.name} is in place, and its directory is {place.name}; the model has {n} classes."

@@ -17,12 +17,10 @@ from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
 from ostinato.runs.build import Before, make_learner, options_for, resolve, taught_learner
 from ostinato.runs.checkpoint import Checkpoints
+from ostinato.runs.placing import ARTIFACT_BEFORE, CONTINUATION
 from ostinato.runs.rundir import RunDir
-from ostinato.runs.session import ARTIFACT_BEFORE, Session
+from ostinato.runs.session import Session
 from ostinato.sections import SplitSection
-
-CONTINUATION = "learn-"
-"""Prefix of the directories of continuations."""
 
 
 def start(
@@ -50,6 +48,8 @@ def start(
         )
     if config.data.twins != "refuse":
         raise InputError("data.twins needs 'learn', which compares names with known ones. Leave it out.")
+    if config.learn.max_drop is not None or config.learn.accept:
+        raise InputError("learn.max_drop and learn.accept need 'learn'. Leave them out.")
     config = absolute(config)
     dirs = RunDir(processes.broadcast_object(str(out)), writes=processes.is_main)
     dirs.check_free()
@@ -157,7 +157,9 @@ def learn_more(
     """Teach a finished run new classes, and more samples of known ones, from their data alone.
 
     The continuation is a run directory ``learn-NNN`` inside the run, and can be resumed. Its artifact replaces that of
-    the run, which is kept in the continuation as ``artifact_before``.
+    the run, which is kept in the continuation as ``artifact_before``. If a new class has learned nothing, or the
+    accuracy on old classes fell too far, the run keeps its artifact, and the continuation is renamed to
+    ``refused-NNN``.
 
     Args:
         path: directory of a finished run.
@@ -167,7 +169,7 @@ def learn_more(
         processes: processes that share the run.
 
     Returns:
-        Summary of the continuation.
+        Summary of the continuation; ``accepted`` tells whether its model is in place.
     """
     dirs = RunDir(path, writes=processes.is_main)
     parent = dirs.read_config()
@@ -188,13 +190,17 @@ def learn_more(
         scoring = {k: v for k, v in base.get("eval", {}).items() if k not in ("protocol", "batch", "shots")}
         if parent.eval.protocol == "batch":
             reporter.message("The new classes are scored sample by sample; eval.protocol=batch is for 'run'.")
+        if "data" not in overrides.get("eval", {}) and Path(parent.data.path).exists():
+            reporter.message(
+                f"The data of the run are still there: eval={parent.data.path} scores old classes on what was not "
+                "learned from, before and after."
+            )
         if about.bundle is not None:
             if overrides.get("bundle") is False:
                 raise InputError(f"{dirs.root} holds the backbone's weights, and keeps them. Leave out bundle=false.")
             moved["bundle"] = True
         config = absolute(build_config(base | {"data": keep, "stream": {}, "eval": scoring}, moved, overrides))
-        number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in continuations(dirs)), default=0) + 1
-        sub = RunDir(processes.broadcast_object(dirs.root / f"{CONTINUATION}{number:03d}"), writes=processes.is_main)
+        sub = RunDir(processes.broadcast_object(next_continuation(dirs)), writes=processes.is_main)
         before = _before(sub)
         learner = taught_learner(_base_artifact(sub), config, processes, overrides.get("method", {}).get("name"))
         if learner.method.data_seen == "all":
@@ -241,6 +247,12 @@ def taught_since(run: Path) -> str | None:
         return None
     n = len(artifact.read_about(run / "artifact").class_names)
     return f"{run} was continued by {', '.join(done)}; its model now has {n} classes."
+
+
+def next_continuation(dirs: RunDir) -> Path:
+    """Directory of the next continuation of a run."""
+    number = max((int(d.root.name.removeprefix(CONTINUATION)) for d in continuations(dirs)), default=0) + 1
+    return dirs.root / f"{CONTINUATION}{number:03d}"
 
 
 def continuations(dirs: RunDir) -> list[RunDir]:

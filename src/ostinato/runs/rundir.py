@@ -37,6 +37,7 @@ class RunDir:
         self.matrix = self.root / "accuracy_matrix.csv"
         self.batch_matrix = self.root / "accuracy_matrix_batch.csv"
         self.answers = self.root / "answers.npz"
+        self.answers_before = self.root / "answers_before.npz"
         self.summary = self.root / "summary.json"
         self.plots = self.root / "plots"
         self.checkpoints = self.root / "checkpoints"
@@ -78,7 +79,7 @@ class RunDir:
 
     def _check_parts(self) -> None:
         """Refuse links and pipes in place of files that are written or removed."""
-        runs = [self, *(RunDir(path) for path in self.root.glob("learn-*"))]
+        runs = [self, *(RunDir(path) for kind in ("learn", "refused") for path in self.root.glob(f"{kind}-*"))]
         folders = [path for run in runs for path in (run.checkpoints, run.plots, run.artifact)]
         files = [path for run in runs for path in run._files]
         for path in (*folders, *(run.root for run in runs[1:])):
@@ -91,7 +92,8 @@ class RunDir:
     @property
     def _files(self) -> tuple[Path, ...]:
         """Files that a run writes."""
-        return self.events, self.matrix, self.batch_matrix, self.answers, self.config, self.record, self.summary
+        answers = self.answers, self.answers_before
+        return self.events, self.matrix, self.batch_matrix, *answers, self.config, self.record, self.summary
 
     def create(self, config: RunConfig, record: dict[str, Any], method: bytes | None) -> None:
         """Write the files of a new run, the configuration last; the directory is held.

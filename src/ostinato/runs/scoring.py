@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from ostinato.config import RunConfig
 from ostinato.errors import DataError, InputError
-from ostinato.evaluation.evaluator import BatchProtocol
+from ostinato.evaluation.confusion import Confusion
+from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
 from ostinato.interop import ExportedModel, load_exported
 from ostinato.learner import Learner, Prediction
 from ostinato.predicting import STDIN, images_of, texts_of
+from ostinato.report.explained import write_report, wrong_answers
 from ostinato.runs.build import samples_to_score
 from ostinato.runs.rundir import RunDir
+from ostinato.streams import LabeledDataset
+
+MOST_LISTED = 10
+"""Largest number of confused pairs, and of wrong answers, in a summary; tables have all."""
 
 
 def load_run(run: str | Path, **where: Any) -> Learner:
@@ -127,27 +133,68 @@ def predict_inputs(
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of a run on other data.
+    """Answers of a run to other data.
 
     Attributes:
-        accuracy: fraction of correct samples.
-        images: number of samples.
-        modality: "image" or "text".
-        classes: fraction correct by class; None under a batch protocol.
+        samples: scored, in the order of the answers.
+        result: of the evaluation.
         protocol: name of the batch protocol; None if every sample is scored alone.
-        task_id_accuracy: fraction with the correct task; None if no task is inferred.
-        calibration_error: of the probabilities, and that of the softmax before calibration, ``uncalibrated_error``;
-            None under a batch protocol, the first also for a learner without probabilities.
+        confusion: answers by true class; None under a batch protocol.
+        calibration_error: of the probabilities; None under a batch protocol, and for a learner without probabilities.
+        uncalibrated_error: that of the softmax before calibration; None under a batch protocol.
     """
 
-    accuracy: float
-    images: int
-    modality: str
-    classes: dict[str, float] | None
+    samples: LabeledDataset
+    result: Evaluation
     protocol: str | None
-    task_id_accuracy: float | None
-    calibration_error: float | None
-    uncalibrated_error: float | None
+    confusion: Confusion | None
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct samples."""
+        return self.result.accuracy
+
+    @property
+    def classes(self) -> dict[str, float] | None:
+        """Fraction correct by class; None under a batch protocol."""
+        if self.confusion is None:
+            return None
+        return {one.name: one.recall for one in self.confusion.classes() if one.recall is not None}
+
+    @property
+    def calibration_error(self) -> float | None:  # noqa: D102
+        return self.result.calibration_error
+
+    @property
+    def uncalibrated_error(self) -> float | None:  # noqa: D102
+        return None if self.confusion is None else self.result.uncalibrated_error
+
+    def summary(self) -> dict[str, Any]:
+        """Results as plain values, in fractions: with the most confused pairs and most probable wrong answers."""
+        shown: dict[str, Any] = {"accuracy": self.accuracy, "images": self.result.images}
+        if self.confusion is None:
+            return shown | {"protocol": self.protocol, "task_id_accuracy": self.result.task_id_accuracy}
+        wrong = wrong_answers(self.samples, self.result, self.confusion.names)
+        return shown | {
+            "calibration_error": self.calibration_error,
+            "uncalibrated_error": self.uncalibrated_error,
+            "classes": self.classes,
+            "per_class": [
+                asdict(one) | {"recall": one.recall, "precision": one.precision} for one in self.confusion.classes()
+            ],
+            "confused": [asdict(pair) for pair in self.confusion.pairs()[:MOST_LISTED]],
+            "wrong": [asdict(one) for one in wrong[:MOST_LISTED]],
+        }
+
+    def write(self, out: Path) -> list[str]:
+        """Write tables and figures, see :func:`ostinato.report.explained.write_report`; return the names of the files.
+
+        Raises:
+            InputError: under a batch protocol.
+        """
+        if self.confusion is None:
+            raise InputError("out= needs samples that are scored alone. Leave out eval.protocol=batch.")
+        return write_report(out, self.samples, self.result, self.confusion, self.summary())
 
 
 def score_run(
@@ -193,13 +240,7 @@ def score_run(
     numbers = group_of.unique().tolist()
     groups = [samples.subset((group_of == number).nonzero().flatten()) for number in numbers]
     result = learner.evaluate(groups, protocol=protocol)
-    classes = None
-    if protocol is None:
-        counts = zip(numbers, result.correct, result.totals, strict=True)
-        classes = {learner.class_names[label]: correct / total for label, correct, total in counts}
-    name = protocol.name if protocol else None
-    before = result.uncalibrated_error if protocol is None else None
-    return Score(
-        result.accuracy, result.images, samples.modality, classes, name, result.task_id_accuracy,
-        result.calibration_error, before,
-    )  # fmt: skip
+    if protocol is not None:
+        return Score(samples, result, protocol.name, None)
+    ordered = LabeledDataset.concat(groups)
+    return Score(ordered, result, None, Confusion.of(ordered.labels.numpy(), result, learner.class_names))

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from ostinato import artifact
 from ostinato.config import RunConfig
 from ostinato.errors import Interrupted
-from ostinato.evaluation.answers import answers_of, write_answers
+from ostinato.evaluation.answers import answers_of, read_answers, write_answers
 from ostinato.evaluation.evaluator import Evaluation, never_predicted
 from ostinato.evaluation.metrics import AccuracyMatrix, summary
 from ostinato.lookup import file_of
@@ -26,7 +25,9 @@ from ostinato.report.console import Reporter
 from ostinato.runs.balance import remarks
 from ostinato.runs.build import Work
 from ostinato.runs.checkpoint import Checkpoint, Checkpoints
+from ostinato.runs.guard import fall_of, learned_nothing
 from ostinato.runs.notices import notices
+from ostinato.runs.placing import identity, promote, set_aside
 from ostinato.runs.progress import Progress, peak_memory
 from ostinato.runs.rundir import RunDir
 from ostinato.runs.stopping import StopRequest, stop_on_signal
@@ -38,9 +39,6 @@ from ostinato.training.precision import precision_name
 METRICS = ("last_accuracy", "average_accuracy", "mean_task_accuracy", "forgetting", "bwt")
 
 SHARES = ("task_incremental", "task_id", "oracle_id")
-
-ARTIFACT_BEFORE = "artifact_before"
-"""Folder in a continuation with the run's earlier artifact; made once its own artifact is complete."""
 
 PACKAGES = ("ostinato", "torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -228,7 +226,7 @@ class Session:
         self.progress.task_incremental = self.task_incremental.to_dict()
         self._write_matrix()
         if self.dirs.writes:  # fingerprints read all test samples
-            write_answers(self.dirs.answers, answers_of(groups, result))
+            write_answers(self.dirs.answers_before if index < 0 else self.dirs.answers, answers_of(groups, result))
         shown = {"task": index, "tasks": len(self.stream)} if index >= 0 else {}
         self.event("evaluated", task=index, **row)
         self.reporter.task_done(shown | {"classes": self.learner.method.n_seen} | row)
@@ -291,6 +289,8 @@ class Session:
         from ostinato.report.plots import accuracy_curve, accuracy_heatmap
 
         result = self._summary()
+        checked = self._checked() if self.before is not None else {"accepted": True}
+        result |= checked | {"warnings": list(self.progress.warnings)}
         if not self.processes.is_main:
             return result | {"run": str(self.dirs.root)}
         title = f"{result['method']} on {result['stream']}"
@@ -306,10 +306,30 @@ class Session:
         self._write_matrix()  # again, in case the file was changed since
         self.learner.save(self.dirs.artifact, run_id=self.run_id, bundle=self.work.bundle)
         if self.before is not None:
-            _promote(self.dirs, RunDir(self.dirs.root.parent), self.run_id)
+            parent = RunDir(self.dirs.root.parent)
+            if checked["accepted"]:
+                promote(self.dirs, parent, self.run_id)
+            else:
+                result["in_place"] = identity(parent.artifact)
+                self.dirs = set_aside(self.dirs)
         self.dirs.write_summary(result)
         shutil.rmtree(self.dirs.checkpoints)
         return result | {"run": str(self.dirs.root)}
+
+    def _checked(self) -> dict[str, Any]:
+        """Check the model of a continuation; the keys of the summary about it."""
+        work, n_old = self.work, 0 if self.before is None else len(self.before.class_names)
+        problems, fall = learned_nothing(work), None
+        if self.processes.is_main and (work.old or work.known):
+            before, after = (read_answers(path) for path in (self.dirs.answers_before, self.dirs.answers))
+            fall = fall_of(before, after, self.learner.class_names[:n_old], work.max_drop)
+        fall = self.processes.broadcast_object(fall)
+        remarks = [] if fall is None or fall.remark is None else [fall.remark]
+        problems += [] if fall is None or fall.problem is None else [fall.problem]
+        accepted = not problems or work.accept
+        for text in (*remarks, *(f"{text[0].upper()}{text[1:]}." for text in problems if accepted)):
+            self.warn(text)
+        return {"accepted": accepted, "problems": problems, "old_samples": 0 if fall is None else fall.samples}
 
     def _summary(self) -> dict[str, Any]:
         p, learner = self.progress, self.learner
@@ -379,17 +399,6 @@ def _mean_over_new(matrix: AccuracyMatrix, skip: int) -> float | None:
         return None
     correct, totals = matrix.correct[-1][skip:], matrix.totals[skip:]
     return sum(correct) / sum(totals) if sum(totals) else None
-
-
-def _promote(sub: RunDir, parent: RunDir, run_id: str) -> None:
-    """Replace the parent's artifact by that of a continuation, after keeping a copy."""
-    record = parent.read_record()
-    if run_id not in record.continued_by:
-        parent.write_record(record.model_dump() | {"continued_by": [*record.continued_by, run_id]})
-    kept = sub.root / ARTIFACT_BEFORE
-    if not artifact.exists(kept):
-        artifact.copy(parent.artifact, kept)
-    artifact.copy(sub.artifact, parent.artifact)
 
 
 class _RunCallback(Callback):
