@@ -52,5 +52,5 @@ def test_compare_methods(monkeypatch):
 
 def test_every_example_has_a_test_and_the_readmes_method_is_one():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"own_images", "own_method", "compare_methods", "my_method"}
+    assert names == {"own_images", "own_method", "compare_methods", "my_method", "drop_photo"}
     assert blocks("py") == [(EXAMPLES / "my_method.py").read_text(encoding="utf-8")]
