@@ -1,7 +1,7 @@
 """Exported files beside PyTorch: ``python -m benchmarks.export``.
 
 Every registered method of images learns on a tiny encoder and is written in every format: the first table holds the
-largest differences. The second one holds the times of batches on an encoder of real size.
+largest differences, with the reasons of refusals. The second one holds the times of batches on an encoder of real size.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ def kind_of(name: str) -> Kind | None:
     return "clip" if issubclass(needs, ClipBackbone) else "image"
 
 
-def parity(name: str, kind: Kind) -> tuple[str, ...]:
-    """Row of the first table: largest differences, or "refused"."""
+def parity(name: str, kind: Kind) -> tuple[tuple[str, ...], list[str]]:
+    """Row of the first table, largest differences or "refused", and the reasons of refusals."""
     method = learn(make(name, kind), tiny_stream(kind))
-    cells = []
+    cells, reasons = [], []
     for to in FORMATS:
         try:
             cells.append(f"{convert(method, check_images(SIDE), '{}', to)[1]:.0e}")
         except InputError as error:
-            typer.echo(str(error))
             cells.append("refused")
-    return (f"`{name}`", *cells)
+            reason = str(error).removeprefix("export: ").partition(" 'ostinato export")[0]
+            reasons.append(f"- `{name}` as {to}: {reason}")
+    return (f"`{name}`", *cells), reasons
 
 
 def milliseconds(run: Run, images: Tensor, rounds: int) -> float:
@@ -94,15 +95,19 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Put the tables into docs/howto/export.md.")] = False,
 ) -> None:
     """Compare scores in every format, then measure times."""
-    rows = []
+    rows, refused = [], []
     for name in only.split(",") if only else methods():
         if (kind := kind_of(name)) is not None:
-            rows.append(parity(name, kind))
-            typer.echo("  ".join(rows[-1]))
+            row, reasons = parity(name, kind)
+            rows.append(row)
+            refused += reasons
+            typer.echo("\n".join(["  ".join(row), *reasons]))
     times = latency(timed.split(","), model, rounds)
-    about = f"{machine(torch.device('cpu'))}; torch {torch.__version__}; {datetime.date.today()}."
+    version = torch.__version__.split("+")[0]
+    about = f"{machine(torch.device('cpu'))}; torch {version}; {datetime.date.today()}."
     parts = {
-        "export-parity": f"{about} Tiny encoder, five classes in three tasks.\n\n{markdown(PARITY, rows)}\n",
+        "export-parity": f"{about} Tiny encoder, five classes in three tasks.\n\n{markdown(PARITY, rows)}\n"
+        + ("\nRefused:\n\n" + "\n".join(refused) + "\n" if refused else ""),
         "export-latency": f"{about} {model}, random weights, ten classes, median of {rounds}, fp32.\n\n"
         f"{markdown(LATENCY, times)}\n",
     }

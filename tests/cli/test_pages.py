@@ -36,7 +36,9 @@ OTHERWISE = {
 }
 """What takes the place of what only a network, several processes or hours could give: patterns and replacements."""
 
-NOT_COMMANDS = ("make ", "pip install ", "python -m benchmarks", "source ", "git ", ".venv/bin/", "python examples/")
+NOT_COMMANDS = (
+    "make ", "pip install ", "python -m benchmarks", "source ", "git ", ".venv/bin/", "python examples/", "apt-get ",
+)  # fmt: skip
 """Beginnings of lines that are no commands of the package; other tests look at them."""
 
 ELSEWHERE = {

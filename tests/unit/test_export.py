@@ -21,7 +21,7 @@ from ostinato.contract.harness import inputs_of, learn, make, scores
 from ostinato.contract.tiny_models import SIDE, random_backbone, tiny_stream
 from ostinato.errors import DataError, InputError
 from ostinato.interop import FORMATS, TOLERANCE, export, load_exported
-from ostinato.interop.exporting import Scores, check_images, convert
+from ostinato.interop.exporting import Scores, check_images, convert, largest_difference
 from ostinato.interop.formats import exported_program
 from ostinato.nn.routing import by_task
 
@@ -33,6 +33,8 @@ PREFIXES = {"g_layers": (0,), "e_layers": (1,)}
 CASES = [
     pytest.param("simplecil", {}, "pt2"),
     pytest.param("er", {}, "pt2"),
+    pytest.param("bic", {"memory": {"size": 10}}, "pt2"),
+    pytest.param("mbpa", {}, "torchscript"),
     pytest.param("duet", {}, "torchscript"),
     pytest.param("dualprompt", {"keys": "mean"} | PREFIXES, "onnx", marks=needs_onnx),
     pytest.param("wsn", {"layers": (1,), "base": {"name": "l2p"}, "task_id": "max_score"}, "torchscript"),
@@ -47,6 +49,20 @@ CASES = [
 
 def learned(name, options, depth=2):
     return learn(make(name, "image", random_backbone(depth), **options), tiny_stream())
+
+
+SLOW = [
+    pytest.param("ease", {}, "onnx", marks=needs_onnx),
+    pytest.param("layer_grouped", {"layers": (0, 1), "groups": 2, "align": "none"}, "onnx", marks=needs_onnx),
+    pytest.param("s_prompt", {"length": 2, "clusters": 1}, "onnx", marks=needs_onnx),
+]
+"""Programs that ONNX has no operators for as they are."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "to"), SLOW)
+def test_an_onnx_file_gives_the_scores_of_its_method(name, options, to):
+    test_a_file_gives_the_scores_of_its_method_for_any_batch(name, options, to)
 
 
 @pytest.mark.parametrize(("name", "options", "to"), CASES)
@@ -89,6 +105,14 @@ def test_scores_by_gradients_are_refused_with_the_reason(to):
         convert(method, check_images(SIDE), "{}", to)
 
 
+def test_a_difference_is_a_share_of_what_competes_not_of_lowered_classes():
+    want = torch.tensor([[2.0, 1.0, -1e4], [1.0, -4.0, -1e4]])
+    assert largest_difference(want, want) == 0
+    assert largest_difference(want + torch.tensor([0.02, 0.0, 0.0]), want) == pytest.approx(0.01, rel=1e-3)
+    assert largest_difference(want + torch.tensor([0.0, 0.0, 1.0]), want) == pytest.approx(1e-4, rel=1e-3)
+    assert largest_difference(want - torch.tensor([[0.0], [0.4]]), want) == pytest.approx(0.2, rel=1e-3)
+
+
 def drifting(pixels):
     """Scores that depend on the number of images."""
     return pixels.float().mean((1, 2, 3))[:, None] * torch.ones(pixels.shape[0]).sum()
@@ -98,8 +122,16 @@ def drifting(pixels):
 def test_a_file_with_other_scores_is_refused(monkeypatch, to):
     method = learned("simplecil", {}, depth=1)
     monkeypatch.setattr(type(method), "scores", lambda self, x: drifting(x))
-    with pytest.raises(InputError, match=r"differ from those of PyTorch by .* of the largest score"):
+    with pytest.raises(InputError, match=r"differ from those of PyTorch by .* of the best score"):
         convert(method, check_images(SIDE), "{}", to)
+
+
+def test_a_file_for_one_number_of_images_is_refused(monkeypatch):
+    method = learned("simplecil", {}, depth=1)
+    fixed = method.scores(check_images(SIDE)[:3]).detach()
+    monkeypatch.setattr(FORMATS["torchscript"], "load", lambda data: lambda pixels: fixed)
+    with pytest.raises(InputError, match=r"must give \(5, 5\) scores of 5 images in batches of 1, got \(15, 5\)"):
+        convert(method, check_images(SIDE), "{}", "torchscript")
 
 
 def test_a_file_that_cannot_be_read_again_is_refused(monkeypatch):

@@ -70,7 +70,7 @@ def _file(run: Path, target: Path, to: str, where: dict[str, Any]) -> None:
     made = export(learner, target, to)
     say(
         f"Written to {target}: {made.bytes / 1e6:.1f} MB, {len(learner.class_names)} classes. Scores of 5 images, "
-        f"alone and as a batch, differ from those of PyTorch in fp32 by at most {made.difference:.1e} of the largest; "
+        f"alone and as a batch, differ from those of PyTorch in fp32 by at most {made.difference:.1e} of the best; "
         f"{TOLERANCE:.0e} is allowed."
     )
     trust = " --trust" if FORMATS[to].runs_code else ""

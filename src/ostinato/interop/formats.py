@@ -114,10 +114,12 @@ class Onnx:
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needed(package)
         with _quiet():
+            recorded = exported_program(scores, example).run_decompositions(
+                {torch.ops.aten.cdist.default: _distances}  # ONNX has no such operator
+            )
             program: Any = torch.onnx.export(
-                exported_program(scores, example), (), None, input_names=[INPUT], output_names=[OUTPUT], dynamo=True,
-                verbose=False,
-            )  # fmt: skip
+                recorded, (), None, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+            )
         program.model.metadata_props[KEY] = about
         try:
             return program.model_proto.SerializeToString()
@@ -168,6 +170,11 @@ def exported_program(scores: nn.Module, example: Tensor) -> torch.export.Exporte
             program.state_dict.pop(spec.target, None)
     program.graph_module.recompile()
     return program
+
+
+def _distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:  # noqa: ARG001
+    """Distances (B, K) in the p-norm between rows of x (B, D) and of y (K, D), by plain operators."""
+    return torch.linalg.vector_norm(x[:, None] - y, ord=p, dim=-1)
 
 
 def needed(package: str) -> Any:

@@ -154,7 +154,7 @@ class BiC(Finetune):
 
     def corrected(self, logits: Tensor) -> Tensor:
         """Logits (B, n_seen) with ``a o_k + b`` for the newest task's classes."""
-        first = self.n_seen - int(self.task_sizes[-1])
+        first = self.n_seen - self.classes_per_task[-1]
         return torch.cat([logits[:, :first], self.scale * logits[:, first:] + self.shift], dim=1)
 
     def end_task(self, task: LearnTask) -> None:

@@ -118,7 +118,9 @@ class MBPA(Finetune):
     def nearest(self, x: Tensor) -> Tensor:
         """Positions (B, K) in the memory of the keys nearest to q(x)."""
         k = min(self.neighbours, len(self.kept))
-        return torch.cdist(self.query(x).float(), self.keys).topk(k, largest=False).indices
+        # By products of matrices, as torch does it for 26 samples, a neighbour could depend on the size of the batch.
+        mode = "donot_use_mm_for_euclid_dist"
+        return torch.cdist(self.query(x).float(), self.keys, compute_mode=mode).topk(k, largest=False).indices
 
     def scores(self, x: Tensor) -> Tensor:
         """Logits (B, n_seen)."""
@@ -140,7 +142,7 @@ class MBPA(Finetune):
         keep = 1 - 2 * self.adapt_lr * self.adapt_l2
         with torch.autocast(features.device.type, enabled=False):
             gram, start = known @ known.mT, known @ weight.T
-            shift, new_bias = torch.zeros_like(start), bias.expand(len(near), -1)
+            shift, new_bias = torch.zeros_like(start), bias.expand(near.shape[0], -1)
             for _ in range(self.steps):
                 guess = start + new_bias[:, None] - gram @ shift
                 wrong = ((guess - guess.logsumexp(-1, keepdim=True)).exp() - answers) / near.shape[1]

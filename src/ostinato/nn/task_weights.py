@@ -22,9 +22,9 @@ def weights_by_probability(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         (B, T), not negative, rows sum to 1.
     """
-    counts = torch.tensor(list(sizes))
+    rows = torch.eye(len(sizes)) / torch.tensor(list(sizes))
     # (C, T): weight of a class in the mean of its task.
-    share = (torch.eye(len(sizes)) / counts).repeat_interleave(counts, dim=0)
+    share = torch.cat([row.expand(n, -1) for row, n in zip(rows, sizes, strict=True)])
     means = logits.softmax(1) @ share.to(logits)
     return means / means.sum(1, keepdim=True)
 
