@@ -75,7 +75,6 @@ class Duet(FirstSession):
 
     recipe = Recipe(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", schedule="cosine")
     default_readout = "cls+mean"
-    head: RidgeAndGaussians | RandomRidge
     no_effect: ClassVar = {option: ("encoders", ("plain",)) for option in ("layers", "rank", "keep")}
 
     def __init__(
