@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ostinato.errors import InputError
 from ostinato.nn.discriminant import shrunk
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans, apart_when_joined, between, sums_of
+from ostinato.nn.statistics import ClassMeans, add_by_label, apart_when_joined, between, sums_of
 
 SHARED = 2.0
 """Weight of the shared covariance in that of a class, in samples of a class of mean size."""
@@ -85,7 +85,7 @@ class QuadraticDiscriminant(Growing):
         apart, kept = apart_when_joined(self.class_means, labels), labels >= 0
         between_parts = self.class_means.counts[:, None] * self._products(apart)
         scatter = self.scatter.new_zeros(int(labels.max()) + 1, self.scatter.shape[1])
-        self.scatter = scatter.index_add(0, labels[kept], (self.scatter + between_parts)[kept])
+        self.scatter = add_by_label(scatter, labels[kept], (self.scatter + between_parts)[kept])
         self.class_means.relabel(labels)
         self._fitted = None
 
@@ -108,7 +108,7 @@ class QuadraticDiscriminant(Growing):
         self.class_means.merge(other.class_means, labels)
         scatter = self.scatter.new_zeros(len(self.class_means.counts), self.scatter.shape[1])
         scatter[: len(self)] = self.scatter
-        self.scatter = scatter.index_add(0, labels, other.scatter + weights[:, None] * self._products(apart))
+        self.scatter = add_by_label(scatter, labels, other.scatter + weights[:, None] * self._products(apart))
         self._fitted = None
 
     def _upper(self) -> tuple[Tensor, Tensor]:
