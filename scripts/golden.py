@@ -99,6 +99,7 @@ ROWS = (
     Row("fecam on texts", "fecam", on="text"),
     # Closed form beside an adaptation to the first task
     Row("duet", "duet", {"n_random": 500}, train=FEW),
+    Row("duet, ridge", "duet", {"n_gaussian": 0}, on="image"),
     Row("duet, plain", "duet", {"encoders": "plain"}, on="image"),
     Row("duet, adapted", "duet", {"encoders": "adapted", "n_random": 50}, on="image"),
     Row("duet, layers", "duet", {"layers": (5, 2), "rank": 4, "keep": 1.0, "n_random": 50}, on="image"),

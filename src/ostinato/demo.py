@@ -21,7 +21,7 @@ EXPLANATION = """
 Five tasks of two digits each, learned one after the other, never looking back.
 finetune  trains the whole network on each task and forgets the tasks before.
 ranpac    trains nothing: ridge regression on random features of the frozen network.
-duet      adapts a second reading of the network to the first task, and puts ridge regression on both.
+duet      adapts a second reading of the network to the first task, and puts a closed form on both.
 Look at {out}/compare.png, then try your own images:
   ostinato run data=FOLDER_OF_CLASS_FOLDERS/ out=runs/mine"""
 

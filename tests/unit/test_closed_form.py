@@ -17,7 +17,9 @@ from ostinato.errors import InputError
 from ostinato.methods.base import Additive
 from ostinato.nn.discriminant import LinearDiscriminant
 from ostinato.nn.mahalanobis import ClassMahalanobis
+from ostinato.nn.quadratic import QuadraticDiscriminant
 from ostinato.nn.ridge import PENALTIES, SCALE, RandomRidge
+from ostinato.nn.ridge_gaussians import RidgeAndGaussians
 from ostinato.nn.shifted import ShiftedGram, pivoted_cholesky
 from ostinato.nn.statistics import ClassMeans, between
 from ostinato.streams import StreamOptions, TaskStream
@@ -144,6 +146,27 @@ def test_other_projections_do_not_add() -> None:
         one.merge(other, torch.arange(C))
 
 
+def test_the_penalty_below_is_a_tenth_of_the_best() -> None:
+    x, y = samples(200, noise=2.0)
+    best, below = ridge(30), RandomRidge(D, 30, below=True)
+    below.projection = best.projection
+    best.add(x, y, C)
+    below.add(x, y, C)
+    assert float(below.chosen) == pytest.approx(float(best.chosen) / 10)
+
+
+def test_gaussians_follow_what_is_loaded() -> None:
+    x, y = samples()
+    torch.manual_seed(4)
+    part, other = QuadraticDiscriminant(D, 3), QuadraticDiscriminant(D, 3)
+    part.add(x, y, C)
+    other.add(x, 3 - y, C)
+    before = other(x)
+    other.load_state_dict(part.state_dict())
+    assert torch.equal(other(x), part(x))
+    assert not torch.allclose(other(x), before)
+
+
 # Mahalanobis distances
 
 
@@ -231,7 +254,11 @@ def test_joined_classes_scatter_as_all_their_samples() -> None:
     assert float(weights[1]) == 0
 
 
-@pytest.mark.parametrize("make_part", [ridge, lambda: LinearDiscriminant(D), lambda: ClassMahalanobis(D)])
+def beside() -> RidgeAndGaussians:
+    return RidgeAndGaussians(ridge(), QuadraticDiscriminant(D, 3))
+
+
+@pytest.mark.parametrize("make_part", [ridge, lambda: LinearDiscriminant(D), lambda: ClassMahalanobis(D), beside])
 def test_merged_parts_are_those_of_all_samples(make_part: Any) -> None:
     """A class that both have samples of, classes of one alone, in another order."""
     x, y = samples(80)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 from torch.nn import functional as F
 
 from ostinato import Learner
@@ -20,7 +21,9 @@ from ostinato.learner import BackboneSpec
 from ostinato.methods.base import Stage
 from ostinato.methods.duet import Duet, some_of
 from ostinato.methods.parts.banks import at
-from ostinato.nn.ridge import random_width
+from ostinato.nn.discriminant import shrunk
+from ostinato.nn.ridge import RandomRidge, random_width
+from ostinato.nn.ridge_gaussians import RidgeAndGaussians
 from ostinato.streams import StreamOptions, TaskStream, open_source
 from ostinato.training.callbacks import Callback
 
@@ -107,7 +110,7 @@ def test_the_first_task_alone_trains() -> None:
     assert not any(p.requires_grad for p in method.parameters())
     first = learn(duet(), stream, upto=1)
     assert all(torch.equal(a, b) for a, b in zip(ups(method), ups(first), strict=True))
-    assert method.head.weight.shape[0] == 5
+    assert scores(method, images()).shape == (6, 5)
 
 
 def test_training_lowers_the_loss_of_the_first_task() -> None:
@@ -193,9 +196,10 @@ def test_an_image_passes_the_encoders_once(monkeypatch: pytest.MonkeyPatch) -> N
 # Classifier
 
 
-def test_without_adaptation_it_is_ranpac() -> None:
+def test_without_adaptation_and_gaussians_it_is_ranpac() -> None:
     stream, x = tiny_stream(), images()
-    plain, ranpac = duet(encoders="plain", n_random=40), make("ranpac", n_random=40)
+    plain, ranpac = duet(encoders="plain", n_random=40, n_gaussian=0), make("ranpac", n_random=40)
+    assert isinstance(plain.head, RandomRidge)
     assert torch.equal(plain.head.projection, ranpac.head.projection)
     seen = Stages()
     learn(plain, stream, callback=seen)
@@ -206,10 +210,12 @@ def test_without_adaptation_it_is_ranpac() -> None:
     assert plain.features(x).shape == (6, 16)
 
 
-def test_scores_solve_the_ridge_regression_on_both_halves() -> None:
+def test_scores_are_the_ridge_regression_less_the_distance_per_number() -> None:
     stream, x = tiny_stream(), images()
-    method = duet(n_random=30)
+    method = duet(n_random=30, n_gaussian=7)
     learn(method, stream)
+    assert isinstance(method.head, RidgeAndGaussians)
+    ridge, projection = method.head.ridge, method.head.gaussians.projection.double()
     f, y = [], []
     for i in range(len(stream)):
         rows, labels = learn_task_of(method, stream, i).extract_features(method.features)
@@ -217,12 +223,24 @@ def test_scores_solve_the_ridge_regression_on_both_halves() -> None:
         y.append(labels)
 
     def hidden(features: Tensor) -> Tensor:
-        return (20 * F.normalize(features.double(), dim=1) @ method.head.projection.double()).relu()
+        return (20 * F.normalize(features.double(), dim=1) @ ridge.projection.double()).relu()
 
-    h = hidden(torch.cat(f))
-    gram = h.T @ h + float(method.head.chosen) * torch.eye(30, dtype=torch.float64)
-    weight = torch.linalg.solve(gram, h.T @ F.one_hot(torch.cat(y)).double())
-    assert torch.allclose(scores(method, x), (hidden(method.features(x)) @ weight).float(), atol=1e-4)
+    h, labels = hidden(torch.cat(f)), torch.cat(y)
+    gram = h.T @ h + float(ridge.chosen) * torch.eye(30, dtype=torch.float64)
+    weight = torch.linalg.solve(gram, h.T @ F.one_hot(labels).double())
+    density = log_densities(torch.cat(f).double() @ projection, labels, method.features(x).double() @ projection)
+    apart = scores(method, x) - hidden(method.features(x)) @ weight - 2 / 7 * density
+    assert torch.allclose(apart, apart[:, :1].expand_as(apart), atol=1e-4)
+
+
+def log_densities(z: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Log-densities (B, C) of rows x (B, K) under the Gaussian of each class of samples z (n, K) with labels y."""
+    classes = [z[y == c] for c in y.unique().tolist()]
+    scatters = [(own - own.mean(0)).T @ (own - own.mean(0)) for own in classes]
+    shared, n = shrunk(torch.stack(scatters).sum(0), len(z) - len(classes)), 2 * len(z) / len(classes)
+    covariances = [(n * shared + s) / (n + len(own) - 1) for own, s in zip(classes, scatters, strict=True)]
+    gaussians = [MultivariateNormal(own.mean(0), cov) for own, cov in zip(classes, covariances, strict=True)]
+    return torch.stack([gaussian.log_prob(x) for gaussian in gaussians], dim=1)
 
 
 def test_the_order_of_later_tasks_has_no_influence() -> None:
@@ -235,10 +253,15 @@ def test_the_order_of_later_tasks_has_no_influence() -> None:
     assert torch.allclose(found[0], found[1], atol=1e-5)
 
 
+def sizes(method: Duet) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    assert isinstance(method.head, RidgeAndGaussians)
+    return tuple(method.head.ridge.projection.shape), tuple(method.head.gaussians.projection.shape)
+
+
 def test_random_features_are_bounded() -> None:
-    assert duet().head.projection.shape == (32, 320)
-    assert duet(encoders="plain").head.projection.shape == (16, 160)
-    assert duet(n_random=7).head.projection.shape == (32, 7)
+    assert sizes(duet()) == ((32, 320), (32, 32))
+    assert sizes(duet(encoders="plain")) == ((16, 160), (16, 16))
+    assert sizes(duet(n_random=7, n_gaussian=5)) == ((32, 7), (32, 5))
     assert random_width(1536, None, most=4_000) == 4_000
 
 
@@ -253,6 +276,8 @@ def test_random_features_are_bounded() -> None:
         ("text", {"keep": 0.5}, r"method\.keep=0\.5 has no effect on texts"),
         ("image", {"layers": ()}, r"method\.layers must name a layer"),
         ("image", {"rank": 0}, r"method\.rank must be at least 1"),
+        ("image", {"n_gaussian": 33}, r"method\.n_gaussian must lie in \[0, 32\], the numbers of a feature, got 33"),
+        ("image", {"n_gaussian": -1}, r"method\.n_gaussian must lie in \[0, 32\], the numbers of a feature, got -1"),
         ("image", {"encoders": "plain", "rank": 4}, r"method\.rank=4 has no effect with method\.encoders=plain"),
         ("image", {"encoders": "plain", "keep": 0.7}, r"method\.keep=0\.7 has no effect with method\.encoders=plain"),
         ("image", {"encoders": "plain", "layers": (1,)}, r"has no effect with method\.encoders=plain"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.test_closed_form import C, D, ridge, samples
+from tests.unit.test_closed_form import C, D, beside, ridge, samples
 from tests.unit.test_merging import IMAGES, LABELS, inputs, same
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from ostinato.nn.mahalanobis import ClassMahalanobis
 from ostinato.streams import LabeledDataset, arrays
 from ostinato.training.loop import update
 
-PARTS: list[Callable[[], Any]] = [ridge, lambda: LinearDiscriminant(D), lambda: ClassMahalanobis(D)]
+PARTS: list[Callable[[], Any]] = [ridge, lambda: LinearDiscriminant(D), lambda: ClassMahalanobis(D), beside]
 OPTIONS: dict[str, dict[str, Any]] = {
     "simplecil": {},
     "slda": {},
@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ranpac": {"n_random": 200},
     "duet": {"n_random": 200, "train": {"epochs": 1}},
 }
-PLAIN = {"encoders": "plain", "n_random": 200}
+PLAIN = {"encoders": "plain", "n_random": 200, "n_gaussian": 20}
 """Options of duet without training."""
 
 HALF = np.arange(len(LABELS)) % 2 == 0

@@ -1,4 +1,4 @@
-"""Duet: ridge regression on the plain encoder beside one that the first task has adapted.
+"""Duet: ridge regression and class Gaussians on the plain encoder beside one that the first task has adapted.
 
 A method of this project, from published parts. It trains where training was found to pay, and is closed-form elsewhere:
 
@@ -11,12 +11,18 @@ A method of this project, from published parts. It trains where training was fou
    joins the first token and the mean (cls+mean).
 3. Ridge regression on random features of f, as in RanPAC (McDonnell et al., NeurIPS 2023,
    https://arxiv.org/abs/2307.02251), with a penalty by generalised cross-validation; see ``nn/ridge.py``.
+4. From its scores is subtracted ``(d^2 + log det S_c) / K``, the squared Mahalanobis distance to the mean of each class
+   and the log-determinant of its covariance S_c per number, of a random projection of f to K numbers. S_c lies between
+   the covariance of the class and the shared one, as in regularised discriminant analysis (Friedman, Journal of the
+   American Statistical Association 1989); see ``nn/quadratic.py``. K is the same beside every encoder, and so is the
+   room that a class takes. Beside this term, the next smaller penalty than the best of the regression alone is taken.
 
 After the first task nothing is trained, so that the cost of a task depends on its images alone, and the order of later
 tasks has no influence.
 
 Differences from the paper: there is none of this combination. First-session adaptation has no plain encoder beside the
-adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, with larger updates and crops.
+adapted one and ends in linear discriminant analysis; RanPAC adapts all layers, with larger updates and crops; neither
+has a covariance per class.
 """
 
 from __future__ import annotations
@@ -33,7 +39,9 @@ from ostinato.methods.base import LearnTask, Recipe, check_layers, check_positiv
 from ostinato.methods.parts.banks import LowRank
 from ostinato.methods.parts.first_session import FirstSession
 from ostinato.nn.proxy import CosineProxy
+from ostinato.nn.quadratic import QuadraticDiscriminant
 from ostinato.nn.ridge import RandomRidge, random_width
+from ostinato.nn.ridge_gaussians import RidgeAndGaussians
 from ostinato.nn.statistics import sums_of
 from ostinato.registry import register
 
@@ -44,20 +52,25 @@ KEEP = 0.5
 SCALE = 20.0
 """Of the cosine classifier at the start."""
 
+N_GAUSSIAN = 256
+"""Most numbers of a Gaussian unless the user says how many."""
+
 
 @register("duet")
 class Duet(FirstSession):
-    """Ridge regression on the plain and the adapted encoder.
+    """Ridge regression and class Gaussians on the plain and the adapted encoder.
 
     Args:
         backbone: the frozen encoder.
-        encoders: which encoders are read: "both"; "adapted" alone, RanPAC with its first phase; "plain" alone, RanPAC
-            without it.
+        encoders: which encoders are read: "both"; "adapted" alone, which without Gaussians is RanPAC with its first
+            phase; "plain" alone, RanPAC without it.
         layers: layers with updates, from 0; None for the upper half.
         rank: of an update.
         keep: share of an image's patches that a training step reads; None for half. Texts are always read whole.
         n_random: random features; None for 10 per number of a feature, 4,000 at most. The Gram matrix takes
             8 n_random^2 bytes.
+        n_gaussian: K, numbers of a Gaussian, of which a class takes 4 K^2 bytes; None for 256, at most the numbers of
+            a feature; 0 for ridge regression alone.
     """
 
     recipe = Recipe(epochs=8, batch_size=32, lr=2e-3, optimizer="adamw", schedule="cosine")
@@ -73,6 +86,7 @@ class Duet(FirstSession):
         rank: int = 16,
         keep: float | None = None,
         n_random: int | None = None,
+        n_gaussian: int | None = None,
     ) -> None:
         super().__init__(backbone)
         check_positive(rank=rank)
@@ -90,7 +104,12 @@ class Duet(FirstSession):
         self.bank = LowRank(backbone.arch, self.layers, MAPS, rank, 1.0, bound=(3 / backbone.arch.dim) ** 0.5)
         self.proxy = CosineProxy(backbone.dim)
         n_features = 2 * backbone.dim if encoders == "both" else backbone.dim
-        self.head = RandomRidge(n_features, random_width(n_features, n_random, most=4_000))
+        size = min(N_GAUSSIAN, n_features) if n_gaussian is None else n_gaussian
+        if not 0 <= size <= n_features:
+            raise InputError(f"method.n_gaussian must lie in [0, {n_features}], the numbers of a feature, got {size}.")
+        wide = random_width(n_features, n_random, most=4_000)
+        ridge = RandomRidge(n_features, wide, below=size > 0)
+        self.head = RidgeAndGaussians(ridge, QuadraticDiscriminant(n_features, size)) if size else ridge
 
     def prepare(self, task: LearnTask) -> None:
         """Begin the classifier at the class means of the plain encoder."""
@@ -114,8 +133,8 @@ class Duet(FirstSession):
 
     @property
     def refines(self) -> str:
-        """The ridge regression."""
-        return "its ridge regression, exactly; the adapted encoder stays as the first task left it"
+        """The closed form."""
+        return "its closed form, exactly; the adapted encoder stays as the first task left it"
 
 
 def some_of(tokens: Tokens, share: float) -> Tokens:

@@ -104,18 +104,28 @@ class LinearDiscriminant(Growing):
 
     def covariance(self) -> Tensor:
         """The shrunk covariance (D, D) in fp64; the identity if no class varies."""
-        n, dim = self.degrees, len(self.scatter)
-        eye = torch.eye(dim, dtype=self.scatter.dtype, device=self.scatter.device)
-        sample = self.scatter / max(n, 1)
-        size = float(sample.trace())
-        if size == 0:
-            return eye
-        squares = float(sample.square().sum())
-        spread = (n + 1 - 2 / dim) * (squares - size**2 / dim)
-        share = min(1.0, ((1 - 2 / dim) * squares + size**2) / spread) if spread > 0 else 1.0
-        return (1 - share) * sample + share * size / dim * eye
+        return shrunk(self.scatter, self.degrees)
 
     def forward(self, features: Tensor) -> Tensor:
         """Log-likelihood (B, C) of features (B, D) under every class, up to a constant per sample."""
         with torch.autocast(features.device.type, enabled=False):
             return features.float() @ self.weight.T + self.bias
+
+
+def shrunk(scatter: Tensor, degrees: int) -> Tensor:
+    """Covariance (D, D) of a scatter matrix, shrunk by OAS; the identity if it is zero.
+
+    Args:
+        scatter: (D, D) in fp64.
+        degrees: of freedom; below 1 counts as 1.
+    """
+    dim = len(scatter)
+    eye = torch.eye(dim, dtype=scatter.dtype, device=scatter.device)
+    sample = scatter / max(degrees, 1)
+    size = float(sample.trace())
+    if size == 0:
+        return eye
+    squares = float(sample.square().sum())
+    spread = (degrees + 1 - 2 / dim) * (squares - size**2 / dim)
+    share = min(1.0, ((1 - 2 / dim) * squares + size**2) / spread) if spread > 0 else 1.0
+    return (1 - share) * sample + share * size / dim * eye

@@ -53,6 +53,7 @@ class RandomRidge(Growing):
         dim: width D of features.
         n_random: M, random features. W (D, M) has entries from N(0, 1), drawn from torch's global generator.
         penalty: l; None for generalised cross-validation.
+        below: whether the next smaller penalty than the best by cross-validation is taken, where it can be.
 
     Attributes:
         classes: sums of h per class, which are C, and counts.
@@ -65,9 +66,9 @@ class RandomRidge(Growing):
     weight: Tensor
     chosen: Tensor
 
-    def __init__(self, dim: int, n_random: int, penalty: float | None = None) -> None:
+    def __init__(self, dim: int, n_random: int, penalty: float | None = None, *, below: bool = False) -> None:
         super().__init__()
-        self.penalty = penalty
+        self.penalty, self.below = penalty, below
         self.register_buffer("projection", torch.randn(dim, n_random))
         self.classes = ClassMeans(n_random)
         self.register_buffer("gram", torch.zeros(n_random, n_random, dtype=torch.float64))
@@ -164,6 +165,8 @@ class RandomRidge(Growing):
     def _cross_validated(self, system: ShiftedGram) -> tuple[Tensor, float]:
         """Weights (M, C) under the penalty of the first minimum of :meth:`_validation` from above, and the penalty.
 
+        With ``below``, it is the penalty after the minimum, unless its fit all but repeats the samples.
+
         The smoothest of several fits that explain the samples as well is the safest, and small penalties, which take as
         long, are not tried in vain. The choice depends on the sums alone.
         """
@@ -172,6 +175,8 @@ class RandomRidge(Growing):
         for penalty in PENALTIES[1:]:
             lower, found = self._validation(system, penalty)
             if not lower < value:
+                if self.below and lower < math.inf:
+                    weight, chosen = found, penalty
                 break
             value, weight, chosen = lower, found, penalty
         return weight, chosen
