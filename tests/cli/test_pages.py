@@ -32,6 +32,7 @@ OTHERWISE = {
     r"^ostinato pull (\S+ \S+)$": r"ostinato pull \1 --from models",
     r"/mnt/models": "models",
     r"--reject-rate \S+": "--reject-rate 0.2",  # a few photos have few held-out ones
+    r"^(ostinato learn \S+ data=(?!.*--accept).*)$": r"\1 --accept",  # few photos and one epoch may teach nothing
     "BUNDLED": "backbone=vit_mini_patch8_32.glyphs",
 }
 """What takes the place of what only a network, several processes or hours could give: patterns and replacements."""
@@ -52,9 +53,14 @@ ELSEWHERE = {
     "ostinato predict --trust photos.pt2 new/*.jpg",
     "ostinato serve runs/photos",
     "curl -F images=@daisy.jpg -F images=@rose.jpg '127.0.0.1:8000/predict?topk=3'",
+    "ostinato compare runs/photos runs/mine data=photos_of_may/",
+    "ostinato compare runs/photos/learn-001/artifact_before runs/photos data=photos_of_may/",
+    "ostinato learn runs/photos data=more_photos/ eval=old_test_photos/ learn.max_drop=0.05",
+    "ostinato learn runs/photos --accept",
+    "ostinato learn runs/photos data=more_photos/ --accept",
 }
-"""Commands that take long, wait, or read standard input; test_own_methods.py, test_commands.py, test_export.py and
-test_serve.py do the same."""
+"""Commands that take long, wait, read standard input or need a model kept aside; test_own_methods.py, test_commands.py,
+test_explaining.py, test_export.py and test_serve.py do the same."""
 
 
 @pytest.fixture(scope="module")
