@@ -365,8 +365,9 @@ def test_missing_weights_are_found_before_the_first_run(tmp_path, capsys, monkey
 
 def test_rows_whose_layers_an_encoder_lacks_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_bert(tmp_path / "bert")  # of six layers
-    (tmp_path / "words").mkdir()
+    for name in ("bert", "words"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "num_hidden_layers": 6}')
     rows = ("soft_tf-l3-5-order4", "soft_tf-l10-12-order4", "dualprompt-l10-12-order4")
     words = ("data=words", "backbone.weights=bert", "--dry-run")
     text = ostinato(capsys, "reproduce", "soft_tf/table2", *rows, *words)
