@@ -25,7 +25,7 @@ if missing:
 
 from starlette.testclient import TestClient  # noqa: E402 - after the check
 
-from ostinato.serve.app import Asked, Limits, make_app  # noqa: E402
+from ostinato.serve.app import Asked, Limits, _result, make_app  # noqa: E402
 from ostinato.serve.batching import Answer, Batcher, BusyError  # noqa: E402
 from ostinato.serve.served import Served  # noqa: E402
 
@@ -112,6 +112,13 @@ def test_an_image_far_from_all_classes_is_unknown(places, tmp_path):
     with client_of(tmp_path / "model", default=Asked(reject_rate=0.2, threshold=0.999999)) as client:
         assert [one["answer"] for one in answers(client, "?threshold=0.000001")] == [one.answer for one in want]
         assert all(one["unknown"] for one in answers(client, "?reject_rate=0.2"))
+
+
+def test_a_typicality_that_another_request_asked_for_is_left_out():
+    found = Prediction("image 0", ["a"], [1.0], [0.9], typicality=0.01)
+    alone = _result("a.png", found, Asked())
+    assert (alone["typicality"], alone["answer"]) == (None, "a")
+    assert _result("a.png", found, Asked(reject_rate=0.05))["answer"] == "unknown"
 
 
 def test_classes_health_and_page(model):
