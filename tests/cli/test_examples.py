@@ -55,6 +55,7 @@ def test_compare_methods(monkeypatch):
 
 
 FLOWERS = SHARED / "data" / "flowers12"
+VIT = SHARED / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 
 YEAR = [4, 5, 6, 7, 9, 9, 10, 11, 10, 11, 12, 12]
 """Classes that the model knows after each step; the eighth is taken back."""
@@ -62,13 +63,14 @@ YEAR = [4, 5, 6, 7, 9, 9, 10, 11, 10, 11, 12, 12]
 
 @pytest.mark.slow
 def test_year(monkeypatch, tmp_path):
-    if not FLOWERS.is_dir():
-        pytest.skip("the photos of flowers are not beside this checkout (../shared/data/flowers12)")
+    if not (FLOWERS.is_dir() and VIT.is_file()):
+        pytest.skip("the photos of flowers or the weights of a ViT are not beside this checkout (../shared)")
     needed = ("onnx", "onnxscript", "onnxruntime", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     if missing := [package for package in needed if find_spec(package) is None]:
         pytest.skip(f"the extras onnx and serve are not installed: {', '.join(missing)}")
     bounds = ("photos=15", "data.validation=0.4", "train.epochs=1", "method.n_random=64")
-    shown = output("year", monkeypatch, "duet", f"data={FLOWERS}", f"out={tmp_path / 'year'}", *bounds)
+    encoder = ("backbone=vit_tiny_patch16_224.augreg_in21k_ft_in1k", f"backbone.weights={VIT}")
+    shown = output("year", monkeypatch, "duet", f"data={FLOWERS}", f"out={tmp_path / 'year'}", *encoder, *bounds)
     found = re.findall(r"^(\w+): .* (\d+) classes, ([\d.]+)% right", shown, flags=re.MULTILINE)
     assert [int(classes) for _, classes, _ in found] == YEAR
     months = [(name, float(right)) for name, _, right in found]
