@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.command import ROOT, blocks, ostinato
-from tests.conftest import SHARED
+from tests.conftest import SHARED, VIT_TI
 
 EXAMPLES = ROOT / "examples"
 
@@ -55,7 +55,6 @@ def test_compare_methods(monkeypatch):
 
 
 FLOWERS = SHARED / "data" / "flowers12"
-VIT = SHARED / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors"
 
 YEAR = [4, 5, 6, 7, 9, 9, 10, 11, 10, 11, 12, 12]
 """Classes that the model knows after each step; the eighth is taken back."""
@@ -63,13 +62,13 @@ YEAR = [4, 5, 6, 7, 9, 9, 10, 11, 10, 11, 12, 12]
 
 @pytest.mark.slow
 def test_year(monkeypatch, tmp_path):
-    if not (FLOWERS.is_dir() and VIT.is_file()):
+    if not (FLOWERS.is_dir() and VIT_TI.is_file()):
         pytest.skip("the photos of flowers or the weights of a ViT are not beside this checkout (../shared)")
     needed = ("onnx", "onnxscript", "onnxruntime", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
     if missing := [package for package in needed if find_spec(package) is None]:
         pytest.skip(f"the extras onnx and serve are not installed: {', '.join(missing)}")
     bounds = ("photos=15", "data.validation=0.4", "train.epochs=1", "method.n_random=64")
-    encoder = ("backbone=vit_tiny_patch16_224.augreg_in21k_ft_in1k", f"backbone.weights={VIT}")
+    encoder = ("backbone=vit_tiny_patch16_224.augreg_in21k_ft_in1k", f"backbone.weights={VIT_TI}")
     shown = output("year", monkeypatch, "duet", f"data={FLOWERS}", f"out={tmp_path / 'year'}", *encoder, *bounds)
     found = re.findall(r"^(\w+): .* (\d+) classes, ([\d.]+)% right", shown, flags=re.MULTILINE)
     assert [int(classes) for _, classes, _ in found] == YEAR
