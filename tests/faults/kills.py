@@ -1,7 +1,8 @@
 """Kill a command before its k-th change of the disk, go on, and hold the result against that of a whole one.
 
-``python -m tests.faults.kills 1000`` prints figures as JSON. One warm process forks every command, so that a kill costs
-half a second. An audit hook counts changes of the disk; SIGKILL comes before the one that is asked for.
+``python -m tests.faults.kills 1000`` prints figures as JSON; ``python -m tests.faults.kills 0 SEED METHOD ...`` does so
+for the named methods alone. One warm process forks every command, so that a kill costs half a second. An audit hook
+counts changes of the disk; SIGKILL comes before the one that is asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ IMAGES = {
     "coda_prompt": (), "lieprompt": ("method.align.epochs=1", "method.align.samples=4"),
     "layer_grouped": ("method.align.epochs=1", "method.align.samples=4"), "soft_tf": ("method.layers=10,11",),
     "wsn": ("method.layers=10,11",), "adapter": (), "lora": (), "cl_lora": (), "slm": (), "mbpa": (),
+    "aligned": ("method.align.epochs=1", "method.align.samples=4"), "ewc": (), "lwf": (), "er": (), "icarl": (),
+    "bic": (), "der": (), "gdumb": (), "s_prompt": ("method.clusters=2",), "inflora": (), "sd_lora": (), "ease": (),
+    "aper": (), "slca": ("method.align.epochs=1", "method.align.samples=4"),
+    "hide_prompt": ("method.align.epochs=1", "method.align.samples=4"),
 }  # fmt: skip
 """Methods on images, with options that keep a run short."""
 
@@ -242,12 +247,12 @@ def photographs(root: Path) -> None:
 PLAIN = ("data=photos", "stream.step=2", "device=cpu")
 
 
-def ground(root: Path, method: str, options: tuple[str, ...], *, trains: bool) -> Ground:
-    """The ground of a method on tiny photos."""
+def ground(root: Path, method: str, options: tuple[str, ...], *, trains: bool, learns: bool = True) -> Ground:
+    """The ground of a method on tiny photos, with a continuation if it ``learns`` more."""
     root.mkdir(parents=True)
     photographs(root)
     short = ("train.epochs=1", "train.batch_size=4", "checkpoint.every=1") if trains else ()
-    more = None if method == "joint" else ("data=more", "eval=old", *short)
+    more = None if method == "joint" or not learns else ("data=more", "eval=old", *short)
     return Ground(root, (method, *PLAIN, *options, *short), more)
 
 
@@ -284,6 +289,15 @@ def sampled(root: Path, budget: int, draw: random.Random, outcome: Outcome) -> N
         shutil.rmtree(root / name)
 
 
+def each(root: Path, names: list[str], draw: random.Random, outcome: Outcome) -> None:
+    """The named methods: one kill of ``run``, and one of its ``resume``."""
+    for name in names:
+        one = ground(root / name, name, IMAGES[name], trains=name != "simplecil", learns=False)
+        # After a fifth of the changes, the options are written and the first steps are taken.
+        one.kill_run(draw.randint(one.run_changes // 5, one.run_changes), draw.randint(1, one.run_changes), outcome)
+        shutil.rmtree(root / name)
+
+
 def warm_up() -> None:
     """Import all that commands use, once, so that no child does."""
     import matplotlib.figure  # noqa: F401
@@ -298,11 +312,17 @@ def warm_up() -> None:
     choose_precision("auto", torch.device("cpu"))  # kept for the machine, by whoever asks first
 
 
-def main(kills: int, seed: int = 0) -> Outcome:
-    """Kill as often as asked: simplecil at every change, and all other methods at random ones."""
+def main(kills: int, seed: int = 0, names: list[str] | None = None) -> Outcome:
+    """Kill as often as asked: simplecil at every change, and all other methods at random ones.
+
+    With names, kill a run of each of these methods alone.
+    """
     warm_up()
     outcome, draw = Outcome(), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
+        if names:
+            each(Path(folder), names, draw, outcome)
+            return outcome
         exhaustive(Path(folder) / "simplecil", kills * 2 // 3, draw, outcome)
         sampled(Path(folder), kills - outcome.kills, draw, outcome)
     return outcome
@@ -310,7 +330,7 @@ def main(kills: int, seed: int = 0) -> Outcome:
 
 if __name__ == "__main__":
     began = time.perf_counter()
-    found = main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    found = main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, sys.argv[3:])
     figures = {"kills": found.kills, "by_command": found.by_command, "wrong": found.wrong}
     sys.stdout.write(json.dumps(figures | {"seconds": round(time.perf_counter() - began)}) + "\n")
     sys.exit(1 if found.wrong else 0)
