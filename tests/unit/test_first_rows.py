@@ -66,8 +66,8 @@ def test_the_first_row_of_texts_runs_on_a_tiny_encoder(tmp_path):
         text_tables(tmp_path / "words" / name, n, seed=i)
     save_bert(tmp_path / "bert")
     _, config, summary = run_first(
-        "soft_tf/table2", tmp_path, "data=words", "backbone.weights=bert", "data.limit_per_task=4",
-        "data.test_limit_per_task=4", "train.epochs=1", "device=cpu",
+        "soft_tf/table2", tmp_path, "data=words", "backbone.weights=bert", "data.limit_per_task=14",
+        "data.test_limit_per_task=14", "train.epochs=1", "device=cpu",
     )  # fmt: skip
     assert summary["tasks"] == 5
     assert config["data"]["alike"] is True
