@@ -271,6 +271,7 @@ def taught(case: Case, backbone: VisionBackbone, tasks: int, *, learning: bool =
     """
     torch.manual_seed(2)
     method = get_method(case.method)(backbone, **case.options)
+    method.to(next(backbone.parameters()).device)
     images = Images(CLASSES, backbone.preprocess.size, range(CLASSES))
     for i in range(tasks):
         classes = range(i * CLASSES, (i + 1) * CLASSES)

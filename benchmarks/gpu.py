@@ -237,7 +237,7 @@ def tell_contract(asked: Asked) -> list[str]:
             failed.append(f"{name}: {type(found).__name__}: {found}")
             continue
         told = ", ".join(f"{n} {outcome}" for outcome, n in sorted(found.outcomes.items()))
-        print(f"{name}: {told} [{found.seconds:.0f} s]", flush=True)
+        print("\n".join([f"{name}: {told} [{found.seconds:.0f} s]", *found.broken]), flush=True)
         failed += found.broken
     return failed + [f"{name}: not held against the contract, no time is left" for name in left]
 

@@ -173,7 +173,7 @@ def soft_tf_scores(method: SoftTF, x: Tensor) -> Tensor:
     scores = torch.stack(everything)
     log = scores.log_softmax(-1)
     best = -(log.exp() * log).sum(-1)
-    return scores[best.argmin(0), torch.arange(len(x))]
+    return scores[best.argmin(0), torch.arange(len(x), device=x.device)]
 
 
 # LiEPrompt

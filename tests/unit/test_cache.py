@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ostinato.backbones.cache import PLAIN, FeatureCache, FeatureFile, StateCache
+from ostinato.backbones.cache import KEY_BYTES, PLAIN, FeatureCache, FeatureFile, StateCache, keys_of, linear_keys
 from ostinato.contract.tiny_models import random_backbone, random_clip_backbone
 from ostinato.errors import InputError
 
@@ -334,3 +334,23 @@ def test_training_from_looked_up_states_is_the_same_run():
 def test_a_folder_that_can_be_none_is_refused(folder):
     with pytest.raises(InputError, match="cache must be a path"):
         FeatureCache().persist(folder)
+
+
+def test_linear_keys_tell_images_apart_and_do_not_depend_on_the_batch():
+    x = images(70)
+    x[69] = x[3]
+    keys = linear_keys(x)
+    assert keys[69] == keys[3]
+    assert len(set(keys)) == 69
+    assert [linear_keys(row[None])[0] for row in x[:5]] == keys[:5]
+    near = x[:1].repeat(4, 1, 1, 1)
+    near[1, 0, 0, 0] += 1
+    near[2, 0, 0, 0] += 128
+    near[3, 0, 0, :2] = near[0, 0, 0, :2].flip(0)
+    assert len(set(linear_keys(near))) == 4
+
+
+def test_stored_keys_are_hashes_of_the_pixels():
+    backbone, x = Counting(), images(2)
+    assert keys_of(backbone, x, stored=True) == keys_of(backbone, x)
+    assert all(len(key) == KEY_BYTES for key in keys_of(backbone, x))

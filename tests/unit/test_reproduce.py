@@ -164,6 +164,19 @@ def test_the_printed_command_is_the_run(done):
         assert (done / "by_hand" / name).read_text() == (done / "out/prompts" / name).read_text()
 
 
+@pytest.mark.slow
+def test_rows_in_processes_give_the_same_results(done, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(workplace(tmp_path))
+    ostinato(capsys, "reproduce", "mine.toml", "--jobs", "2", "out=out")
+    for row in ("ncm", "prompts"):
+        one, two = (root / f"out/{row}/accuracy_matrix.csv" for root in (tmp_path, done))
+        assert one.read_text() == two.read_text()
+        assert "accuracy" in (tmp_path / f"out/logs/{row}.txt").read_text()
+    commands = json.loads((tmp_path / "out/commands.json").read_text())
+    assert set(commands) == {"ncm", "prompts"}
+    assert "90.00" in (tmp_path / "out/table.md").read_text()
+
+
 def test_a_finished_row_is_not_run_again(done, capsys, monkeypatch):
     monkeypatch.chdir(done)
     monkeypatch.setattr("ostinato.runs.lifecycle.start", None)

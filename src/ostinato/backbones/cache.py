@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
+import os
 import random
 import struct
 import zlib
@@ -20,6 +22,9 @@ from ostinato.errors import DataError
 from ostinato.paths import user_path
 
 KEY_BYTES = 16
+
+_HASHED = 32
+"""Images that are hashed on a GPU at a time: eight bytes for each of one, and as many for its product."""
 
 _BLOCK = 2**20
 """Bytes that are asked for at once."""
@@ -97,7 +102,7 @@ class FeatureCache:
         """
         if self._folder is not None and self._file is None:
             self._file = FeatureFile(self._folder / f"{_identity(backbone)}.features", backbone.dim)
-        keys = keys_of(backbone, images)
+        keys = keys_of(backbone, images, stored=self._file is not None)
         found = [[self._find(key, edit) for key in keys] for edit in edits]
         new = [i for i in range(len(keys)) if any(rows[i] is None for rows in found)]
         fresh = [computed.cpu() for computed in compute(images[new])] if new else []
@@ -124,9 +129,36 @@ class FeatureCache:
         return self._file.get(key) if self._file is not None and edit == PLAIN else None
 
 
-def keys_of(backbone: Backbone, x: Tensor) -> list[bytes]:
-    """Hash the content of each input."""
+def keys_of(backbone: Backbone, x: Tensor, *, stored: bool = False) -> list[bytes]:
+    """Hash the content of each input.
+
+    Images on a GPU are hashed there, since a copy to the CPU and its hash take longer than the pass that a known key
+    saves. ``stored`` asks for keys that are the same in every process.
+    """
+    if x.dtype == torch.uint8 and x.device.type != "cpu" and not stored:
+        return linear_keys(x)
     return [hashlib.blake2b(content, digest_size=KEY_BYTES).digest() for content in backbone.contents(x)]
+
+
+def linear_keys(x: Tensor) -> list[bytes]:
+    """Keys of images (B, ...) uint8: two random linear maps of the pixels into integers modulo 2^64.
+
+    Two images differ by less than 2^8 in a pixel. One map therefore gives them the same number with a probability of at
+    most 2^-57, and both maps do with at most 2^-114. The maps are drawn once per process: nobody can choose images for
+    one key.
+    """
+    maps = _maps(x[0].numel(), x.device)
+    rows = []
+    for part in x.reshape(len(x), -1).split(_HASHED):
+        pixels = part.to(torch.int64)
+        rows.append(torch.stack([(pixels * row).sum(1) for row in maps], dim=1))
+    return [row.tobytes() for row in torch.cat(rows).cpu().numpy()]
+
+
+@functools.cache
+def _maps(n: int, device: torch.device) -> Tensor:
+    """Coefficients (2, n) of the linear maps, drawn from the system's randomness."""
+    return torch.frombuffer(bytearray(os.urandom(16 * n)), dtype=torch.int64).view(2, n).to(device)
 
 
 class StateCache:

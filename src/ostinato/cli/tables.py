@@ -80,6 +80,7 @@ def reproduce(
         str | None,
         typer.Option(metavar="ROW", help="Row that the others are compared with, sample by sample; else ranpac."),
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to run at a time, each in a process.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Run a published table row by row, and print published beside measured results.
@@ -109,7 +110,7 @@ def reproduce(
         outcome = tables.Outcome(tables.plan_rows(read, rows, given), results, {})
     else:
         with reporting(as_json) as (_, reporter):
-            outcome = tables.run_rows(read, rows, given, reporter)
+            outcome = tables.run_rows(read, rows, given, reporter, jobs)
     if as_json:
         say_json(tables.as_json(read, rows, outcome))
     elif dry_run:

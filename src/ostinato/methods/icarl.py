@@ -30,6 +30,7 @@ from ostinato.methods.finetune import Finetune
 from ostinato.methods.parts.memory import CLASS_MEMORY, Memory
 from ostinato.nn import cosine
 from ostinato.nn.distillation import OldModel
+from ostinato.nn.statistics import add_by_label
 from ostinato.registry import register
 
 
@@ -81,7 +82,7 @@ class ICaRL(Finetune):
         self.old.drop()
         self.memory.update(task, self.features)
         features = torch.cat([F.normalize(self.features(x).float(), dim=-1) for x in self.memory.batches()])
-        sums = features.new_zeros(self.n_seen, features.shape[1]).index_add_(0, self.memory.y, features)
+        sums = add_by_label(features.new_zeros(self.n_seen, features.shape[1]), self.memory.y, features)
         self.means = F.normalize(sums, dim=-1)
 
     def scores(self, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ostinato.nn.statistics import add_by_label
+
 ROUNDS = 10
 
 
@@ -24,7 +26,7 @@ def centres(points: Tensor, k: int) -> Tensor:
     middle = points[chosen].clone()
     for _ in range(ROUNDS):
         nearest = torch.cdist(points, middle).argmin(1)
-        sums = torch.zeros_like(middle).index_add_(0, nearest, points)
+        sums = add_by_label(torch.zeros_like(middle), nearest, points)
         sizes = torch.bincount(nearest, minlength=k)[:, None]
         middle = torch.where(sizes > 0, sums / sizes.clamp(min=1), middle)
     return middle

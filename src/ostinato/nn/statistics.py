@@ -13,6 +13,17 @@ ROUNDING = 1e-5
 """Largest difference of two sums of the same fp32 features, relative to the sum of their lengths."""
 
 
+def add_by_label(sums: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Add rows (B, D) to the sums (C, D) of their labels (B,) in place, in the same order in every run.
+
+    On a GPU, ``index_add_`` adds in any order, so that two runs round differently; on a CPU, accumulation by
+    ``index_put_`` does.
+    """
+    if sums.device.type == "cpu":
+        return sums.index_add_(0, labels, rows)
+    return sums.index_put_((labels,), rows, accumulate=True)
+
+
 class ClassMeans(Growing):
     """Running mean of the features of every class.
 
@@ -38,7 +49,7 @@ class ClassMeans(Growing):
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add samples: features (B, D), labels (B,) in [0, n_seen)."""
-        self.sums.index_add_(0, labels, features.double())
+        add_by_label(self.sums, labels, features.double())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 
     @torch.no_grad()

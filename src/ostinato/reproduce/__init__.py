@@ -11,9 +11,10 @@ from ostinato.errors import DataError, InputError
 from ostinato.presets import preset_names, table_names
 from ostinato.report.console import Reporter
 from ostinato.report.tables import replace_between
-from ostinato.reproduce.plan import Given, Plan, lacking, plan_rows, run_plans, sort_options
+from ostinato.reproduce.jobs import run_jobs
+from ostinato.reproduce.plan import Given, Plan, lacking, plan_rows, remember, run_plans, sort_options
 from ostinato.reproduce.results import Measured, measured
-from ostinato.reproduce.show import markdown, rich_table
+from ostinato.reproduce.show import markdown, rich_table, write_table
 from ostinato.reproduce.table import Row, Table, read_table
 
 __all__ = [
@@ -67,8 +68,8 @@ class Outcome:
     failed: dict[str, str]
 
 
-def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter) -> Outcome:
-    """Run or resume rows of a table one after another.
+def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter, jobs: int = 1) -> Outcome:
+    """Run or resume rows of a table, ``jobs`` of them at a time.
 
     Raises:
         InputError: if an option is wrong.
@@ -80,7 +81,19 @@ def run_rows(table: Table, rows: Sequence[Row], given: Given, reporter: Reporter
         raise DataError(f"No row can run.\n{missing}")
     if missing:
         reporter.message(f"Not run because data or weights are missing:\n{missing}")
-    failed = run_plans(plans, table, given, reporter)
+
+    def write() -> None:
+        write_table(table, measured(table, given.out, given.against), given.out)
+
+    todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]
+    if not todo:
+        write()
+    if jobs == 1:
+        failed = run_plans(todo, table, given, reporter)
+    else:
+        for plan in todo:
+            remember(given.out, plan)
+        failed = run_jobs(todo, jobs, given.out / "logs", reporter.message, write)
     return Outcome(plans, measured(table, given.out, given.against), failed)
 
 

@@ -313,7 +313,7 @@ def _weights_problem(name: str) -> str | None:
 
 
 def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Reporter) -> dict[str, str]:
-    """Run unfinished rows that lack nothing, one after another; write the table after each.
+    """Run rows one after another; write the table after each.
 
     Returns:
         Error messages of failed rows.
@@ -324,10 +324,9 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
     from ostinato.runs.lifecycle import resume, start
 
     failed: dict[str, str] = {}
-    todo = [plan for plan in plans if plan.state != "finished" and not plan.missing]
-    for plan in todo:
+    for plan in plans:
         reporter.message(f"{plan.row.name}: {plan.command}")
-        _remember(given.out, plan)
+        remember(given.out, plan)
         try:
             if plan.state == "begun":
                 resume(plan.run.root, _where(plan), reporter)
@@ -342,19 +341,22 @@ def run_plans(plans: Sequence[Plan], table: Table, given: Given, reporter: Repor
             failed[plan.row.name] = str(known)
             reporter.message(f"{plan.row.name}: {known}")
         write_table(table, measured(table, given.out, given.against), given.out)
-    if not todo:
-        write_table(table, measured(table, given.out, given.against), given.out)
     return failed
 
 
 def _where(plan: Plan) -> dict[str, Any]:
     """Select the options of a row that a resumed run takes: paths and the machine."""
+    return parse_overrides(resume_words(plan))
+
+
+def resume_words(plan: Plan) -> list[str]:
+    """The options of :func:`_where` as words of the command line."""
     words = [w for w in plan.words if flat(parse_overrides([w]))[0] in _MOVABLE]
     file, _ = split_file(str(plan.row.method))
-    return parse_overrides(words) | ({"method": {"name": plan.row.method}} if file is not None else {})
+    return [*words, f"method={plan.row.method}"] if file is not None else words
 
 
-def _remember(out: Path, plan: Plan) -> None:
+def remember(out: Path, plan: Plan) -> None:
     """Write the command of a row to ``commands.json``."""
     path = out / "commands.json"
     out.mkdir(parents=True, exist_ok=True)
