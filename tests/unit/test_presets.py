@@ -35,6 +35,17 @@ def test_a_preset_says_whether_it_was_verified_and_what_is_published(name):
         assert preset.status.endswith("Published: nothing.")
 
 
+@pytest.mark.parametrize("method", ["cl_lora", "soft_tf", "dualprompt", "coda_prompt"])
+def test_a_preset_names_the_small_run_beside_the_public_code(method):
+    preset = read_preset("cifar100", method)
+    run = preset.provenance["compared"]
+    assert f"{run['last']:.1f} % here, {run['public']:.1f} % there" in preset.status
+    seeds = ", ".join(map(str, run["seeds"]))
+    assert f"(seeds {seeds}, {run['date']}, {run['weights']}; {run['command']}, see docs/fidelity.md)" in preset.status
+    page = Path(__file__).parents[2].joinpath("docs/fidelity.md").read_text(encoding="utf-8")
+    assert f"{run['command']} out=" in page.replace("\\\n  ", ""), "the page has the command of the preset"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_what_its_name_says(name):
     preset = read_preset(name)
@@ -169,6 +180,7 @@ note = "n"
         (GOOD.replace('data = "cifar100"', "data = 3"), "provenance.data: "),
         (GOOD.replace("note", "notes"), "provenance.note: Field required"),
         (GOOD + "x = 3", "provenance.sources.x: "),
+        (GOOD + "[provenance.compared]\nlast = 12.5", "provenance.compared.public: Field required"),
         (GOOD + "[[provenance.published]]\nlast = inf\nsource = 'x'", "provenance.published.0.last: "),
         ("format = 2\n" + GOOD, "format: "),
     ],

@@ -10,8 +10,10 @@ so.
 
 Differences from the paper: the paper splits 100 components evenly over a known number of tasks; here every task adds
 ``components``, so that the stream stays open-ended. The penalty is a mean of squares and off by default, as in the
-official code (the paper states 0.1). The schedule is applied per step. Pixels are normalised as the weights expect. A
-task of one class competes with the frozen rows of earlier classes.
+official code (the paper states 0.1). The schedule is applied per step. Rows of the head start with standard deviation
+0.02; those of the official code start at U(-1/sqrt(D), 1/sqrt(D)), which costs accuracy in short runs
+(``docs/fidelity.md``). Pixels are normalised as the weights expect. A task of one class competes with the frozen rows
+of earlier classes.
 """
 
 from __future__ import annotations

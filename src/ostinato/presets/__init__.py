@@ -4,7 +4,10 @@
 
 - ``data``: name of the data set, a key of :data:`DATA`;
 - ``paper``: publication of the experiment;
-- ``verified`` and ``note``: whether the result was reproduced with this package, and by which runs;
+- ``verified`` and ``note``: whether the published result was reproduced with this package, and by which runs or why
+  not;
+- ``compared``: a small run beside the authors' code on the same images (``docs/fidelity.md``): mean accuracies over the
+  seeds after the last task in percent, the standard error of their difference, seeds, date, weights and command;
 - ``differences``: differences from the publication;
 - ``sources``: source of every option's value; "reconstruction" marks a choice of this package;
 - ``published``: results in percent under keys of :data:`METRICS`, each with its source.
@@ -88,6 +91,18 @@ class _Published(_Checked):
     protocol: str | None = None
 
 
+class _Compared(_Checked):
+    """A small run beside the authors' code, see the module."""
+
+    last: Percent
+    public: Percent
+    error: Annotated[float, Field(ge=0)]
+    seeds: list[int]
+    date: str
+    weights: str
+    command: str
+
+
 class _Provenance(_Checked):
     """Table ``provenance``; the module describes its keys."""
 
@@ -95,6 +110,7 @@ class _Provenance(_Checked):
     paper: str
     verified: bool
     note: str
+    compared: _Compared | None = None
     differences: list[str] = []
     sources: dict[str, str]
     published: list[_Published] = []
@@ -144,7 +160,18 @@ class Preset:
         found = "verified" if self.provenance["verified"] else "not verified"
         results = [_quoted(one) for one in self.provenance.get("published", [])]
         published = "; ".join(results) if results else "nothing"
-        return f"Preset {self.name}, {found}. {self.provenance['note']} Published: {published}."
+        compared = _beside(self.provenance["compared"]) if "compared" in self.provenance else ""
+        return f"Preset {self.name}, {found}. {self.provenance['note']} {compared}Published: {published}."
+
+
+def _beside(compared: dict[str, Any]) -> str:
+    """A small run beside the authors' code, as a sentence with a space after it."""
+    seeds = ", ".join(map(str, compared["seeds"]))
+    return (
+        f"Beside the authors' code at small size: {compared['last']:.1f} % here, {compared['public']:.1f} % there, "
+        f"standard error of the difference {compared['error']:.1f} (seeds {seeds}, {compared['date']}, "
+        f"{compared['weights']}; {compared['command']}, see docs/fidelity.md). "
+    )
 
 
 def _quoted(published: dict[str, Any]) -> str:
