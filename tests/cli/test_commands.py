@@ -911,7 +911,7 @@ def test_the_commands_for_own_texts_answer_as_the_page_says(tmp_path):
     names = [line.split(": ")[0] for line in shown]
     assert names == ["text 0", "questions.txt:1", "questions.txt:2", "tickets.csv row 0"]
     assert all(line.count("planet") == 3 for line in shown)
-    ostinato(*learn, cwd=tmp_path)
+    ostinato(*learn, "--accept", cwd=tmp_path)  # random weights learn nothing of seven texts
     found = json.loads(
         ostinato("predict", "runs/intents", "--text", "w1 w1", "--topk", "9", "--json", cwd=tmp_path).stdout
     )
@@ -972,8 +972,8 @@ def test_what_a_run_was_told_of_its_columns_holds_for_more_and_for_scoring(text_
              cwd=tmp_path)  # fmt: skip
     done = ostinato("predict", "r", "first/train.csv", "--json", cwd=tmp_path)
     assert len(json.loads(done.stdout)) == 20, "nor need it be said to predict"
-    ostinato("learn", "r", "data=more", "eval=first", cwd=tmp_path)
-    ostinato("learn", "r", "data=last", "data.text_column=title", "eval=more", cwd=tmp_path)
+    ostinato("learn", "r", "data=more", "eval=first", "--accept", cwd=tmp_path)
+    ostinato("learn", "r", "data=last", "data.text_column=title", "eval=more", "--accept", cwd=tmp_path)
     for data, more in (("first", ()), ("more", ()), ("last", ("data.text_column=title",))):
         done = ostinato("eval", "r", f"data={data}", *more, "--json", cwd=tmp_path)
         assert json.loads(done.stdout)["images"] == 4, data

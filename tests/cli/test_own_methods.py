@@ -85,7 +85,7 @@ def test_a_model_whose_file_moved_is_told_where_it_is(finished, tmp_path):
         assert "was learned by 'one_prefix', not by simplecil" in wrong
         moved = (f"method={tmp_path / 'elsewhere.py'}", "stream.step=2")
         photos(tmp_path / "more", {"new": (9, 9, 9), "newer": (90, 9, 9)}, n=4)
-        ostinato("learn", finished / "runs/mine", f"data={tmp_path / 'more'}", *moved)
+        ostinato("learn", finished / "runs/mine", f"data={tmp_path / 'more'}", *moved, "--accept")
         assert len(json.loads((artifact / "artifact.json").read_text())["class_names"]) == 12
         assert "task_confusion" in ostinato("analyse", finished / "runs/mine", moved[0]).stdout
     finally:

@@ -25,7 +25,7 @@ OTHERWISE = {
     r"backbone=vit_\S+( backbone.weights=\S+)?": "",
     r"^(ostinato run \w+ -p .*)data=cifar100$": r"\1data=photos stream.first=4 stream.step=2 train.epochs=1 BUNDLED",
     r"^(ostinato run simplecil )data=cifar100": r"\1data=photos",
-    r"^(ostinato reproduce soft_tf/table\d) (data=.*)$": r"\1 \2 --dry-run",
+    r"^(ostinato reproduce soft_tf/(?:table|figure)\d) (data=.*)$": r"\1 \2 --dry-run",
     r"^torchrun --nproc-per-node \d -m (ostinato run .*)$": r"\1 train.epochs=1",
     r"^torchrun --nproc-per-node \d -m ostinato resume": "ostinato resume",
     r"^ostinato push (\S+ \S+)$": r"ostinato push \1 --to models",
@@ -57,10 +57,12 @@ ELSEWHERE = {
     "ostinato compare runs/photos/learn-001/artifact_before runs/photos data=photos_of_may/",
     "ostinato learn runs/photos data=more_photos/ eval=old_test_photos/ learn.max_drop=0.05",
     "ostinato learn runs/photos --accept",
+    "ostinato analyse runs/figure5 layer_sweep",
+    "ostinato analyse runs/ radar",
     "ostinato learn runs/photos data=more_photos/ --accept",
 }
 """Commands that take long, wait, read standard input or need a model kept aside; test_own_methods.py, test_commands.py,
-test_explaining.py, test_export.py and test_serve.py do the same."""
+test_explaining.py, test_export.py, test_serve.py and test_analysis.py do the same."""
 
 
 @pytest.fixture(scope="module")

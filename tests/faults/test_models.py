@@ -147,7 +147,7 @@ def test_a_run_that_goes_on_leaves_the_artifact_of_one_that_did_not_stop(tmp_pat
 
     for words_of in (
         lambda out: ("run", "dualprompt", *words, *short, f"out={out}"),
-        lambda out: ("learn", out, "data=more", *short),
+        lambda out: ("learn", out, "data=more", "--accept", *short),
     ):
         ostinato(*words_of("whole"), cwd=tmp_path)
         with monkeypatch.context() as patch:

@@ -647,7 +647,8 @@ def test_command(runs, digits, tmp_path, capsys):
     for words, message in (
         ([run, "block_weights"], "soft_tf does not support it. It supports attention, mask_density"),
         ([run, "mask_density", "task=one"], "task must be a whole number, counted from 0, got one"),
-        ([run, "mask_density", "epochs=3"], "mask_density does not use images, got epochs=3"),
+        ([run, "mask_density", "epochs=3"], "neither a file nor an option of analyse"),
+        ([run, "mask_density", digits[0]], "mask_density does not use images"),
         ([run, "attention", "epochs=3"], "epochs=3"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -16,7 +16,6 @@ from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
 from ostinato.interop import ExportedModel, load_exported
 from ostinato.learner import Learner, Prediction
 from ostinato.predicting import STDIN, images_of, texts_of
-from ostinato.report.explained import write_report, wrong_answers
 from ostinato.runs.build import samples_to_score
 from ostinato.runs.rundir import RunDir
 from ostinato.streams import LabeledDataset
@@ -171,6 +170,8 @@ class Score:
 
     def summary(self) -> dict[str, Any]:
         """Results as plain values, in fractions: with the most confused pairs and most probable wrong answers."""
+        from ostinato.report.explained import wrong_answers  # which predicting does not need
+
         shown: dict[str, Any] = {"accuracy": self.accuracy, "images": self.result.images}
         if self.confusion is None:
             return shown | {"protocol": self.protocol, "task_id_accuracy": self.result.task_id_accuracy}
@@ -194,6 +195,8 @@ class Score:
         """
         if self.confusion is None:
             raise InputError("out= needs samples that are scored alone. Leave out eval.protocol=batch.")
+        from ostinato.report.explained import write_report
+
         return write_report(out, self.samples, self.result, self.confusion, self.summary())
 
 
