@@ -98,10 +98,10 @@ def test_a_run_on_photos_says_what_is_missing_and_remarks_on_its_samples(folder,
     assert ("No test images of white:" in said) == ("New classes:" not in said)
 
 
-def progress_of(every, **kind):
+def progress_of(every, total=8, **kind):
     console = PlainConsole(file=io.StringIO(), width=200, **kind)
     reporter = ConsoleReporter(console, every=every)
-    reporter.begin("task 1/2: fit", 8, 2)
+    reporter.begin("task 1/2: fit", total, 2)
     reporter.advance(1, "loss 0.500")
     reporter.advance(1)
     reporter.close()
@@ -114,4 +114,5 @@ def test_without_a_terminal_progress_is_lines():
     assert first.endswith(" | loss 0.500")
     assert second.startswith("task 1/2: fit | 4 of 8 (50%)")
     assert progress_of(60) == ""
+    assert progress_of(0, total=2).splitlines()[0] == "task 1/2: fit | 3", "more than was foreseen has no share"
     assert " | 3 of 8" not in progress_of(0, force_terminal=True)

@@ -117,6 +117,8 @@ class ConsoleReporter(Reporter):
 def _line(task: ProgressTask) -> str:
     """Progress of a piece of work in words: ``task 1/2: fit | 40 of 120 (33%) | 80 s left | loss 0.125``."""
     total = task.total or 0
+    if task.completed > total:  # features: how often a method reads its samples is not known before
+        return f"{task.description} | {task.completed:.0f}"
     share = task.completed / total if total else 1.0
     parts = [task.description, f"{task.completed:.0f} of {total:.0f} ({100 * share:.0f}%)"]
     if task.time_remaining is not None:
