@@ -157,14 +157,15 @@ class Ground:
     """
 
     def __init__(self, root: Path, words: tuple[str, ...], more: tuple[str, ...] | None) -> None:
-        self.root, self.words, self.more = root, words, more
+        self.root, self.words = root, words
+        self.more = None if more is None else (*more, "--accept")  # random weights learn nothing of few photos
         self.work = root / "work"
         self.fresh()
         _, self.run_changes, _ = self.must("run", *words, "out=r")
         self.run_result = result_of(self.work / "r")
         shutil.copytree(self.work / "r", root / "finished")
-        if more is not None:
-            _, self.learn_changes, _ = self.must("learn", "r", *more)
+        if self.more is not None:
+            _, self.learn_changes, _ = self.must("learn", "r", *self.more)
             self.learn_result = result_of(self.work / "r/learn-001")
             self.learned = self.answer()
 
