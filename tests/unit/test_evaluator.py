@@ -335,9 +335,9 @@ def test_accuracies_weigh_samples_and_the_table_lists_groups():
     assert result.oracle_id_accuracy is None
     assert result.table().splitlines() == [
         "all 3 tasks: 60.0 %",
-        "  task 0: 90.0 % of 10",
-        "  task 1: 50.0 % of 30",
-        "  task 2: no samples",
+        "  task 1: 90.0 % of 10",
+        "  task 2: 50.0 % of 30",
+        "  task 3: no samples",
     ]
 
 

@@ -184,8 +184,8 @@ def test_the_line_after_a_task():
         "forgetting": 0.031,
         "train_seconds": 12.3,
     }
-    assert task_line(row) == "task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1% | train 12.3 s"
-    assert task_line({"task": 0, "tasks": None, "accuracy": 1.0, "forgetting": None}) == "task 0 | accuracy 100.0%"
+    assert task_line(row) == "task 3 of 10 | 30 classes | accuracy 84.2% | forgetting 3.1% | train 12.3 s"
+    assert task_line({"task": 0, "tasks": None, "accuracy": 1.0, "forgetting": None}) == "task 1 | accuracy 100.0%"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class Evaluation:
         lines = [f"all {len(self.totals)} tasks: {100 * self.accuracy:.1f} %"]
         lines += [
             f"  task {i}: {100 * c / n:.1f} % of {n}" if n else f"  task {i}: no samples"
-            for i, (c, n) in enumerate(zip(self.correct, self.totals, strict=True))
+            for i, (c, n) in enumerate(zip(self.correct, self.totals, strict=True), 1)
         ]
         return "\n".join(lines)
 

@@ -94,7 +94,7 @@ def accuracy_heatmap(
         matrix: accuracy matrix with at least one row.
         path: file to write; folders are made as needed.
         title: title of the figure.
-        task_labels: (T,) names of the tasks, cut to 24 characters; None numbers them from 0.
+        task_labels: (T,) names of the tasks, cut to 24 characters; None numbers them from 1.
 
     Raises:
         InputError: if the matrix is empty, ``task_labels`` lacks an entry per task, or the suffix is unknown.
@@ -102,7 +102,7 @@ def accuracy_heatmap(
     picture_path(path)
     _check_rows("accuracy_heatmap", matrix)
     n_tasks = matrix.n_tasks
-    labels = [str(i) for i in range(n_tasks)] if task_labels is None else [cut(str(v), 24) for v in task_labels]
+    labels = [str(i + 1) for i in range(n_tasks)] if task_labels is None else [cut(str(v), 24) for v in task_labels]
     if len(labels) != n_tasks:
         raise InputError(
             f"accuracy_heatmap: task_labels must have an entry per task ({n_tasks}), got {len(labels)}. "

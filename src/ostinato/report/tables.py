@@ -170,7 +170,7 @@ def to_markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: C
 
 
 def task_line(row: Mapping[str, Any]) -> str:
-    """Format the evaluation after a task: ``task 2 (3 of 10) | 30 classes | accuracy 84.2% | forgetting 3.1%``.
+    """Format the evaluation after a task: ``task 3 of 10 | 30 classes | accuracy 84.2% | forgetting 3.1%``.
 
     Args:
         row: any of ``task`` (0-based), ``tasks`` (in all), ``classes`` (seen so far), ``accuracy`` (on these),
@@ -180,8 +180,8 @@ def task_line(row: Mapping[str, Any]) -> str:
     """
     parts: list[str] = []
     if not _absent(row.get("task")):
-        of = "" if _absent(row.get("tasks")) else f" ({row['task'] + 1} of {row['tasks']})"
-        parts.append(f"task {row['task']}{of}")
+        of = "" if _absent(row.get("tasks")) else f" of {row['tasks']}"
+        parts.append(f"task {row['task'] + 1}{of}")
     if not _absent(row.get("classes")):
         parts.append(f"{row['classes']} classes")
     for key, name in (
