@@ -132,7 +132,7 @@ def test_groups_without_samples_count_nothing():
     parts = groups(stream(HAND_LABELS))
     result = evaluate(Table(HAND_SCORES, [2, 2, 1]), [parts[0], parts[1].subset([]), parts[2]], SETTINGS)
     assert (result.totals, result.correct) == ([3, 0, 2], [1, 0, 1])
-    assert "task 1: no samples" in result.table()
+    assert "task 2: no samples" in result.table()
 
 
 def test_seen_classes_beyond_the_groups_compete():

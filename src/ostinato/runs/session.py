@@ -297,7 +297,7 @@ class Session:
         labels = [
             *(["earlier classes"] if self.work.old else []),
             *(["known classes"] if self.work.known else []),
-            *(str(i) for i in range(len(self.stream))),
+            *(str(i + 1) for i in range(len(self.stream))),
         ]
         incremental = [self.task_incremental.row_accuracy(t) for t in range(self.matrix.n_rows)]
         if self.matrix.n_rows:
