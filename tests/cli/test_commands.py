@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,10 @@ from ostinato.backbones.weights import bundled_file
 from ostinato.config import changeable
 from ostinato.files import write_json, write_sealed
 from ostinato.runs.session import Session
+
+
+def test_the_version_is_that_of_the_package():
+    assert ostinato("--version").stdout == f"ostinato {version('ostinato')}\n"
 
 
 def test_help_names_every_command():
@@ -754,6 +759,8 @@ def test_show_a_run(photo_run):
     text = ostinato("show", "runs/photos", cwd=photo_run).stdout
     assert 'name = "simplecil"' in text
     assert '"last_accuracy"' in text
+    assert re.search(r"^Classes\ntask 1 +\d+ samples  \w+\n", text, flags=re.MULTILINE)
+    assert re.search(r"^Learned\n\S+  photos  .* new: ", text, flags=re.MULTILINE)
 
 
 def test_an_output_directory_is_never_overwritten(photo_run):

@@ -48,9 +48,11 @@ def show(name: Annotated[str, typer.Argument(help="A method, or a run directory.
             return
         say(run.config.read_text(encoding="utf-8").rstrip())
         if summary is not None:
+            from ostinato.cli.models import class_lines, history_lines
             from ostinato.runs.lifecycle import taught_since
 
             say_json(summary, indent=2)
+            say("\n".join(["Classes", *class_lines(path), "Learned", *history_lines(path)]))
             if since := taught_since(path):
                 say(since)
         return

@@ -22,12 +22,30 @@ if TYPE_CHECKING:
     from ostinato.report.console import Reporter
 
 app = typer.Typer(
-    help="Teach a frozen pre-trained transformer new classes, task after task.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from ostinato import __version__
+        from ostinato.printing import say
+
+        say(f"ostinato {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Teach a frozen pre-trained transformer new classes, task after task."""
+
 
 Options = Annotated[
     list[str] | None,

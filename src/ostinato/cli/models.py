@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,12 +43,11 @@ def classes(
     given = parse_overrides(options)
     data = given.pop("data", {}).get("path")
     if action == "list" and not names:
-        found = editing.list_classes(run)
         if as_json:
-            say_json([asdict(one) for one in found])
+            say_json([asdict(one) for one in editing.list_classes(run)])
             return
-        for one in found:
-            say(f"task {one.task}  {'?' if one.samples is None else one.samples:>6} samples  {one.name}")
+        for line in class_lines(run):
+            say(line)
         return
     takes = {"rename": 2, "remove": 1, "merge": 2}
     if takes.get(action) != len(names) or (data is not None and action != "remove"):
@@ -64,6 +64,31 @@ def classes(
         say(said)
 
 
+def class_lines(run: Path) -> list[str]:
+    """A line per class of a run: the task that learned it, samples, name."""
+    from ostinato.runs.classes import list_classes
+
+    return [
+        f"task {one.task}  {'?' if one.samples is None else one.samples:>6} samples  {one.name}"
+        for one in list_classes(run)
+    ]
+
+
+def history_lines(run: Path) -> list[str]:
+    """A line per step of a run's history: time, directory, accuracy, classes."""
+    from ostinato.report.tables import percent
+    from ostinato.runs.history import history as steps
+
+    lines = []
+    for one in steps(run):
+        new = f"{len(one.new)} new: {', '.join(one.new)}" if one.new else ""
+        known = f"more of {', '.join(one.known)}" if one.known else ""
+        accuracy = "not scored on all" if one.accuracy is None else f"{percent(one.accuracy)} %"
+        parts = "; ".join(part for part in (new, known) if part)
+        lines.append(f"{one.started}  {one.name}  {accuracy}  {parts}")
+    return lines
+
+
 @app.command()
 def history(run: RunPath, as_json: Json = False) -> None:
     """List what a run learned when: its classes, and those of every 'learn' since.
@@ -72,18 +97,13 @@ def history(run: RunPath, as_json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from ostinato.report.tables import percent
     from ostinato.runs.history import history as steps
 
-    found = steps(run)
     if as_json:
-        say_json([asdict(one) for one in found])
+        say_json([asdict(one) for one in steps(run)])
         return
-    for one in found:
-        new = f"{len(one.new)} new: {', '.join(one.new)}" if one.new else ""
-        known = f"more of {', '.join(one.known)}" if one.known else ""
-        accuracy = "not scored on all" if one.accuracy is None else f"{percent(one.accuracy)} %"
-        say(f"{one.started}  {one.name}  {accuracy}  {'; '.join(part for part in (new, known) if part)}")
+    for line in history_lines(run):
+        say(line)
 
 
 @app.command()
