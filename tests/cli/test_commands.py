@@ -39,6 +39,12 @@ def test_the_version_is_that_of_the_package():
     assert ostinato("--version").stdout == f"ostinato {version('ostinato')}\n"
 
 
+def test_without_a_command_the_help_is_shown():
+    done = ostinato(code=2)
+    assert done.stdout == ostinato("--help").stdout
+    assert not done.stderr
+
+
 def test_help_names_every_command():
     text = ostinato("--help").stdout
     for command in (

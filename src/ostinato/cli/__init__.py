@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         if (known := explained(error)) is not None:
             _fail(f"{known}{advice}", known.exit_code)
         show_usage = getattr(error, "format_message", None)
+        if show_usage is not None and type(error).__name__ == "NoArgsIsHelpError":
+            say(show_usage())
+            sys.exit(2)
         if show_usage is not None:  # Typer's own usage errors
             _fail(show_usage(), 2)
         if _lost_the_main_process(error):
