@@ -152,13 +152,15 @@ def load(path: str | Path, **where: Any) -> Learner:
 
     from ostinato.errors import DataError, InputError
     from ostinato.learner import Learner
-    from ostinato.sharing.stores import HubStore, is_name
 
-    if isinstance(path, str) and not lexists(path) and is_name(path):
-        try:
-            return Learner.load(HubStore().fetch(path), **where)
-        except (DataError, InputError) as error:
-            raise type(error)(f"There is no folder {path} here. {error}") from None
+    if isinstance(path, str) and not lexists(path):
+        from ostinato.sharing.stores import HubStore, is_name  # which a folder does not need
+
+        if is_name(path):
+            try:
+                return Learner.load(HubStore().fetch(path), **where)
+            except (DataError, InputError) as error:
+                raise type(error)(f"There is no folder {path} here. {error}") from None
     return Learner.load(path, **where)
 
 

@@ -42,6 +42,10 @@ class Section(BaseModel):
     """Commands that may change options without a field; None if there are no such options."""
 
 
+MAX_DROP = 0.1
+"""Fall of the accuracy on old classes beyond which a model is kept aside, unless ``learn.max_drop`` says otherwise."""
+
+
 class LearnSection(Section):
     """``learn.*``: when ``learn`` keeps its model aside.
 

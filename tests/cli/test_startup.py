@@ -83,7 +83,7 @@ def test_what_looks_or_predicts_imports_little_beside_torch(folder):
     looks = (("list",), ("show", "l2p"), ("show", "images"), ("predict", "images", PHOTO))
     for words, (of_torch, more) in zip(looks, imported(*looks, cwd=folder, first=("torch",)), strict=True):
         assert not (of_torch | more) & LIBRARIES, words
-        assert len(more) < 370, words
+        assert len(more) < 350, words
 
 
 def test_texts_are_predicted_without_libraries_for_images(folder):

@@ -65,6 +65,11 @@ def test_damaged_and_forged_pictures_are_refused():
         decode(sized(heic(size=(640, 480)), 64, 64), "a.heic")  # decoded, it would be larger
 
 
+def test_a_picture_without_its_coded_size_is_refused():
+    with pytest.raises(DataError, match=r"a\.heic: a HEIC picture without its coded size"):
+        decode(heic().replace(b"ispe", b"ispx"), "a.heic")
+
+
 def test_memory_is_bounded_by_the_coded_picture(monkeypatch):
     assert "at most 0.001 million are read" in problem(heic(), full=False, pixels=1000)
     # A small part is shown of a picture that fills the memory.

@@ -111,6 +111,16 @@ def running(as_json: bool, device: str) -> Iterator[tuple[Console, Reporter, Pro
         yield console, reporter, processes
 
 
+def say_changed(run: Path, said: str, as_json: bool) -> None:
+    """Print the sentence about a change of a run's model."""
+    from ostinato.printing import say, say_json
+
+    if as_json:
+        say_json({"run": str(run), "changed": said})
+    else:
+        say(said)
+
+
 def take(tree: dict[str, Any], key: str) -> Any:
     """Remove and return a top-level option that is not part of the configuration."""
     value = tree.pop(key, None)

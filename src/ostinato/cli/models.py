@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ostinato.cli.app import Json, RunPath, app, machine_of, refuse_several
+from ostinato.cli.app import Json, RunPath, app, machine_of, refuse_several, say_changed
 from ostinato.errors import InputError
 from ostinato.printing import say, say_json
 
@@ -58,10 +58,7 @@ def classes(
     refuse_several("classes")
     where = machine_of(given) | ({"data": data} if data is not None else {})
     said = getattr(editing, action)(run, *names, **where)
-    if as_json:
-        say_json({"run": str(run), "changed": said})
-    else:
-        say(said)
+    say_changed(run, said, as_json)
 
 
 def class_lines(run: Path) -> list[str]:
@@ -116,7 +113,4 @@ def rollback(run: RunPath, as_json: Json = False) -> None:
 
     refuse_several("rollback")
     said = undo(run)
-    if as_json:
-        say_json({"run": str(run), "changed": said})
-    else:
-        say(said)
+    say_changed(run, said, as_json)

@@ -17,6 +17,7 @@ from ostinato.cli.app import (
     machine_of,
     refuse_several,
     running,
+    say_changed,
     sort_words,
     take,
 )
@@ -116,11 +117,7 @@ def learn(
         from ostinato.runs.history import accept as put_in_place
 
         refuse_several("learn --accept")
-        said = put_in_place(run)
-        if as_json:
-            say_json({"run": str(run), "changed": said})
-        else:
-            say(said)
+        say_changed(run, put_in_place(run), as_json)
         return
     if accept:
         put(given, "learn.accept", True, "--accept")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans, apart_when_joined, between, sums_of
+from ostinato.nn.statistics import ClassMeans, add_to_means, apart_when_joined, between
 
 ROUNDING = 1e-9
 """On the diagonal of correlation matrices, so that one without variance in some direction is still factored."""
@@ -52,16 +52,9 @@ class ClassMahalanobis(Growing):
             labels: (n,) among all classes, known and new; the first new one is ``len(self)``.
             n_classes: how many classes are added.
         """
-        total = len(self) + n_classes
-        added = sums_of(features, labels, total)
-        means = added.sums / added.counts.clamp(min=1)[:, None]
-        apart, weights = between(self.class_means, added, torch.arange(total, device=labels.device))
-        self.class_means.grow(n_classes)
-        self.class_means.update(features, labels)
         self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(n_classes, *self.scatter.shape[1:])])
-        for c in labels.unique().tolist():
-            rows = features[labels == c].double() - means[c]
-            self.scatter[c] += rows.T @ rows + weights[c] * torch.outer(apart[c], apart[c])
+        for c, gained in add_to_means(self.class_means, features, labels, n_classes):
+            self.scatter[c] += gained
         self._whitening = None
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ostinato.errors import InputError
 from ostinato.nn.discriminant import shrunk
 from ostinato.nn.growing import Growing
-from ostinato.nn.statistics import ClassMeans, add_by_label, apart_when_joined, between, sums_of
+from ostinato.nn.statistics import ClassMeans, add_by_label, add_to_means, apart_when_joined, between
 
 SHARED = 2.0
 """Weight of the shared covariance in that of a class, in samples of a class of mean size."""
@@ -67,16 +67,10 @@ class QuadraticDiscriminant(Growing):
             labels: (n,) among all classes, known and new; the first new one is ``len(self)``.
             n_classes: how many classes are added.
         """
-        rows, total = features.double() @ self.projection.double(), len(self) + n_classes
-        added = sums_of(rows, labels, total)
-        means = added.sums / added.counts.clamp(min=1)[:, None]
-        apart, weights = between(self.class_means, added, torch.arange(total, device=labels.device))
-        self.class_means.grow(n_classes)
-        self.class_means.update(rows, labels)
+        rows = features.double() @ self.projection.double()
         self.scatter = torch.cat([self.scatter, self.scatter.new_zeros(n_classes, self.scatter.shape[1])])
-        for c in labels.unique().tolist():
-            own = rows[labels == c] - means[c]
-            self.scatter[c] += self._packed(own.T @ own + weights[c] * torch.outer(apart[c], apart[c]))
+        for c, gained in add_to_means(self.class_means, rows, labels, n_classes):
+            self.scatter[c] += self._packed(gained)
         self._fitted = None
 
     @torch.no_grad()

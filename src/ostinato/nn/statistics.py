@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -137,6 +139,29 @@ def between(one: ClassMeans, other: ClassMeans, labels: Tensor) -> tuple[Tensor,
     n[known], sums[known] = one.counts[labels[known]], one.sums[labels[known]]
     apart = sums / n.clamp(min=1)[:, None] - other.sums / m.clamp(min=1)[:, None]
     return apart, n.double() * m / (n + m).clamp(min=1)
+
+
+def add_to_means(means: ClassMeans, features: Tensor, labels: Tensor, n_classes: int) -> Iterator[tuple[int, Tensor]]:
+    """Add samples to class means, and yield the number of each class among them with what its scatter gains.
+
+    Args:
+        means: changed before the first class is yielded.
+        features: (n, D) of the samples.
+        labels: (n,) among all classes, known and new; the first new one is the number of those known.
+        n_classes: how many classes are added.
+
+    Yields:
+        A class, and the matrix (D, D) in fp64 that is added to its scatter about its mean, see :func:`between`.
+    """
+    total = len(means.counts) + n_classes
+    added = sums_of(features, labels, total)
+    middle = added.sums / added.counts.clamp(min=1)[:, None]
+    apart, weights = between(means, added, torch.arange(total, device=labels.device))
+    means.grow(n_classes)
+    means.update(features, labels)
+    for c in labels.unique().tolist():
+        rows = features[labels == c].double() - middle[c]
+        yield c, rows.T @ rows + weights[c] * torch.outer(apart[c], apart[c])
 
 
 def apart_when_joined(means: ClassMeans, labels: Tensor) -> Tensor:

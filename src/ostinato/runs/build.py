@@ -18,8 +18,7 @@ from ostinato.lookup import get_method
 from ostinato.methods.base import Method, TaskInferring
 from ostinato.paths import user_path
 from ostinato.registry import check_options
-from ostinato.runs.guard import MAX_DROP
-from ostinato.sections import SplitSection
+from ostinato.sections import MAX_DROP, SplitSection
 from ostinato.streams import LabeledDataset, Source, StreamOptions, TaskStream, kind_of, open_source, scorable
 
 OPENING = ("path", "on_error", "sets", "image_column", "text_column", "label_column", "classes")

@@ -16,9 +16,6 @@ from ostinato.streams import LabeledDataset
 if TYPE_CHECKING:
     from ostinato.runs.build import Work
 
-MAX_DROP = 0.1
-"""Fall of the accuracy on old classes beyond which a model is kept aside, unless ``learn.max_drop`` says otherwise."""
-
 FEWEST, MOST = 5, 50
 """A new class with fewer held-out samples than ``FEWEST`` is also checked on samples that it was learned from; at most
 ``MOST`` samples of a class are scored."""

@@ -17,8 +17,8 @@ from ostinato.registry import is_plain_name
 from ostinato.report.console import Reporter
 from ostinato.runs.build import Before, make_learner, options_for, resolve, taught_learner
 from ostinato.runs.checkpoint import Checkpoints
-from ostinato.runs.placing import ARTIFACT_BEFORE, CONTINUATION
-from ostinato.runs.rundir import RunDir
+from ostinato.runs.placing import ARTIFACT_BEFORE
+from ostinato.runs.rundir import CONTINUATION, RunDir
 from ostinato.runs.session import Session
 from ostinato.sections import SplitSection
 

@@ -9,16 +9,10 @@ from typing import Any
 from ostinato import artifact
 from ostinato.errors import InputError, NotAcceptedError
 from ostinato.files import canonical
-from ostinato.runs.rundir import RunDir
+from ostinato.runs.rundir import CONTINUATION, REFUSED, RunDir
 
 ARTIFACT_BEFORE = "artifact_before"
 """Folder in a continuation with the run's earlier artifact; made once its own artifact is complete."""
-
-CONTINUATION = "learn-"
-"""Prefix of the directories of continuations."""
-
-REFUSED = "refused-"
-"""Prefix of the directories of continuations whose model was kept aside."""
 
 
 def promote(sub: RunDir, parent: RunDir, run_id: str) -> None:

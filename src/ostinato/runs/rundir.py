@@ -17,6 +17,12 @@ from ostinato.files import write_bytes, write_json, write_sealed
 from ostinato.locking import HOLDER, LOCK, locked
 from ostinato.records import RECORD_FORMAT, RunRecord, parse, read_record, read_summary_file
 
+CONTINUATION = "learn-"
+"""Prefix of the directories of continuations."""
+
+REFUSED = "refused-"
+"""Prefix of the directories of continuations whose model was kept aside."""
+
 
 class RunDir:
     """Paths and small files of a run.
@@ -79,7 +85,7 @@ class RunDir:
 
     def _check_parts(self) -> None:
         """Refuse links and pipes in place of files that are written or removed."""
-        runs = [self, *(RunDir(path) for kind in ("learn", "refused") for path in self.root.glob(f"{kind}-*"))]
+        runs = [self, *(RunDir(path) for kind in (CONTINUATION, REFUSED) for path in self.root.glob(f"{kind}*"))]
         folders = [path for run in runs for path in (run.checkpoints, run.plots, run.artifact)]
         files = [path for run in runs for path in run._files]
         for path in (*folders, *(run.root for run in runs[1:])):

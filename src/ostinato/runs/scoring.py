@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ostinato.config import RunConfig
 from ostinato.errors import DataError, InputError
-from ostinato.evaluation.confusion import Confusion
 from ostinato.evaluation.evaluator import BatchProtocol, Evaluation
 from ostinato.interop import ExportedModel, load_exported
 from ostinato.learner import Learner, Prediction
@@ -19,6 +18,9 @@ from ostinato.predicting import STDIN, images_of, texts_of
 from ostinato.runs.build import samples_to_score
 from ostinato.runs.rundir import RunDir
 from ostinato.streams import LabeledDataset
+
+if TYPE_CHECKING:
+    from ostinato.evaluation.confusion import Confusion
 
 MOST_LISTED = 10
 """Largest number of confused pairs, and of wrong answers, in a summary; tables have all."""
@@ -170,7 +172,7 @@ class Score:
 
     def summary(self) -> dict[str, Any]:
         """Results as plain values, in fractions: with the most confused pairs and most probable wrong answers."""
-        from ostinato.report.explained import wrong_answers  # which predicting does not need
+        from ostinato.report.explained import wrong_answers
 
         shown: dict[str, Any] = {"accuracy": self.accuracy, "images": self.result.images}
         if self.confusion is None:
@@ -245,5 +247,7 @@ def score_run(
     result = learner.evaluate(groups, protocol=protocol)
     if protocol is not None:
         return Score(samples, result, protocol.name, None)
+    from ostinato.evaluation.confusion import Confusion  # which predicting does not need
+
     ordered = LabeledDataset.concat(groups)
     return Score(ordered, result, None, Confusion.of(ordered.labels.numpy(), result, learner.class_names))

@@ -324,10 +324,10 @@ class Session:
             before, after = (read_answers(path) for path in (self.dirs.answers_before, self.dirs.answers))
             fall = fall_of(before, after, self.learner.class_names[:n_old], work.max_drop)
         fall = self.processes.broadcast_object(fall)
-        remarks = [] if fall is None or fall.remark is None else [fall.remark]
+        doubts = [] if fall is None or fall.remark is None else [fall.remark]
         problems += [] if fall is None or fall.problem is None else [fall.problem]
         accepted = not problems or work.accept
-        for text in (*remarks, *(f"{text[0].upper()}{text[1:]}." for text in problems if accepted)):
+        for text in (*doubts, *(f"{text[0].upper()}{text[1:]}." for text in problems if accepted)):
             self.warn(text)
         return {"accepted": accepted, "problems": problems, "old_samples": 0 if fall is None else fall.samples}
 

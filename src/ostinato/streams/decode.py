@@ -330,6 +330,8 @@ def _needed(
     elif image.format == "HEIF":  # its planes, pixels made of these, and the file once more
         file.seek(0)
         coded = [int.from_bytes(w) * int.from_bytes(h) for w, h in _HEIC_SIZE.findall(file.read())]
+        if not coded:
+            raise _Unfit("a HEIC picture without its coded size, so that its memory cannot be bounded. Save it again")
         needed += 8 * max(*coded, width * height) + file.tell()
     elif image.format == "TIFF":
         needed += _tile_bytes(image)
