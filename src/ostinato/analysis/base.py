@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ostinato.config import build_config
 from ostinato.errors import DataError, InputError
 from ostinato.learner import Learner
 from ostinato.methods.base import Method
+from ostinato.report.tables import write_csv
 from ostinato.runs.build import make_stream
 from ostinato.runs.rundir import RunDir
 from ostinato.streams import LabeledDataset
@@ -40,10 +40,8 @@ class Findings:
 
     def write_csv(self, path: Path) -> None:
         """Write the table, floats with nine digits, which distinguish all fp32 numbers."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(self.columns)
-            writer.writerows([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in self.rows)
+        rows = ([f"{v:.9g}" if isinstance(v, float) else v for v in row] for row in self.rows)
+        write_csv(path, self.columns, rows)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def compare(
             "compare needs data=FOLDER. It also takes out=FILE.csv, other options of data.*, backbone.weights=FILE, "
             "device=NAME, precision=fp32, and eval.unknown=skip (for classes that neither model learned)."
         )
-    from ostinato.report.tables import write_table
+    from ostinato.report.tables import write_csv
     from ostinato.runs.comparing import compare_models
 
     if out is not None and not Path(str(out)).parent.is_dir():
@@ -55,7 +55,7 @@ def compare(
     )
     changed = [asdict(one) for one in found.changed]
     if out is not None:
-        write_table(Path(str(out)), ("sample", "true", "first", "second"), (one.values() for one in changed))
+        write_csv(Path(str(out)), ("sample", "true", "first", "second"), (one.values() for one in changed))
     if as_json:
         difference = found.difference
         say_json({

@@ -16,7 +16,7 @@ from ostinato.evaluation.evaluator import Evaluation
 from ostinato.files import write_json
 from ostinato.report.drawing import BLUE, INK, MUTED, RULE, cut, new_figure, plain, save
 from ostinato.report.figures import Panel, bare, heat_maps
-from ostinato.report.tables import NOTHING, percent, write_table
+from ostinato.report.tables import NOTHING, percent, write_csv
 from ostinato.streams import LabeledDataset
 
 MOST_DRAWN = 24
@@ -104,8 +104,8 @@ def write_report(
     wrong = wrong_answers(samples, result, confusion.names)
     _write_classes(folder / "classes.csv", confusion)
     pairs = confusion.pairs()
-    write_table(folder / "confused.csv", ("true", "predicted", "samples", "of"), map(_pair, pairs))
-    write_table(folder / "confusion.csv", ("true", *confusion.names), _matrix(confusion))
+    write_csv(folder / "confused.csv", ("true", "predicted", "samples", "of"), map(_pair, pairs))
+    write_csv(folder / "confusion.csv", ("true", *confusion.names), _matrix(confusion))
     draw_confusion(confusion, folder / "confusion.png")
     _write_wrong(folder / "wrong.csv", wrong, samples, result)
     if wrong and samples.modality == "image":
@@ -133,14 +133,14 @@ def _write_classes(path: Path, confusion: Confusion) -> None:
         (one.name, one.samples, one.answered, one.right, _digits(one.recall), _digits(one.precision))
         for one in confusion.classes()
     )
-    write_table(path, ("class", "samples", "answered", "right", "recall", "precision"), rows)
+    write_csv(path, ("class", "samples", "answered", "right", "recall", "precision"), rows)
 
 
 def _write_wrong(path: Path, wrong: Sequence[Wrong], samples: LabeledDataset, result: Evaluation) -> None:
     """Write all wrong answers; those to texts with the text."""
     texts = [(samples.raw(i),) for i in wrongest(result)] if samples.modality == "text" else [()] * len(wrong)
     rows = ((w.sample, w.true, w.predicted, _digits(w.probability), *t) for w, t in zip(wrong, texts, strict=True))
-    write_table(path, ("sample", "true", "predicted", "probability", *(["text"] * bool(texts and texts[0]))), rows)
+    write_csv(path, ("sample", "true", "predicted", "probability", *(["text"] * bool(texts and texts[0]))), rows)
 
 
 def _write_bins(path: Path, result: Evaluation) -> None:
@@ -149,7 +149,7 @@ def _write_bins(path: Path, result: Evaluation) -> None:
         for kind, bins in zip(("softmax", "probability"), result.bins, strict=False)
         for b, (n, *sums) in enumerate(bins)
     ]
-    write_table(path, ("of", "above", "up_to", "samples", "mean", "accuracy"), rows)
+    write_csv(path, ("of", "above", "up_to", "samples", "mean", "accuracy"), rows)
 
 
 def draw_confusion(confusion: Confusion, path: Path) -> None:

@@ -249,13 +249,10 @@ def summary_csv(summaries: Sequence[Mapping[str, Any]], path: str | Path) -> Non
             return ""
         return f"{value:.6f}" if key.removeprefix("batch_") in FRACTIONS else value
 
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(keys)
-        writer.writerows([cell(key, summary.get(key)) for key in keys] for summary in summaries)
+    write_csv(Path(path), keys, ([cell(key, summary.get(key)) for key in keys] for summary in summaries))
 
 
-def write_table(path: Path, headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+def write_csv(path: Path, headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a table as CSV; names of files keep bytes that are not UTF-8, None is empty."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")

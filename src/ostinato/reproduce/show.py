@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 from ostinato.presets import METRICS
-from ostinato.report.tables import NOTHING, human_bytes, human_count, percent, seconds, to_markdown, whole_count
+from ostinato.report.tables import (
+    NOTHING,
+    human_bytes,
+    human_count,
+    percent,
+    seconds,
+    to_markdown,
+    whole_count,
+    write_csv,
+)
 from ostinato.reproduce.results import Measured, difference
 from ostinato.reproduce.table import Table
 
@@ -221,28 +229,16 @@ def write_table(table: Table, results: Sequence[Measured], out: Path) -> None:
     keys = [*METRICS.values(), *batches, *COSTS, "protocol", "backbone", "stream", "seed"]
     priced = [key for key in COSTS if any(key in r.row.costs for r in results)]
     compared = ["difference", "difference_error", "not_comparable"]
-    with (out / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "row",
-                "what",
-                "method",
-                "data",
-                *(f"published_{m}" for m in [*METRICS, *priced]),
-                *keys,
-                *compared,
-                "command",
-            ]
-        )
-        for result in results:
-            row, summary = result.row, result.summary or {}
-            quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
-            quoted += [str(row.costs.get(key, "")) for key in priced]
-            values = ["" if summary.get(k) is None else summary[k] for k in keys]
-            found = result.comparison()
-            values += ["" if found[k] is None else found[k] for k in compared]
-            writer.writerow([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
+    published = (f"published_{name}" for name in [*METRICS, *priced])
+    headings = ["row", "what", "method", "data", *published, *keys, *compared, "command"]
+    rows: list[list[Any]] = []
+    for result in results:
+        row, summary, found = result.row, result.summary or {}, result.comparison()
+        quoted = [f"{row.published[m] / 100:.6f}" if m in row.published else "" for m in METRICS]
+        quoted += [str(row.costs.get(key, "")) for key in priced]
+        values = [*(summary.get(key) for key in keys), *(found[key] for key in compared)]
+        rows.append([row.name, row.label, row.method, row.data, *quoted, *values, result.command])
+    write_csv(out / "table.csv", headings, rows)
 
 
 def rich_table(results: Sequence[Measured]) -> Any:
