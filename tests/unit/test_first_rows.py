@@ -59,6 +59,7 @@ def test_the_first_row_of_a_table_runs_on_the_bundled_encoder(name, tmp_path, mo
     assert config["precision"] == "fp32"
     batches = "eval.protocol=batch" in row.words
     assert (summary.get("batch_last_eval_seconds") is not None) == batches
+    assert batches or summary["last_eval_seconds"] < summary["eval_seconds"], "of the second of two tasks alone"
 
 
 def test_the_first_row_of_texts_runs_on_a_tiny_encoder(tmp_path):
