@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(runs, digits):
     with pytest.raises(InputError, match=r"no analysis 'mask_densty'.*mask_density"):
         analyse(run, "mask_densty")
     with pytest.raises(InputError, match="attention does not use task"):
-        analyse(run, "attention", digits, task=0)
+        analyse(run, "attention", digits, task=1)
     with pytest.raises(InputError, match="task_confusion does not use images"):
         analyse(run, "task_confusion", digits)
     with pytest.raises(InputError, match="attention: give 1 to 24 image files"):
@@ -168,7 +168,7 @@ def test_layer_importance(runs):
     assert shares.shape == (2, 12)
     got = torch.zeros(2, 12)
     for row in table:
-        got[int(row["task"]), int(row["layer"])] = float(row["importance"])
+        got[int(row["task"]) - 1, int(row["layer"])] = float(row["importance"])
     assert torch.equal(got, shares)
 
 
@@ -179,7 +179,7 @@ def test_block_weights(runs):
     mu, norms = method.block_weights().detach(), method.adapter_norms()
     assert len(table) == 2 * 6 * 2
     for row in table:
-        task, block, part = int(row["task"]), int(row["layer"]) - 6, "qv".index(row["map"])
+        task, block, part = int(row["task"]) - 1, int(row["layer"]) - 6, "qv".index(row["map"])
         assert float(row["mu"]) == pytest.approx(float(mu[task, 2 * part, block]), rel=1e-7)
         assert float(row["update_norm"]) == pytest.approx(float(norms[task, block, part]), rel=1e-7)
     assert float(norms.min()) > 0
@@ -201,17 +201,18 @@ def test_mask_density(runs, tmp_path):
         below = sum(int(r["count"]) for r in part[:middle])
         assert abs(below - (values < edges[middle]).sum()) <= 1  # the table's edges have nine digits
         assert part[0]["task"] == "all"
-    one = made(run, "mask_density", task=1, out=tmp_path)
-    assert {r["task"] for r in one} == {"1"}
+    one = made(run, "mask_density", task=2, out=tmp_path)
+    assert {r["task"] for r in one} == {"2"}
     name = f"{one[0]['layer']}.{one[0]['map']}"
     assert sum(int(r["count"]) for r in one[:BINS]) == method.mask_values(1)[name].numel()
-    with pytest.raises(InputError, match=r"task must lie in \[0, 1\], .* got 2"):
-        analyse(run, "mask_density", task=2)
+    for wrong in (0, 3):
+        with pytest.raises(InputError, match=rf"task must lie in \[1, 2\], .* got {wrong}"):
+            analyse(run, "mask_density", task=wrong)
 
 
 def test_weight_density(runs, tmp_path):
     """Both kinds of weights fill the same bins, and a mask moves some of them."""
-    table = made(runs("soft_tf"), "weight_density", task=0, out=tmp_path)
+    table = made(runs("soft_tf"), "weight_density", task=1, out=tmp_path)
     method = Learner.load(runs("soft_tf")).method
     width, qkv = method.backbone.arch.dim, method.backbone.encoder.blocks[10].attn.qkv.weight
     frozen, masked = method.masked_weights(0)["10.k"]
@@ -233,8 +234,8 @@ def test_weight_density(runs, tmp_path):
 
 def test_the_path_between_masks(runs, tmp_path):
     """Its ends are the scores under the masks of one task and of the other."""
-    table = made(runs("soft_tf"), "mask_path", task=1, out=tmp_path)
-    assert [(r["task"], r["towards"]) for r in table] == [("1", "0")] * 9
+    table = made(runs("soft_tf"), "mask_path", task=2, out=tmp_path)
+    assert [(r["task"], r["towards"]) for r in table] == [("2", "1")] * 9
     learner = Learner.load(runs("soft_tf"))
     method, group = learner.method, Subject(runs("soft_tf"), learner).held_out()[1]
     x = pixels(learner, group)
@@ -274,7 +275,7 @@ def test_usage_of_a_pool(runs, tests):
         x = pixels(learner, tests[task])
         with torch.inference_mode():
             ids = Counter(learner.method.pool.select(learner.method.query(x))[0].flatten().tolist())
-        mine = [r for r in table if r["true_task"] == str(task)]
+        mine = [r for r in table if r["true_task"] == str(task + 1)]
         assert [float(r["chosen"]) for r in mine] == [ids[m] for m in range(6)]
         assert {r["images"] for r in mine} == {str(len(x))}
         assert sum(float(r["per_image"]) for r in mine) == pytest.approx(2)
@@ -284,7 +285,7 @@ def test_usage_is_what_the_method_says(runs, tests):
     learner = Learner.load(runs("l2p"), precision="fp32")
     learner.method.usage = lambda x: torch.full((len(x), 3), 0.25)
     findings = ANALYSES["prompt_usage"].find(Subject(runs("l2p"), learner))
-    assert [row[3:] for row in findings.rows if row[0] == 1] == [(len(tests[1]) / 4, 0.25)] * 3
+    assert [row[3:] for row in findings.rows if row[0] == 2] == [(len(tests[1]) / 4, 0.25)] * 3
 
 
 def test_confusion_of_methods_that_infer(runs, stream):
@@ -298,9 +299,9 @@ def test_confusion_of_methods_that_infer(runs, stream):
         with torch.inference_mode():
             inferred = learner.method.infer_task(pixels(learner, stream.task(task).validation))
         found = torch.bincount(inferred, minlength=2).tolist()
-        assert [int(r["images"]) for r in table if r["true_task"] == str(task)] == found
-        assert [float(r["chosen"]) for r in usage if r["true_task"] == str(task)] == found
-        assert sum(float(r["share"]) for r in table if r["true_task"] == str(task)) == pytest.approx(1)
+        assert [int(r["images"]) for r in table if r["true_task"] == str(task + 1)] == found
+        assert [float(r["chosen"]) for r in usage if r["true_task"] == str(task + 1)] == found
+        assert sum(float(r["share"]) for r in table if r["true_task"] == str(task + 1)) == pytest.approx(1)
     right = int(table[0]["images"]) + int(table[3]["images"])
     measured = json.loads((run / "summary.json").read_text())["task_id_accuracy"]
     assert right / sum(int(r["images"]) for r in table) == pytest.approx(measured)
@@ -313,7 +314,7 @@ def test_confusion_of_other_methods(runs, tests):
     assert {r["found_by"] for r in table} == {"task_of_the_predicted_class"}
     for task in (0, 1):
         found = torch.bincount(learner.scores(pixels(learner, tests[task])).argmax(1) // 2, minlength=2).tolist()
-        assert [int(r["images"]) for r in table if r["true_task"] == str(task)] == found
+        assert [int(r["images"]) for r in table if r["true_task"] == str(task + 1)] == found
 
 
 def test_data_must_be_the_run_s(runs, tmp_path):
@@ -517,7 +518,7 @@ def test_attention_table(runs, digits, name):
     prefixed = {"soft_tf": {0, 1, 10, 11}, "lieprompt": set(range(12)), "l2p": set(range(12))}.get(name, set())
     for row in table:
         assert row["predicted"] == best[row["image"]]
-        assert int(row["task"]) == int(best[row["image"]]) // 2
+        assert int(row["task"]) == int(best[row["image"]]) // 2 + 1
         patches = [float(v) for k, v in row.items() if k.startswith("patch_")]
         assert len(patches) == 16
         prefix = float(row["prefix_share"])
@@ -642,11 +643,11 @@ def test_command(runs, digits, tmp_path, capsys):
     assert text == f"Written to {tmp_path / 'attention.png'} and {tmp_path / 'attention.csv'}\n"
     table = rows(tmp_path / "attention.csv")
     assert {(Path(r["image"]).name, r["head"]) for r in table} == {("a.png", "1"), ("b.png", "1")}
-    done = json.loads(said(capsys, run, "mask_density", "task=0", f"out={tmp_path}", "--json"))
-    assert {r["task"] for r in rows(Path(done["csv"]))} == {"0"}
+    done = json.loads(said(capsys, run, "mask_density", "task=1", f"out={tmp_path}", "--json"))
+    assert {r["task"] for r in rows(Path(done["csv"]))} == {"1"}
     for words, message in (
         ([run, "block_weights"], "soft_tf does not support it. It supports attention, mask_density"),
-        ([run, "mask_density", "task=one"], "task must be a whole number, counted from 0, got one"),
+        ([run, "mask_density", "task=one"], "task must be a whole number, counted from 1, got one"),
         ([run, "mask_density", "epochs=3"], "neither a file nor an option of analyse"),
         ([run, "mask_density", digits[0]], "mask_density does not use images"),
         ([run, "attention", "epochs=3"], "epochs=3"),

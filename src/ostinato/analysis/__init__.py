@@ -104,8 +104,8 @@ def analyse(
         device: device to compute on.
         weights: path of the backbone's weights, if they moved.
         method: file of the run's method, if it moved or changed.
-        task: task to show, for ``mask_density`` and ``weight_density``, None for all together; and for ``mask_path``,
-            None for the first.
+        task: task to show, from 1, for ``mask_density`` and ``weight_density``, None for all together; and for
+            ``mask_path``, None for the first.
         head: head to show, for ``attention``; None for the mean over heads.
 
     Raises:

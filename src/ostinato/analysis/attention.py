@@ -168,7 +168,7 @@ def find(subject: Subject) -> Findings:
         shown = "mean" if head is None else head
         for layer, weights in enumerate(patches):
             shares = float(prefix[layer]), float(cls[layer])
-            rows.append((str(file), name, found.task, layer, shown, *shares, *weights.flatten().tolist()))
+            rows.append((str(file), name, found.task + 1, layer, shown, *shares, *weights.flatten().tolist()))
     names = [f"patch_{i}_{j}" for i in range(side) for j in range(side)]
     columns = ("image", "predicted", "task", "layer", "head", "prefix_share", "cls_share", *names)
     which = "mean over heads" if head is None else f"head {head}"

@@ -53,7 +53,7 @@ class Subject:
         learner: learner of the run.
         images: image files.
         data: path of the run's data, if they moved.
-        task: task to show; None for all.
+        task: task to show, from 1; None for all.
         head: attention head to show; None for the mean over heads.
     """
 
@@ -128,7 +128,7 @@ class Subject:
                 yield i, values.cpu()
 
     def chosen_tasks(self) -> list[int]:
-        """List the chosen task, or all.
+        """List the index, from 0, of the chosen task, or all.
 
         Raises:
             InputError: if there is no such task.
@@ -136,9 +136,9 @@ class Subject:
         n = self.method.n_tasks
         if self.task is None:
             return list(range(n))
-        if not 0 <= self.task < n:
-            raise InputError(f"task must lie in [0, {n - 1}], the learned tasks, got {self.task}.")
-        return [self.task]
+        if not 1 <= self.task <= n:
+            raise InputError(f"task must lie in [1, {n}], the learned tasks, got {self.task}.")
+        return [self.task - 1]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,6 @@ def having(*hooks: str) -> Callable[[Method], bool]:
     return lambda method: all(callable(getattr(method, hook, None)) for hook in hooks)
 
 
-def numbered(n: int) -> list[str]:
-    """Labels 0 to n - 1."""
-    return [str(i) for i in range(n)]
+def numbered(n: int, first: int = 0) -> list[str]:
+    """Labels of n layers from 0, or of n tasks from ``first`` = 1."""
+    return [str(first + i) for i in range(n)]

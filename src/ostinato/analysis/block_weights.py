@@ -20,9 +20,10 @@ def find(subject: Subject) -> Findings:
     layers = list(getattr(method, "specific_layers", range(n)))
     names = [str(layer) for layer in layers]
     panels = [
-        Panel(weights[:, row].abs().numpy(), numbered(tasks), names, f"|mu| of {name}") for name, row in MAPS.items()
+        Panel(weights[:, row].abs().numpy(), numbered(tasks, 1), names, f"|mu| of {name}") for name, row in MAPS.items()
     ] + [
-        Panel(norms[:, :, i].numpy(), numbered(tasks), names, f"norm of {name}'s update") for i, name in enumerate(MAPS)
+        Panel(norms[:, :, i].numpy(), numbered(tasks, 1), names, f"norm of {name}'s update")
+        for i, name in enumerate(MAPS)
     ]
 
     draw = partial(
@@ -31,7 +32,7 @@ def find(subject: Subject) -> Findings:
         across="layer", down="task", per_row=2,
     )  # fmt: skip
     rows = [
-        (task, layer, name, float(weights[task, row, i]), float(norms[task, i, j]))
+        (task + 1, layer, name, float(weights[task, row, i]), float(norms[task, i, j]))
         for task in range(tasks)
         for i, layer in enumerate(layers)
         for j, (name, row) in enumerate(MAPS.items())

@@ -59,7 +59,7 @@ def densities(
     panels: dict[str, dict[str, Any]] = {}
     for (layer, *line), n in found.items():
         panels.setdefault(f"layer {layer}", {})[", ".join(line)] = (n / n.sum()).numpy()
-    which = f"task {tasks[0]}" if subject.task is not None else f"all {len(tasks)} tasks"
+    which = f"task {subject.task}" if subject.task is not None else f"all {len(tasks)} tasks"
     draw = partial(
         histograms, panels, edges.numpy(), title=f"{title}: {subject.title}", across=across,
         subtitle=f"share of a map's entries per bin, {which}; logarithmic",

@@ -13,13 +13,13 @@ def find(subject: Subject) -> Findings:
     """Read ``method.layer_importance()``, (T, L)."""
     shares = cast(Any, subject.method).layer_importance().detach().float().cpu()
     tasks, layers = shares.shape
-    panel = Panel(shares.numpy(), numbered(tasks), numbered(layers))
+    panel = Panel(shares.numpy(), numbered(tasks, 1), numbered(layers))
     subtitle = "share of each layer at the end of each task's training"
     draw = partial(
         heat_maps, [panel], title=f"Importance of layers: {subject.title}", subtitle=subtitle,
         across="layer", down="task",
     )  # fmt: skip
-    rows = [(t, layer, float(shares[t, layer])) for t in range(tasks) for layer in range(layers)]
+    rows = [(t + 1, layer, float(shares[t, layer])) for t in range(tasks) for layer in range(layers)]
     return Findings(("task", "layer", "importance"), rows, draw)
 
 

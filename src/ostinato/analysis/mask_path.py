@@ -41,14 +41,14 @@ def find(subject: Subject) -> Findings:
     rows: list[tuple[Any, ...]] = []
     for (other, share), found in zip(points, logits, strict=True):
         right = float((found.argmax(1) == labels).float().mean())
-        rows.append((task, other, share, float(F.cross_entropy(found, labels)), right))
+        rows.append((task + 1, other + 1, share, float(F.cross_entropy(found, labels)), right))
     lines: list[Line] = []
     for i, other in enumerate(others):
-        percents = 100 * np.array([row[-1] for row in rows if row[1] == other])
-        lines.append(Line(f"towards task {other}", np.arange(len(SHARES)), percents, PALETTE[i % len(PALETTE)]))
+        percents = 100 * np.array([row[-1] for row in rows if row[1] == other + 1])
+        lines.append(Line(f"towards task {other + 1}", np.arange(len(SHARES)), percents, PALETTE[i % len(PALETTE)]))
     draw = partial(
         draw_lines, lines, title=f"Between the masks of tasks: {subject.title}",
-        subtitle=f"held-out images of task {task} among its classes; the loss is in the table",
+        subtitle=f"held-out images of task {task + 1} among its classes; the loss is in the table",
         across="share of the other task's mask", places=[f"{s:g}" for s in SHARES],
     )  # fmt: skip
     return Findings(("task", "towards", "share", "loss", "accuracy"), rows, draw)

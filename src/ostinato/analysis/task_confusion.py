@@ -29,7 +29,7 @@ def find(subject: Subject) -> Findings:
     source = "inferred task" if isinstance(method, TaskInferring) else "task of the predicted class"
     right = int(counts.diagonal().sum()) / int(counts.sum())
 
-    panel = Panel(100 * shares.numpy(), numbered(len(groups)), numbered(method.n_tasks), unit="%", top=100.0)
+    panel = Panel(100 * shares.numpy(), numbered(len(groups), 1), numbered(method.n_tasks, 1), unit="%", top=100.0)
     subtitle = (
         f"share of each true task's held-out images, each scored alone; {100 * right:.1f}% of all on the diagonal"
     )
@@ -38,7 +38,7 @@ def find(subject: Subject) -> Findings:
         across=source, down="true task",
     )  # fmt: skip
     rows = [
-        (i, j, source.replace(" ", "_"), int(counts[i, j]), float(shares[i, j]))
+        (i + 1, j + 1, source.replace(" ", "_"), int(counts[i, j]), float(shares[i, j]))
         for i in range(len(groups))
         for j in range(method.n_tasks)
     ]

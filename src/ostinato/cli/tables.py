@@ -151,9 +151,9 @@ def analyse(
     options, names = sort_words(words, keys, context)
     given = parse_overrides(options)
     images = list(image_files([Path(name) for name in names]))
-    for key in ("task", "head"):
+    for key, first in (("task", 1), ("head", 0)):
         if key in given and type(given[key]) is not int:
-            raise InputError(f"{key} must be a whole number, counted from 0, got {given[key]}.")
+            raise InputError(f"{key} must be a whole number, counted from {first}, got {given[key]}.")
     from ostinato import analysis
 
     machine = machine_of(given)
