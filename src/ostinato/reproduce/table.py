@@ -2,7 +2,8 @@
 
 A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
 ``data`` (data set of rows without a preset), ``options`` (words such as ``stream.step=5`` for all rows), a list ``row``
-and, if every row is run several times, a list ``variant``.
+and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows of another table, without what
+they quote, before those of the list ``row``.
 
 A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
 quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); ``published_costs`` (keys of
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -78,7 +80,8 @@ class _File(_Part):
     note: Words | None = None
     data: Words | None = None
     options: list[str] = []
-    row: list[_Row] = Field(min_length=1, max_length=_MOST_RUNS)
+    rows_of: Words | None = None
+    row: list[_Row] = Field([], max_length=_MOST_RUNS)
     variant: list[_Variant] = Field([], max_length=_MOST_RUNS)
 
 
@@ -148,14 +151,11 @@ def read_table(name: str) -> Table:
     """
     path = table_file(name)
     where = shown(str(path))
-    tree = tomls.read(path, where)
-    version = tree.get("format", 1)
-    if version != 1 or isinstance(version, bool):
-        raise InputError(f"{where}: format must be 1, got {quoted(version)}. Install a newer ostinato.")
-    try:
-        file = _File.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error, tree)}") from None
+    file = _read_file(path)
+    if file.rows_of is not None:
+        file = file.model_copy(update={"row": _rows_of(file.rows_of, path) + file.row})
+    if not file.row:
+        raise InputError(f"{where}: a table must have at least 1 row. Add [[row]], or rows_of with a table's name.")
     names = Counter([row.name for row in file.row] + [variant.name for variant in file.variant])
     if twice := [name for name, times in names.items() if times > 1]:
         raise InputError(f"{where}: names of rows must be unique, {twice[0]!r} is given twice. Rename one.")
@@ -164,6 +164,31 @@ def read_table(name: str) -> Table:
     rows = [_read_row(row, variant, file, where) for row in file.row for variant in file.variant or (None,)]
     table = path.stem if name.endswith(".toml") else name
     return Table(table, file.title, file.source, file.protocol, file.note, tuple(rows))
+
+
+def _read_file(path: Path) -> _File:
+    where = shown(str(path))
+    tree = tomls.read(path, where)
+    version = tree.get("format", 1)
+    if version != 1 or isinstance(version, bool):
+        raise InputError(f"{where}: format must be 1, got {quoted(version)}. Install a newer ostinato.")
+    try:
+        return _File.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error, tree)}") from None
+
+
+def _rows_of(name: str, path: Path) -> list[_Row]:
+    """Rows of another table that run, without what they quote; a file is named from the directory of ``path``."""
+    where = f"{shown(str(path))}: rows_of"
+    try:
+        other = _read_file(table_file(str(path.parent / name) if name.endswith(".toml") else name))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    if other.rows_of is not None:
+        raise InputError(f"{where} must name a table with rows, and {quoted(name)} takes those of another.")
+    nothing: dict[str, Any] = {"published": {}, "published_in": {}, "published_costs": {}}
+    return [row.model_copy(update=nothing) for row in other.row if row.not_run is None]
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
