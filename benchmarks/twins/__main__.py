@@ -1,0 +1,120 @@
+"""Compare a method with its public code: ``python -m benchmarks.twins METHOD --code CHECKOUT``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.twins.ground import NAME, Sizes
+from ostinato.report.tables import to_markdown
+
+OPTIONS = {
+    "cl_lora": "",
+    "lieprompt": "method.pool_size=5 method.layer_topk=3 method.add_num=3 method.align.epochs=10"
+    " method.align.samples={samples}",
+    "soft_tf": "method.variant=ff method.keys=learned method.task_id=prompt_id train.lr={rate}",
+    "dualprompt": "train.lr={rate}",
+    "l2p": "train.lr={rate} method.top_k=2",
+    "coda_prompt": "",
+}
+"""Options by method. The public code of LiEPrompt aligns with five batches of samples a class."""
+
+
+def ours(method: str, sizes: Sizes, seed: int, out: Path) -> list[str]:
+    """Command of our run."""
+    chosen = OPTIONS[method].format(rate=sizes.scaled_rate, samples=5 * sizes.batch).split()
+    return [
+        "run", method, f"data={sizes.data}", "data.augment=none", "data.validation=0", f"backbone={NAME}",
+        f"backbone.weights={sizes.weights}", f"backbone.size={sizes.size}", f"stream.first={sizes.step}",
+        f"stream.step={sizes.step}", "precision=fp32", f"device={sizes.device}", f"train.epochs={sizes.passes}",
+        f"train.batch_size={sizes.batch}", f"seed={seed}", *chosen, f"out={out}",
+    ]  # fmt: skip
+
+
+def accuracies(run: Path) -> list[float]:
+    """Accuracies after each task of a finished run of ours."""
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [line["accuracy"] for line in lines if line["event"] == "evaluated"]
+
+
+def compare(sides: dict[str, list[list[float]]]) -> str:
+    """Table of means over the seeds with the standard error of the last one, and the difference of two sides.
+
+    Args:
+        sides: accuracies after each task, by side and seed; "here" is the last side.
+    """
+    rows = []
+    for name, seeds in sides.items():
+        means = [f"{100 * statistics.mean(of):.1f}" for of in zip(*seeds, strict=True)]
+        rows.append((name, *means, f"{100 * error(seeds):.1f}" if len(seeds) > 1 else "-"))
+    n = len(next(iter(sides.values()))[0])
+    table = to_markdown(["accuracy %", *(f"after task {t + 1}" for t in range(n)), "standard error, last"], rows)
+    here = sides["here"]
+    said = [table]
+    for name, seeds in sides.items():
+        if name != "here" and len(seeds) > 1 and len(here) > 1:
+            gap = 100 * (statistics.mean(s[-1] for s in here) - statistics.mean(s[-1] for s in seeds))
+            both = 100 * (error(here) ** 2 + error(seeds) ** 2) ** 0.5
+            said.append(f"Last task, here minus {name}: {gap:+.1f} ± {both:.1f} points.")
+    return "\n".join(said)
+
+
+def error(seeds: list[list[float]]) -> float:
+    """Standard error of the mean last accuracy over seeds."""
+    return statistics.stdev(s[-1] for s in seeds) / len(seeds) ** 0.5
+
+
+def main(
+    method: Annotated[str, typer.Argument(help=f"One of {', '.join(OPTIONS)}.")],
+    code: Annotated[Path, typer.Option(help="Checkout of the public code.", exists=True)],
+    data: Annotated[str, typer.Option(help="Images for both, as for 'ostinato run data='.")] = "cifar50",
+    weights: Annotated[str, typer.Option(help=f"Weights of {NAME}.")] = "vit_tiny.safetensors",
+    size: Annotated[int, typer.Option(help="Side of the images.")] = 96,
+    step: Annotated[int, typer.Option(help="Classes of a task.")] = 10,
+    passes: Annotated[int, typer.Option(help="Passes over a task.")] = 3,
+    batch: Annotated[int, typer.Option(help="Images of a training batch.")] = 25,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    device: Annotated[str, typer.Option(help="Device of both.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Directory; finished runs in it are kept.")] = Path("runs/twins"),
+) -> None:
+    """Train both programs with each seed, and print their accuracies after each task."""
+    if method not in OPTIONS:
+        raise typer.BadParameter(f"METHOD must be one of {', '.join(OPTIONS)}, got {method}.")
+    sizes = Sizes(str(Path(data).resolve()), str(Path(weights).resolve()), size, step, passes, batch, device)
+    programs = {"public code": method}
+    if method == "coda_prompt":
+        programs["public code, head as here"] = "coda_prompt_head"
+    sides: dict[str, list[list[float]]] = {name: [] for name in (*programs, "here")}
+    out.mkdir(parents=True, exist_ok=True)
+    plan = out / "sizes.json"
+    if plan.exists() and json.loads(plan.read_text()) != asdict(sizes):
+        raise typer.BadParameter(f"{out} holds runs of other sizes, see {plan}. Name another directory with --out.")
+    plan.write_text(json.dumps(asdict(sizes), indent=1))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for seed in map(int, seeds.split(",")):
+        for name, program in programs.items():
+            file = out / f"public-{program}-{seed}.json"
+            if not file.exists():
+                words = [program, str(code), json.dumps(asdict(sizes)), str(seed), str(file)]
+                subprocess.run([sys.executable, "-m", "benchmarks.twins.public", *words], check=True, env=environment)
+            sides[name].append(json.loads(file.read_text())["accuracies"])
+        run = out / f"{method}-{seed}"
+        if not (run / "summary.json").exists():
+            shutil.rmtree(run, ignore_errors=True)
+            words = ours(method, sizes, seed, run)
+            subprocess.run([sys.executable, "-m", "ostinato", *words], check=True, env=environment)
+        sides["here"].append(accuracies(run))
+    print(compare(sides))
+
+
+if __name__ == "__main__":
+    typer.run(main)
