@@ -23,7 +23,7 @@ def test_our_commands_have_known_options(method, tmp_path):
     given = parse_overrides([word for word in words[2:] if not word.startswith("out=")])
     config = build_config(given, {"method": {"name": method}})
     check_options(get_method(method), config.method.options())
-    assert (config.seed, config.train["epochs"], config.stream.step, config.backbone.size) == (3, 2, 5, 32)
+    assert (config.seed, config.train.model_extra["epochs"], config.stream.step, config.backbone.size) == (3, 2, 5, 32)
 
 
 def test_the_table_has_means_and_the_difference():
