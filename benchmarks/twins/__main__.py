@@ -24,7 +24,7 @@ OPTIONS = {
     "soft_tf": "method.variant=ff method.keys=learned method.task_id=prompt_id train.lr={rate}",
     "dualprompt": "train.lr={rate}",
     "l2p": "train.lr={rate} method.top_k=2",
-    "coda_prompt": "",
+    "coda_prompt": "method.head_init=linear",
 }
 """Options by method. The public code of LiEPrompt aligns with five batches of samples a class."""
 
@@ -46,26 +46,24 @@ def accuracies(run: Path) -> list[float]:
     return [line["accuracy"] for line in lines if line["event"] == "evaluated"]
 
 
-def compare(sides: dict[str, list[list[float]]]) -> str:
-    """Table of means over the seeds with the standard error of the last one, and the difference of two sides.
+def compare(public: list[list[float]], here: list[list[float]]) -> str:
+    """Table of means over the seeds with the standard error of the last one, and the difference after the last task.
 
     Args:
-        sides: accuracies after each task, by side and seed; "here" is the last side.
+        public: accuracies of the public code after each task, by seed.
+        here: ours.
     """
     rows = []
-    for name, seeds in sides.items():
+    for name, seeds in ("public code", public), ("here", here):
         means = [f"{100 * statistics.mean(of):.1f}" for of in zip(*seeds, strict=True)]
         rows.append((name, *means, f"{100 * error(seeds):.1f}" if len(seeds) > 1 else "-"))
-    n = len(next(iter(sides.values()))[0])
-    table = to_markdown(["accuracy %", *(f"after task {t + 1}" for t in range(n)), "standard error, last"], rows)
-    here = sides["here"]
-    said = [table]
-    for name, seeds in sides.items():
-        if name != "here" and len(seeds) > 1 and len(here) > 1:
-            gap = 100 * (statistics.mean(s[-1] for s in here) - statistics.mean(s[-1] for s in seeds))
-            both = 100 * (error(here) ** 2 + error(seeds) ** 2) ** 0.5
-            said.append(f"Last task, here minus {name}: {gap:+.1f} ± {both:.1f} points.")
-    return "\n".join(said)
+    head = ["accuracy %", *(f"after task {t + 1}" for t in range(len(here[0]))), "standard error, last"]
+    table = to_markdown(head, rows)
+    if len(here) < 2:
+        return table
+    gap = statistics.mean(s[-1] for s in here) - statistics.mean(s[-1] for s in public)
+    both = (error(here) ** 2 + error(public) ** 2) ** 0.5
+    return f"{table}\nLast task, here minus public code: {100 * gap:+.1f} ± {100 * both:.1f} points."
 
 
 def error(seeds: list[list[float]]) -> float:
@@ -90,10 +88,8 @@ def main(
     if method not in OPTIONS:
         raise typer.BadParameter(f"METHOD must be one of {', '.join(OPTIONS)}, got {method}.")
     sizes = Sizes(str(Path(data).resolve()), str(Path(weights).resolve()), size, step, passes, batch, device)
-    programs = {"public code": method}
-    if method == "coda_prompt":
-        programs["public code, head as here"] = "coda_prompt_head"
-    sides: dict[str, list[list[float]]] = {name: [] for name in (*programs, "here")}
+    public: list[list[float]] = []
+    here: list[list[float]] = []
     out.mkdir(parents=True, exist_ok=True)
     plan = out / "sizes.json"
     if plan.exists() and json.loads(plan.read_text()) != asdict(sizes):
@@ -101,19 +97,18 @@ def main(
     plan.write_text(json.dumps(asdict(sizes), indent=1))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for seed in map(int, seeds.split(",")):
-        for name, program in programs.items():
-            file = out / f"public-{program}-{seed}.json"
-            if not file.exists():
-                words = [program, str(code), json.dumps(asdict(sizes)), str(seed), str(file)]
-                subprocess.run([sys.executable, "-m", "benchmarks.twins.public", *words], check=True, env=environment)
-            sides[name].append(json.loads(file.read_text())["accuracies"])
+        file = out / f"public-{method}-{seed}.json"
+        if not file.exists():
+            words = [method, str(code), json.dumps(asdict(sizes)), str(seed), str(file)]
+            subprocess.run([sys.executable, "-m", "benchmarks.twins.public", *words], check=True, env=environment)
+        public.append(json.loads(file.read_text())["accuracies"])
         run = out / f"{method}-{seed}"
         if not (run / "summary.json").exists():
             shutil.rmtree(run, ignore_errors=True)
             words = ours(method, sizes, seed, run)
             subprocess.run([sys.executable, "-m", "ostinato", *words], check=True, env=environment)
-        sides["here"].append(accuracies(run))
-    print(compare(sides))
+        here.append(accuracies(run))
+    print(compare(public, here))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from benchmarks.twins.ground import DEPTH, DIM, HEADS, Ground, Scores, fill
 from benchmarks.twins.patches import Passes, freeze, module, prepare
-from benchmarks.twins.pools import new_head
 
 COMPONENTS, LENGTH, RATE = 10, 8, 0.001
 
 
-def run(ground: Ground, code: Path, *, head: bool) -> Scores:
-    """Train and score all tasks; with ``head``, its rows start as here and not at PyTorch's default."""
+def run(ground: Ground, code: Path) -> Scores:
+    """Train and score all tasks."""
     prepare(code, ground.device)
     module("models").__path__ = [str(code / "models")]
     import learners.prompt
@@ -62,8 +61,6 @@ def run(ground: Ground, code: Path, *, head: bool) -> Scores:
         "schedule": [ground.sizes.passes], "optimizer": "Adam", "lr": RATE, "momentum": 0.9, "weight_decay": 0.0,
     })  # fmt: skip
     net, scores = learner.model, Scores(ground)
-    if head:
-        new_head(net.last)
     for t in range(ground.n):
         if t:
             net.prompt.process_task_count()

@@ -20,10 +20,8 @@ PROGRAMS: dict[str, Callable[[Ground, Path], Scores]] = {
     "soft_tf": soft_tf.run,
     "dualprompt": partial(pools.run, dual=True),
     "l2p": partial(pools.run, dual=False),
-    "coda_prompt": partial(coda_prompt.run, head=False),
-    "coda_prompt_head": partial(coda_prompt.run, head=True),
+    "coda_prompt": coda_prompt.run,
 }
-"""By the name of the method; ``coda_prompt_head`` starts its head as ours."""
 
 
 def main(program: str, code: str, sizes: str, seed: str, out: str) -> None:

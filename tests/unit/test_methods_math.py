@@ -328,6 +328,16 @@ def test_coda_prefixes_equal_the_literal_formula():
             torch.testing.assert_close(got[b, layer, 1], rows[2:], atol=1e-5, rtol=1e-4)
 
 
+def test_coda_heads_start_small_or_as_a_linear_layer():
+    """The official code leaves its head at PyTorch's default: weights and biases of U(-1/sqrt(D), 1/sqrt(D))."""
+    small, linear = (begin(coda(head_init=start), 40, 40).head for start in ("small", "linear"))
+    assert float(small.weight[1].detach().std()) == pytest.approx(0.02, rel=0.2)
+    assert not small.bias[1].any()
+    for values in (t.detach() for t in (linear.weight[0], linear.weight[1], linear.bias[1])):
+        assert float(values.abs().max()) <= D**-0.5
+        assert float(values.std()) == pytest.approx((3 * D) ** -0.5, rel=0.3)
+
+
 def test_coda_weights_do_not_depend_on_the_length_of_query_or_key():
     method, query = begin(coda(), 2), draw(3, D)
     want = method.prefixes(query)

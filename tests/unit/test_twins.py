@@ -28,11 +28,11 @@ def test_our_commands_have_known_options(method, tmp_path):
 
 def test_the_table_has_means_and_the_difference():
     """Last accuracies 0.5, 0.7 here and 0.4, 0.4 there: means 60 and 40, errors 10 and 0."""
-    text = compare({"public code": [[0.9, 0.4], [0.7, 0.4]], "here": [[1.0, 0.5], [0.8, 0.7]]})
+    text = compare([[0.9, 0.4], [0.7, 0.4]], [[1.0, 0.5], [0.8, 0.7]])
     assert "| public code | 80.0 | 40.0 | 0.0 |" in text
     assert "| here | 90.0 | 60.0 | 10.0 |" in text
     assert "Last task, here minus public code: +20.0 ± 10.0 points." in text
-    assert "minus" not in compare({"public code": [[0.9]], "here": [[1.0]]}), "one seed has no error"
+    assert "minus" not in compare([[0.9]], [[1.0]]), "one seed has no error"
 
 
 def test_accuracies_are_those_after_each_task(tmp_path):

@@ -11,12 +11,14 @@ so.
 Differences from the paper: the paper splits 100 components evenly over a known number of tasks; here every task adds
 ``components``, so that the stream stays open-ended. The penalty is a mean of squares and off by default, as in the
 official code (the paper states 0.1). The schedule is applied per step. Rows of the head start with standard deviation
-0.02; those of the official code start at U(-1/sqrt(D), 1/sqrt(D)), which costs accuracy in short runs
-(``docs/fidelity.md``). Pixels are normalised as the weights expect. A task of one class competes with the frozen rows
-of earlier classes.
+0.02; ``head_init=linear`` draws them as the official code, from U(-1/sqrt(D), 1/sqrt(D)), which costs accuracy in short
+runs (``docs/fidelity.md``). Pixels are normalised as the weights expect. A task of one class competes with the frozen
+rows of earlier classes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class CODAPrompt(Method):
         components: new components per task and layer.
         length: rows of a component; the first half are keys, the second half values.
         ortho: weight of the orthogonality penalty (lambda).
+        head_init: start of the rows of the head, "small" (ours) or "linear" as in the official code.
     """
 
     recipe = Recipe(epochs=20, batch_size=128, lr=1e-3, optimizer="adam", schedule="quarter_cosine")
@@ -51,6 +54,7 @@ class CODAPrompt(Method):
         components: int = 10,
         length: int = 8,
         ortho: float = 0.0,
+        head_init: Literal["small", "linear"] = "small",
     ) -> None:
         super().__init__(backbone)
         check_positive(components=components)
@@ -63,6 +67,7 @@ class CODAPrompt(Method):
         # T of (components, layers, ...): joined along the first axis they are the M components seen so far.
         self.prompts, self.keys, self.attention = PerTask(), PerTask(), PerTask()
         self.head = TaskHeads(backbone.dim)
+        self.head_bound = backbone.dim**-0.5 if head_init == "linear" else 0.0
 
     def begin_task(self, task: LearnTask) -> None:
         """Add components orthogonal to the earlier ones, and rows of the head."""
@@ -72,7 +77,7 @@ class CODAPrompt(Method):
         for bank, width in widths:
             old = bank.joined().detach() if len(bank) else torch.empty(0, len(self.layers), width, device=self.device)
             bank.add(self._orthogonal(old))
-        self.head.grow(len(task.classes), device=self.device)
+        self.head.grow(len(task.classes), device=self.device, bound=self.head_bound)
 
     def _orthogonal(self, old: Tensor) -> Tensor:
         """Unit vectors (components, layers, width) orthogonal per layer to ``old`` (M, layers, width).

@@ -26,11 +26,18 @@ class TaskHeads(nn.Module):
         self.weight = PerTask(freeze_old=freeze_old)
         self.bias = PerTask(freeze_old=freeze_old)
 
-    def grow(self, n_classes: int, *, device: torch.device) -> None:
-        """Add the rows of a task: truncated normal of std 0.02, bias 0."""
-        rows = torch.empty(n_classes, self.dim, device=device)
-        self.weight.add(nn.init.trunc_normal_(rows, std=0.02))
-        self.bias.add(torch.zeros(n_classes, device=device))
+    def grow(self, n_classes: int, *, device: torch.device, bound: float = 0.0) -> None:
+        """Add the rows of a task.
+
+        Args:
+            n_classes: number of rows.
+            device: of the rows.
+            bound: draw weights and biases uniformly from [-bound, bound]; 0 for weights from a truncated normal of
+                standard deviation 0.02 and biases of 0.
+        """
+        rows, bias = torch.empty(n_classes, self.dim, device=device), torch.zeros(n_classes, device=device)
+        self.weight.add(rows.uniform_(-bound, bound) if bound else nn.init.trunc_normal_(rows, std=0.02))
+        self.bias.add(bias.uniform_(-bound, bound) if bound else bias)
 
     @torch.no_grad()
     def set_rows(self, weight: Tensor, bias: Tensor) -> None:
