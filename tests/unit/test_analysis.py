@@ -276,6 +276,7 @@ def test_usage_of_a_pool(runs, tests):
         with torch.inference_mode():
             ids = Counter(learner.method.pool.select(learner.method.query(x))[0].flatten().tolist())
         mine = [r for r in table if r["true_task"] == str(task + 1)]
+        assert [r["prompt"] for r in mine] == [str(m) for m in range(6)]
         assert [float(r["chosen"]) for r in mine] == [ids[m] for m in range(6)]
         assert {r["images"] for r in mine} == {str(len(x))}
         assert sum(float(r["per_image"]) for r in mine) == pytest.approx(2)
@@ -301,6 +302,7 @@ def test_confusion_of_methods_that_infer(runs, stream):
         found = torch.bincount(inferred, minlength=2).tolist()
         assert [int(r["images"]) for r in table if r["true_task"] == str(task + 1)] == found
         assert [float(r["chosen"]) for r in usage if r["true_task"] == str(task + 1)] == found
+        assert [r["prompt_of_the_inferred_task"] for r in usage if r["true_task"] == str(task + 1)] == ["1", "2"]
         assert sum(float(r["share"]) for r in table if r["true_task"] == str(task + 1)) == pytest.approx(1)
     right = int(table[0]["images"]) + int(table[3]["images"])
     measured = json.loads((run / "summary.json").read_text())["task_id_accuracy"]

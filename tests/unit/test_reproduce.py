@@ -586,7 +586,7 @@ def test_published_results_of_variants_stand_beside_the_measured(tmp_path, capsy
 
 
 def test_rows_of_another_table(tmp_path):
-    """They keep their options, which win over the table's, and lose what they quote; its own rows come after them."""
+    """Their options win over the table's, which win over the other's; they quote nothing; its own rows come last."""
     workplace(tmp_path)
     (tmp_path / "again.toml").write_text(
         'title = "Again"\nrows_of = "mine.toml"\noptions = ["stream.step=1", "train.epochs=7", "seed=3"]\n'
@@ -596,8 +596,11 @@ def test_rows_of_another_table(tmp_path):
     assert [row.name for row in rows] == ["ncm", "prompts", "more"], "quoted rows stay there"
     assert [row.published for row in rows] == [{}, {}, {"last": 3.0}]
     assert [row.costs for row in rows] == [{}] * 3
-    assert rows[1].note == "One epoch."
-    assert rows[0].words == ("stream.step=1", "train.epochs=7", "seed=3", "data=photos")
+    assert rows[0].words == (
+        "stream.step=1", "precision=fp32", "data.limit_per_class=6", "checkpoint.every=1", "train.epochs=7", "seed=3",
+        "data=photos",
+    )  # fmt: skip
+    assert [row.note for row in rows] == [None] * 3, "a row that quotes may speak of it"
     assert {"stream.step=1", "train.epochs=1", "data=photos", "method.e_layers=5"} < set(rows[1].words)
     small, whole = (reproduce.read_table(f"ostinato/cifar100_{name}") for name in ("small", "methods"))
     assert [row.name for row in small.rows] == list(dict.fromkeys(row.base for row in whole.rows))

@@ -36,12 +36,14 @@ def find(subject: Subject) -> Findings:
     for i, values in subject.each_batch(groups, lambda x: usage(subject.method, x).sum(0)):
         parts[i] = parts[i] + values if len(parts[i]) else values
     used = [(i, len(group), part) for i, (group, part) in enumerate(zip(groups, parts, strict=True)) if len(part)]
-    kind = "prompt" if having("usage")(subject.method) else "prompt of the inferred task"
+    kind, first = ("prompt", 0) if having("usage")(subject.method) else ("prompt of the inferred task", 1)
 
     bars = {f"task {i + 1}": (part / n).numpy() for i, n, part in used}
     subtitle = "mean use per held-out image (1: chosen for every image), one row per true task"
-    draw = partial(bar_rows, bars, title=f"Use of prompts: {subject.title}", subtitle=subtitle, across=kind)
-    rows = [(i + 1, n, m, float(part[m]), float(part[m]) / n) for i, n, part in used for m in range(len(part))]
+    draw = partial(
+        bar_rows, bars, title=f"Use of prompts: {subject.title}", subtitle=subtitle, across=kind, first=first
+    )
+    rows = [(i + 1, n, first + m, float(part[m]), float(part[m]) / n) for i, n, part in used for m in range(len(part))]
     return Findings(("true_task", "images", kind.replace(" ", "_"), "chosen", "per_image"), rows, draw)
 
 

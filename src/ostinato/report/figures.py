@@ -216,19 +216,30 @@ def histograms(
     save(figure, path)
 
 
-def bar_rows(rows: Mapping[str, np.ndarray], path: str | Path, title: str, subtitle: str, *, across: str) -> None:
-    """Draw a row of bars per task on one scale; ``rows`` has heights (M,), not negative, by name."""
+def bar_rows(
+    rows: Mapping[str, np.ndarray], path: str | Path, title: str, subtitle: str, *, across: str, first: int = 0
+) -> None:
+    """Draw a row of bars per task on one scale.
+
+    Args:
+        rows: heights (M,), not negative, by name.
+        path: file to write.
+        title: title of the figure.
+        subtitle: line below it.
+        across: name of the bars.
+        first: number of the first bar.
+    """
     figure, content = new_figure(title, subtitle, 1.3 + 0.55 * len(rows))
     grid = content.subplots(len(rows), 1, squeeze=False, sharex=True, sharey=True).flat
     top = max(max(float(row.max()) for row in rows.values()), 1e-9)
     for axes, (name, row) in zip(grid, rows.items(), strict=True):
-        axes.bar(np.arange(len(row)), row, width=0.8, color=BLUE)
+        axes.bar(first + np.arange(len(row)), row, width=0.8, color=BLUE)
         plain(axes)
-        axes.set_xlim(-0.6, len(row) - 0.4)
+        axes.set_xlim(first - 0.6, first + len(row) - 0.4)
         axes.set_ylim(0, top)
         axes.yaxis.tick_right()
         axes.set_yticks([0, top], ["0", f"{top:.2g}"])
-        axes.set_xticks(range(0, len(row), tick_step(len(row), 30)))
+        axes.set_xticks(range(first, first + len(row), tick_step(len(row), 30)))
         axes.tick_params(length=0)
         axes.set_ylabel(cut(name, 24), fontsize=10, color=INK, rotation=0, ha="right", va="center", parse_math=False)
         if axes.get_subplotspec().is_last_row():

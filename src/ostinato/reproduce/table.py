@@ -2,8 +2,9 @@
 
 A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
 ``data`` (data set of rows without a preset), ``options`` (words such as ``stream.step=5`` for all rows), a list ``row``
-and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows of another table, without what
-they quote, before those of the list ``row``.
+and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows and ``options`` of another table,
+without what it quotes: its rows come before those of the list ``row``, its options before ``options``, which override
+them. A file is named from the directory of this one.
 
 A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
 quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); ``published_costs`` (keys of
@@ -153,7 +154,12 @@ def read_table(name: str) -> Table:
     where = shown(str(path))
     file = _read_file(path)
     if file.rows_of is not None:
-        file = file.model_copy(update={"row": _rows_of(file.rows_of, path) + file.row})
+        other = _without_quotes(file.rows_of, path)
+        try:
+            options = replace_words(other.options, file.options)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        file = file.model_copy(update={"row": other.row + file.row, "options": list(options)})
     if not file.row:
         raise InputError(f"{where}: a table must have at least 1 row. Add [[row]], or rows_of with a table's name.")
     names = Counter([row.name for row in file.row] + [variant.name for variant in file.variant])
@@ -178,8 +184,8 @@ def _read_file(path: Path) -> _File:
         raise InputError(f"{where}: {_explain(error, tree)}") from None
 
 
-def _rows_of(name: str, path: Path) -> list[_Row]:
-    """Rows of another table that run, without what they quote; a file is named from the directory of ``path``."""
+def _without_quotes(name: str, path: Path) -> _File:
+    """Read the table that ``rows_of`` names in the file ``path``, without what its rows quote and say of that."""
     where = f"{shown(str(path))}: rows_of"
     try:
         other = _read_file(table_file(str(path.parent / name) if name.endswith(".toml") else name))
@@ -188,7 +194,12 @@ def _rows_of(name: str, path: Path) -> list[_Row]:
     if other.rows_of is not None:
         raise InputError(f"{where} must name a table with rows, and {quoted(name)} takes those of another.")
     nothing: dict[str, Any] = {"published": {}, "published_in": {}, "published_costs": {}}
-    return [row.model_copy(update=nothing) for row in other.row if row.not_run is None]
+    rows: list[_Row] = []
+    for row in other.row:
+        if row.not_run is None:
+            quotes = bool(row.published or row.published_in or row.published_costs)
+            rows.append(row.model_copy(update=nothing | ({"note": None} if quotes else {})))
+    return other.model_copy(update={"row": rows})
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
