@@ -344,6 +344,7 @@ class SummaryRecord(BaseModel):
     trainable_parameters: Count | None = None
     stored_bytes: Count | None = None
     exemplars: Count | None = None
+    exemplar_bytes: Count | None = None
     train_seconds: float | None = None
     eval_seconds: float | None = None
     last_eval_seconds: float | None = None

@@ -125,6 +125,7 @@ def test_a_budget_below_one_per_class_is_refused_before_the_task():
 def test_er_takes_the_mean_over_both_batches():
     method = begun(ER, memory={"size": 7})
     assert method.exemplars == 7
+    assert method.exemplar_bytes == 7 * images(1).numel(), "a byte per value of a pixel"
     x, y = images(4, seed=9), torch.tensor([4, 5, 4, 5])
     torch.manual_seed(0)
     losses = method.loss(x, y)

@@ -28,6 +28,7 @@ from ostinato.reproduce.show import markdown, upper_bound
 TABLE = """
 title = "Colours"
 source = "nobody"
+verified = "no row."
 options = ["stream.step=2", "precision=fp32", "data.limit_per_class=6", "checkpoint.every=1"]
 
 [[row]]
@@ -99,6 +100,7 @@ def test_every_row_of_every_table_would_run(name, tmp_path, monkeypatch):
     assert len({plan.command for plan in planned}) == len(planned)
     assert {plan.row.name for plan in planned} == {row.name for row in table.rows if row.not_run is None}
     if not name.startswith("ostinato/"):
+        assert table.verified, "a published table says what was verified"
         assert {plan.config.precision for plan in planned} == {"fp32"}, "as in the public code of the papers"
 
 
@@ -115,6 +117,7 @@ def test_two_rows_run_and_one_is_quoted(done):
     assert "- `prompts`: One epoch." in text
     assert "- `vote`: a vote of the batch" in text
     assert "Published: nobody." in text
+    assert "Verified: no row." in text
 
 
 def test_published_costs_stand_beside_the_measured(done):

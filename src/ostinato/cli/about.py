@@ -90,7 +90,7 @@ def _memory_of_training(name: str, recipe: dict[str, Any]) -> str | None:
     size = 4 * (1 + moments)
     return (
         f"It trains the backbone: gradients and optimiser take {size} bytes per weight, {size * 86 / 1000:.1f} GB for "
-        "the 86 million of a ViT-B/16, beside the activations."
+        "the 86 million of a ViT-B/16, beside the activations and the method's own state (stored_bytes of a result)."
     )
 
 

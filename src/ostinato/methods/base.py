@@ -246,6 +246,11 @@ class Method(Growing):
         return sum(len(part) for part in self.modules() if isinstance(part, Exemplars))
 
     @property
+    def exemplar_bytes(self) -> int:
+        """Bytes of the samples kept."""
+        return sum(part.n_bytes for part in self.modules() if isinstance(part, Exemplars))
+
+    @property
     def device(self) -> torch.device:
         """Device of the learned state."""
         return self.task_sizes.device

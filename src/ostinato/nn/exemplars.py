@@ -34,6 +34,11 @@ class Exemplars(Growing):
         """Number of samples."""
         return len(self.y)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the samples, without labels and tasks."""
+        return self.x.numel() * self.x.element_size()
+
     def add(self, x: Tensor, y: Tensor, task: int) -> None:
         """Store samples x (n, ...) of a task with labels (n,)."""
         x = x.to(self.x.dtype)

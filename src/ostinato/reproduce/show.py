@@ -25,6 +25,7 @@ COSTS = {
     "trainable_parameters": ("trainable", human_count),
     "stored_bytes": ("stored", human_bytes),
     "exemplars": ("samples kept", whole_count),
+    "exemplar_bytes": ("their size", human_bytes),
     "train_seconds": ("train s", seconds),
     "eval_seconds": ("eval s", seconds),
     "last_eval_seconds": ("test s", seconds),
@@ -130,7 +131,7 @@ def _shown_costs(results: Sequence[Measured], published: set[str]) -> dict[str, 
     def shown(key: str) -> bool:
         if key.endswith("last_eval_seconds") and "last_eval_seconds" not in published:
             return False
-        optional = key in ("exemplars", "batch_last_eval_seconds")
+        optional = key in ("exemplars", "exemplar_bytes", "batch_last_eval_seconds")
         return not optional or any((r.summary or {}).get(key) for r in results)
 
     return {key: value for key, value in COSTS.items() if shown(key)}
@@ -207,7 +208,8 @@ def markdown(table: Table, results: Sequence[Measured]) -> str:
         "is below two standard errors."
     )
     source = table.source and f"Published: {table.source}."
-    notes = [source, table.protocol, table.note, cost_note(results), paired, upper_bound(results)]
+    verified = table.verified and f"Verified: {table.verified}"
+    notes = [source, table.protocol, verified, table.note, cost_note(results), paired, upper_bound(results)]
     text += "".join(f"\n{note}\n" for note in notes if note)
     lines = [f"- `{r.row.base}`: {note}" for r in results for note in (r.row.note, r.row.not_run) if note]
     lines += [

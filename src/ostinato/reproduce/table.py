@@ -1,6 +1,6 @@
 """Files of published tables.
 
-A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol`` and ``note`` (text),
+A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol``, ``verified`` and ``note`` (text),
 ``data`` (data set of rows without a preset), ``options`` (words such as ``stream.step=5`` for all rows), a list ``row``
 and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows and ``options`` of another table,
 without what it quotes: its rows come before those of the list ``row``, its options before ``options``, which override
@@ -78,6 +78,7 @@ class _File(_Part):
     title: Words
     source: Words | None = None
     protocol: Words | None = None
+    verified: Words | None = None
     note: Words | None = None
     data: Words | None = None
     options: list[str] = []
@@ -129,6 +130,7 @@ class Table:
     title: str
     source: str | None
     protocol: str | None
+    verified: str | None
     note: str | None
     rows: tuple[Row, ...]
 
@@ -169,7 +171,7 @@ def read_table(name: str) -> Table:
         raise InputError(f"{where}: a table must have at most {_MOST_RUNS} runs, got {runs}.")
     rows = [_read_row(row, variant, file, where) for row in file.row for variant in file.variant or (None,)]
     table = path.stem if name.endswith(".toml") else name
-    return Table(table, file.title, file.source, file.protocol, file.note, tuple(rows))
+    return Table(table, file.title, file.source, file.protocol, file.verified, file.note, tuple(rows))
 
 
 def _read_file(path: Path) -> _File:

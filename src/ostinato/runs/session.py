@@ -357,6 +357,7 @@ class Session:
             "trainable_parameters": p.trainable,
             "stored_bytes": sum(t.numel() * t.element_size() for t in state.values()),
             "exemplars": learner.method.exemplars,
+            "exemplar_bytes": learner.method.exemplar_bytes,
             "train_seconds": p.train_seconds,
             "eval_seconds": p.eval_seconds,
             "last_eval_seconds": p.last_eval_seconds if p.evaluations else None,
