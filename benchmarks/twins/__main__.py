@@ -9,11 +9,13 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import ostinato
 from benchmarks.twins.ground import NAME, Sizes
 from ostinato.report.tables import to_markdown
 
@@ -71,38 +73,51 @@ def error(seeds: list[list[float]]) -> float:
     return statistics.stdev(s[-1] for s in seeds) / len(seeds) ** 0.5
 
 
+def revision(code: Path) -> str:
+    """Commit of a checkout, or its path if git does not know it."""
+    words = ["git", "-C", str(code), "rev-parse", "HEAD"]
+    return subprocess.run(words, check=False, capture_output=True, text=True).stdout.strip() or str(code.resolve())
+
+
 def main(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(OPTIONS)}.")],
-    code: Annotated[Path, typer.Option(help="Checkout of the public code.", exists=True)],
-    data: Annotated[str, typer.Option(help="Images for both, as for 'ostinato run data='.")] = "cifar50",
-    weights: Annotated[str, typer.Option(help=f"Weights of {NAME}.")] = "vit_tiny.safetensors",
-    size: Annotated[int, typer.Option(help="Side of the images.")] = 96,
-    step: Annotated[int, typer.Option(help="Classes of a task.")] = 10,
-    passes: Annotated[int, typer.Option(help="Passes over a task.")] = 3,
-    batch: Annotated[int, typer.Option(help="Images of a training batch.")] = 25,
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    code: Annotated[Path, typer.Option(help="Checkout of the public code.", exists=True, file_okay=False)],
+    data: Annotated[Path, typer.Option(help="Images: a folder for 'ostinato run data='.", exists=True)] = Path(
+        "cifar50"
+    ),
+    weights: Annotated[Path, typer.Option(help=f"Weights of {NAME}.", exists=True)] = Path("vit_tiny.safetensors"),
+    size: Annotated[int, typer.Option(help="Side of the images.", min=32)] = 96,
+    step: Annotated[int, typer.Option(help="Classes of a task.", min=2)] = 10,
+    passes: Annotated[int, typer.Option(help="Passes over a task.", min=2)] = 3,
+    batch: Annotated[int, typer.Option(help="Images of a training batch.", min=1)] = 25,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Seed; give several. Default: 0, 1 and 2.")] = None,
     device: Annotated[str, typer.Option(help="Device of both.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Directory; finished runs in it are kept.")] = Path("runs/twins"),
 ) -> None:
     """Train both programs with each seed, and print their accuracies after each task."""
     if method not in OPTIONS:
         raise typer.BadParameter(f"METHOD must be one of {', '.join(OPTIONS)}, got {method}.")
-    sizes = Sizes(str(Path(data).resolve()), str(Path(weights).resolve()), size, step, passes, batch, device)
+    if method == "soft_tf" and find_spec("einops") is None:
+        raise typer.BadParameter("Soft-TF needs einops: pip install einops.")
+    classes = len(ostinato.stream(str(data)).source.class_names)
+    if classes % step:
+        raise typer.BadParameter(f"--step must divide the number of classes, {classes} in {data}, got {step}.")
+    sizes = Sizes(str(data.resolve()), str(weights.resolve()), size, step, passes, batch, device)
+    plan, file = {"code": revision(code), "ours": ours(method, sizes, 0, Path("RUN"))}, out / "plan.json"
+    if file.exists() and json.loads(file.read_text()) != plan:
+        raise typer.BadParameter(f"{out} holds runs of another plan, see {file}. Name another directory with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(plan, indent=1))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     public: list[list[float]] = []
     here: list[list[float]] = []
-    out.mkdir(parents=True, exist_ok=True)
-    plan = out / "sizes.json"
-    if plan.exists() and json.loads(plan.read_text()) != asdict(sizes):
-        raise typer.BadParameter(f"{out} holds runs of other sizes, see {plan}. Name another directory with --out.")
-    plan.write_text(json.dumps(asdict(sizes), indent=1))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for seed in map(int, seeds.split(",")):
-        file = out / f"public-{method}-{seed}.json"
-        if not file.exists():
-            words = [method, str(code), json.dumps(asdict(sizes)), str(seed), str(file)]
+    for seed in seeds or (0, 1, 2):
+        found = out / f"public-{seed}.json"
+        if not found.exists():
+            words = [method, str(code), json.dumps(asdict(sizes)), str(seed), str(found)]
             subprocess.run([sys.executable, "-m", "benchmarks.twins.public", *words], check=True, env=environment)
-        public.append(json.loads(file.read_text())["accuracies"])
-        run = out / f"{method}-{seed}"
+        public.append(json.loads(found.read_text())["accuracies"])
+        run = out / f"ours-{seed}"
         if not (run / "summary.json").exists():
             shutil.rmtree(run, ignore_errors=True)
             words = ours(method, sizes, seed, run)
