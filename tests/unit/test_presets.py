@@ -35,7 +35,7 @@ def test_a_preset_says_whether_it_was_verified_and_what_is_published(name):
         assert preset.status.endswith("Published: nothing.")
 
 
-@pytest.mark.parametrize("method", ["cl_lora", "soft_tf", "dualprompt", "coda_prompt"])
+@pytest.mark.parametrize("method", ["cl_lora", "lieprompt", "soft_tf", "l2p", "dualprompt", "coda_prompt"])
 def test_a_preset_names_the_small_run_beside_the_public_code(method):
     preset = read_preset("cifar100", method)
     run = preset.provenance["compared"]
