@@ -2,9 +2,9 @@
 
 A table is a TOML file: ``format`` (1, may be left out), ``title``, ``source``, ``protocol``, ``verified`` and ``note``
 (text), ``data`` (data set of rows without a preset), ``options`` (words such as ``stream.step=5`` for all rows), a list
-``row`` and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows and ``options`` of another
-table, without what it quotes: its rows come before those of the list ``row``, its options before ``options``, which
-override them. A file is named from the directory of this one.
+``row`` and, if every row is run several times, a list ``variant``. ``rows_of`` takes the rows and ``options`` of
+another table, without what it quotes: its rows come before those of the list ``row``, its options before ``options``,
+which override them. A file is named from the directory of this one.
 
 A row has a ``name`` and optionally a ``label``; ``preset`` or ``method``, or ``not_run`` with the reason why it is only
 quoted; ``options``; ``published`` (percent, keys of :data:`ostinato.presets.METRICS`); ``published_costs`` (keys of
