@@ -148,6 +148,7 @@ ROWS = (
     Row("hide_prompt, mixed", "hide_prompt", ALIGN | {"momentum": 0.3, "contrast": 0.0, "layers": (2, 7)}, on="image"),
     Row("hide_prompt on texts", "hide_prompt", ALIGN, on="text"),
     Row("coda_prompt", "coda_prompt", train=FEW),
+    Row("coda_prompt, its head as in its code", "coda_prompt", {"head_init": "linear"}, train=FEW),
     Row("coda_prompt, penalty", "coda_prompt", {"ortho": 0.1, "components": 3, "length": 4, "layers": (2, 5)},
         on="image"),
     Row("coda_prompt on texts", "coda_prompt", on="text"),

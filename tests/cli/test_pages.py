@@ -93,7 +93,7 @@ def everything(tmp_path_factory) -> Path:
     (root / "questions.txt").write_text("w1 w2\nw5 w6 w7\n")
     (root / "tickets.csv").write_text("id,text\n7,w9 w8\n")
     (root / "my_method.py").write_text((ROOT / "examples/my_method.py").read_text())
-    (table,) = blocks("toml", ROOT / "docs/howto/tables.md")
+    table, _ = blocks("toml", ROOT / "docs/howto/tables.md")
     (root / "my_table.toml").write_text(table)
     ostinato("run", "dualprompt", "data=photos", "stream.step=3", "train.epochs=1", "out=runs/photos", cwd=root)
     return root
