@@ -99,7 +99,7 @@ def main(
         raise typer.BadParameter(f"METHOD must be one of {', '.join(OPTIONS)}, got {method}.")
     if method == "soft_tf" and find_spec("einops") is None:
         raise typer.BadParameter("Soft-TF needs einops: pip install einops.")
-    classes = len(ostinato.stream(str(data)).source.class_names)
+    classes = len(ostinato.open_source(str(data)).class_names)
     if classes % step:
         raise typer.BadParameter(f"--step must divide the number of classes, {classes} in {data}, got {step}.")
     sizes = Sizes(str(data.resolve()), str(weights.resolve()), size, step, passes, batch, device)
@@ -116,7 +116,7 @@ def main(
         if not found.exists():
             words = [method, str(code), json.dumps(asdict(sizes)), str(seed), str(found)]
             subprocess.run([sys.executable, "-m", "benchmarks.twins.public", *words], check=True, env=environment)
-        public.append(json.loads(found.read_text())["accuracies"])
+        public.append(json.loads(found.read_text()))
         run = out / f"ours-{seed}"
         if not (run / "summary.json").exists():
             shutil.rmtree(run, ignore_errors=True)

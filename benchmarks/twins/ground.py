@@ -109,21 +109,15 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 
 class Scores:
-    """Accuracy on the test images of all tasks seen, after each task, and the last answers."""
+    """Accuracy on the test images of all tasks seen, after each task."""
 
     def __init__(self, ground: Ground) -> None:
         self.ground = ground
         self.accuracies: list[float] = []
-        self.predicted: list[int] = []
 
     @torch.no_grad()
     def add(self, task: int, predict: Callable[[Tensor], Tensor]) -> None:
         """Score ``predict``, from images to classes, after a task."""
-        answers, labels = [], []
-        for t in range(task + 1):
-            for x, y in self.ground.test(t):
-                answers.append(predict(x))
-                labels.append(y)
-        self.predicted = torch.cat(answers).tolist()
-        self.accuracies.append(float((torch.cat(answers) == torch.cat(labels)).float().mean()))
+        right = torch.cat([predict(x) == y for t in range(task + 1) for x, y in self.ground.test(t)])
+        self.accuracies.append(float(right.float().mean()))
         print(f"task {task + 1}: {100 * self.accuracies[-1]:.1f} %", flush=True)
